@@ -1,0 +1,101 @@
+"""layertap: point it at images, name layers, get their activations."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layertap.config import RunConfig
+    from layertap.contracts import FileSink, ModelProvider, Observer, Params, Preprocessor, Reducer, Sink, Source
+    from layertap.errors import (
+        ConfigError,
+        ImageError,
+        LayertapError,
+        PluginError,
+        StoreError,
+        TapError,
+        UnsafeError,
+        WeightsError,
+    )
+    from layertap.grammar import Tap
+    from layertap.hookspecs import hookimpl
+    from layertap.pipeline import extract, run
+    from layertap.records import Activations, Batch, ImageRecord, LoadedModel, Shard, TapInfo
+    from layertap.store import open_output as open
+    from layertap.survey import survey as layers
+    from layertap.taps import TappedModel, tap
+
+# Where each public name lives: nothing is imported before it is asked for, so that `import layertap` stays instant.
+_HOMES = {
+    "pipeline": ("extract", "run"),
+    "taps": ("TappedModel", "tap"),
+    "grammar": ("Tap",),
+    "config": ("RunConfig",),
+    "contracts": ("FileSink", "ModelProvider", "Observer", "Params", "Preprocessor", "Reducer", "Sink", "Source"),
+    "records": ("Activations", "Batch", "ImageRecord", "LoadedModel", "Shard", "TapInfo"),
+    "hookspecs": ("hookimpl",),
+    "errors": (
+        "ConfigError",
+        "ImageError",
+        "LayertapError",
+        "PluginError",
+        "StoreError",
+        "TapError",
+        "UnsafeError",
+        "WeightsError",
+    ),
+}
+_PUBLIC = {name: (home, name) for home, names in _HOMES.items() for name in names}
+_PUBLIC |= {"open": ("store", "open_output"), "layers": ("survey", "survey")}
+
+__all__ = [  # noqa: PLE0604
+    "Activations",
+    "Batch",
+    "ConfigError",
+    "FileSink",
+    "ImageError",
+    "ImageRecord",
+    "LayertapError",
+    "LoadedModel",
+    "ModelProvider",
+    "Observer",
+    "Params",
+    "PluginError",
+    "Preprocessor",
+    "Reducer",
+    "RunConfig",
+    "Shard",
+    "Sink",
+    "Source",
+    "StoreError",
+    "Tap",
+    "TapError",
+    "TapInfo",
+    "TappedModel",
+    "UnsafeError",
+    "WeightsError",
+    "extract",
+    "hookimpl",
+    "layers",
+    "open",
+    "run",
+    "tap",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("layertap")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'layertap' has no attribute {name!r}")
+    home, attribute = _PUBLIC[name]
+    value = getattr(importlib.import_module(f"layertap.{home}"), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,172 @@
+"""What a plugin author subclasses: one abstract method a kind, the base supplies the rest.
+
+A plugin class nests its parameters and finds them validated as `self.params`:
+
+    class Reversed(layertap.Source):
+        class Params(layertap.Params):
+            path: str = Field(description="a folder of images")
+
+        params: Params
+
+Nothing here imports torch, numpy or Pillow; plugins import them inside their methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import pydantic
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor
+
+    from layertap.records import ImageRecord, LoadedModel, Report, RunInfo, Shard, TapInfo
+
+
+class Params(pydantic.BaseModel):
+    """A plugin's parameters: a pydantic model that refuses unknown keys. Give every field a description."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class NoParams(Params):
+    """The parameters of a plugin that has none."""
+
+
+class Plugin(ABC):
+    """What all configured plugins share: they are built as `cls(params)`."""
+
+    Params: ClassVar[type[pydantic.BaseModel]] = NoParams
+    extra: ClassVar[str | None] = None
+    """The extra of this plugin's distribution that its heavy imports need, named when one is missing."""
+
+    def __init__(self, params: Any = None) -> None:
+        self.params = self.Params() if params is None else params
+
+    @classmethod
+    def of(cls, **params: Any) -> Self:
+        """This plugin with the given parameters, validated."""
+        return cls(cls.Params(**params))
+
+
+class ModelProvider(Plugin):
+    """Turns a name into a module, its own preprocessing and the facts about its weights."""
+
+    @abstractmethod
+    def load(self) -> LoadedModel:
+        """The model on the CPU. Raises `WeightsError` where its weights are missing or do not fit."""
+
+
+class Source(Plugin):
+    """Yields the records of a run, always the same ones in the same order."""
+
+    @abstractmethod
+    def records(self) -> Iterator[ImageRecord]:
+        """The records: cheap, deterministic, no pixels. Called more than once. Raises `ConfigError`."""
+
+
+class Preprocessor(Plugin):
+    """Turns one decoded image into a tensor, and a stacked batch into model input."""
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Tensor:
+        """One image as a CPU tensor of a fixed shape and dtype (uint8 crosses fastest).
+
+        `image` comes as it was decoded, in any mode: call `image.convert("RGB")`. Called on several threads at once.
+        Raise `ImageError(code)` for an image that cannot be used.
+        """
+
+    def finish(self, batch: Tensor) -> Tensor:
+        """The batch `(N, *prepared)` as model input, on the device of `batch`; as it is by default."""
+        return batch
+
+
+class Reducer(Plugin):
+    """Makes an activation smaller, on its device, inside the hook."""
+
+    def bind(self, tap: TapInfo) -> None:  # noqa: B027  (optional, not abstract)
+        """Called once, before the first value. Raise `TapError` for a tap that this reducer cannot serve."""
+
+    @abstractmethod
+    def __call__(self, activation: Tensor) -> Tensor:
+        """The reduced activation; axis 0 stays the batch. `activation` must not be changed."""
+
+
+class Sink(Plugin):
+    """Makes shards of activations durable."""
+
+    def open(self, run: RunInfo) -> None:  # noqa: B027  (optional, not abstract)
+        """Called once, before the first shard."""
+
+    @abstractmethod
+    def write(self, shard: Shard) -> None:
+        """Durable on return. The same shard may come again after a crash. Called on one thread, in order."""
+
+    def close(self, report: Report) -> None:  # noqa: B027  (optional, not abstract)
+        """Called once, after the last shard of a run that finished."""
+
+    def result(self) -> tuple[Sequence[str], Mapping[str, NDArray[np.generic]]] | None:
+        """The ids and arrays to hand back in the report; None for a sink that keeps them elsewhere."""
+        return None
+
+
+class ArrayLike(Protocol):
+    """The least that `FileSink.load` returns: numpy arrays, memory maps, h5py and zarr arrays all fit."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+    def __array__(self) -> NDArray[Any]: ...
+
+
+class FileParams(Params):
+    """The parameters of a sink that has a folder and nothing else to set; subclass it to add more."""
+
+    path: str = pydantic.Field(min_length=1, description="the output folder")
+
+
+class FileSink(Sink):
+    """A sink that writes files into a folder and leaves their safety to the core.
+
+    The core names the folder, makes it durable, renames it into place and writes the commit record.
+    """
+
+    Params = FileParams
+    params: FileParams
+    stems: Mapping[str, str]
+    """Each tap's name as a safe, unique file name without its suffix; set before any other call."""
+
+    @abstractmethod
+    def save(self, shard: Shard, folder: Path) -> None:
+        """The shard as files in `folder`, which is empty."""
+
+    @abstractmethod
+    def load(self, folder: Path, tap: str) -> ArrayLike:
+        """One tap's rows of one part, or of the merged output: what `save` or `merge` wrote into `folder`."""
+
+    def merge(self, parts: Sequence[Path], folder: Path) -> None:
+        """Optional: one output out of all parts, in order, into `folder`, which is empty.
+
+        Called after the last commit; the core renames what it finds in `folder` into the output folder, and the parts
+        go afterwards. A sink that does not override it keeps its parts.
+        """
+        raise NotImplementedError
+
+    def write(self, shard: Shard) -> None:
+        """The store calls `save` instead, inside a commit."""
+        raise NotImplementedError("a FileSink is written through save(), by the output folder's store")
+
+
+class Observer(Plugin):
+    """Watches a run. Implement any of the run events of `layertap.hookspecs`; they return nothing."""

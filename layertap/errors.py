@@ -1,0 +1,84 @@
+"""What can go wrong, as a tree; every error carries the exit code of the command line.
+
+    LayertapError         1   a bug, or nothing more precise fits
+    ├── ConfigError       2   the configuration, a name in it, or what it asks of this machine
+    ├── TapError          2   a tap that the model cannot serve truthfully
+    ├── WeightsError      2   weights that are missing or do not fit the model
+    ├── PluginError       1   a plugin or a model raised (2 where it cannot be loaded at all)
+    ├── ImageError        4   an image failed and `on_error` or `max_failures` stops the run
+    ├── StoreError        7   storage; 5 locked by a live run, 6 the output is another run's or not ours
+    └── UnsafeError       8   refused for safety
+
+A message is one line: what, where, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LayertapError(Exception):
+    """Base of every error that layertap raises on purpose; `code` is the exit code of the command line."""
+
+    code: int = 1
+
+    def __init__(self, message: str, *, code: int | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class ConfigError(LayertapError):
+    """The configuration is wrong, or asks for something that this machine does not have."""
+
+    code = 2
+
+
+class TapError(LayertapError):
+    """A tap names no layer, never fired, is ambiguous, or its value is not one row an image."""
+
+    code = 2
+
+
+class WeightsError(LayertapError):
+    """Weights are missing, unreadable, or do not fit the model."""
+
+    code = 2
+
+
+class PluginError(LayertapError):
+    """A plugin or a model raised, or two plugins claim one type name."""
+
+    code = 1
+
+
+class ImageError(LayertapError):
+    """One image cannot be used; `reason` is a short fixed code such as `truncated`.
+
+    A preprocessor raises it to refuse an image: the record is listed in `failures.csv` and the run goes on.
+    """
+
+    code = 4
+
+    def __init__(self, reason: str, message: str | None = None) -> None:
+        super().__init__(message or reason)
+        self.reason = reason
+
+
+class StoreError(LayertapError):
+    """The output folder cannot be written, or belongs to something else."""
+
+    code = 7
+
+
+class UnsafeError(LayertapError):
+    """Refused, because going on could run code or trust data that nobody vouched for."""
+
+    code = 8
+
+
+def did_you_mean(wrong: str, known: Iterable[str], *, most: int = 3) -> str:
+    """`"; did you mean 'a' or 'b'?"` for the names nearest to `wrong`, or an empty string."""
+    near = difflib.get_close_matches(wrong, list(known), n=most, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""

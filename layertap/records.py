@@ -1,0 +1,158 @@
+"""The frozen records that travel down the line, from a source's first to the report at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+    from torch import Tensor, nn
+
+    from layertap.contracts import Preprocessor
+
+    ImageData: TypeAlias = "bytes | Path | Image.Image | Callable[[], bytes | Image.Image]"
+
+MetaValue: TypeAlias = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One image of a source: who it is and how to read it; no pixels yet.
+
+    `data` is the encoded bytes, a file's path, a decoded image, or a callable that gives bytes or an image (called on
+    any thread). Every record of a source has the same keys in `meta`, and none is named `row` or `id`.
+    """
+
+    id: str
+    data: ImageData
+    meta: Mapping[str, MetaValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A planned image that gives no row: the `stage` it failed at (`read`, `decode`, `prepare`) and a fixed code."""
+
+    record: ImageRecord
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive records of the plan and their prepared pixels, one slot each.
+
+    `pixels` has shape `(len(records), *prepared)`. A record that failed keeps its slot, filled with zeros, and is
+    listed in `failures` under its slot number.
+    """
+
+    records: Sequence[ImageRecord]
+    pixels: Tensor
+    failures: Mapping[int, Failure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What the taps gave for one batch: the records kept, and a tensor a tap with one row a record kept."""
+
+    records: Sequence[ImageRecord]
+    values: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A fixed run of consecutive records, a whole number of batches: the unit of commit.
+
+    `records` are the ones kept, `values` holds an array a tap with one row a record kept; bfloat16 arrives as
+    `ml_dtypes.bfloat16`.
+    """
+
+    number: int
+    records: Sequence[ImageRecord]
+    values: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to tap: the module, its own preprocessing, and facts about it.
+
+    `about` must survive JSON. The core reads `weights` (what they are), `weights_sha256` (64 digits, None where they
+    are not a file), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps) and `num_prefix_tokens`; all of it goes into
+    the manifest.
+    """
+
+    module: nn.Module
+    preprocessor: Preprocessor | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TapInfo:
+    """A tap as the probe found it.
+
+    `shape` is one image's value as the layer returned it (no batch axis), `axes` names the axes with the batch first
+    (`NC`, `NCHW`, `NHWC`, `NLC`; empty where they are not known), `about` are the model's facts.
+    """
+
+    name: str
+    layer: str
+    side: str
+    call: int | str | None
+    select: tuple[int | str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    axes: str
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A tap as it is stored: one image's `shape` and `dtype` after its reducers, and its name as a file."""
+
+    tap: TapInfo
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a run is about to do: given to sinks when they open and to observers with every event."""
+
+    id: str
+    planned: int
+    columns: Mapping[str, Column]
+    batch_size: int
+    shard_rows: int
+    device: str
+    path: Path | None
+    config: Mapping[str, Any]
+    about: Mapping[str, Any]
+    resumed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a run ended.
+
+    `planned == kept + failed`. `path` is the output folder, None for a sink that keeps none (then nothing can be
+    resumed, and `stored` is False). `values` are the arrays of a sink that returns them, such as `memory`.
+    """
+
+    planned: int
+    kept: int
+    failed: int
+    shards: int
+    seconds: float
+    path: Path | None
+    stored: bool
+    columns: Mapping[str, Column]
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
+    ids: Sequence[str] | None = None
+    values: Mapping[str, NDArray[np.generic]] | None = None
+    already: bool = False
