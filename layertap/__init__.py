@@ -49,7 +49,7 @@ _HOMES = {
 _PUBLIC = {name: (home, name) for home, names in _HOMES.items() for name in names}
 _PUBLIC |= {"open": ("store", "open_output"), "layers": ("survey", "survey")}
 
-__all__ = [  # noqa: PLE0604
+__all__ = [
     "Activations",
     "Batch",
     "ConfigError",

@@ -39,7 +39,7 @@ class NoParams(Params):
     """The parameters of a plugin that has none."""
 
 
-class Plugin(ABC):
+class Plugin(ABC):  # noqa: B024  (the kinds below it have the abstract methods)
     """What all configured plugins share: they are built as `cls(params)`."""
 
     Params: ClassVar[type[pydantic.BaseModel]] = NoParams
@@ -90,7 +90,7 @@ class Preprocessor(Plugin):
 class Reducer(Plugin):
     """Makes an activation smaller, on its device, inside the hook."""
 
-    def bind(self, tap: TapInfo) -> None:  # noqa: B027  (optional, not abstract)
+    def bind(self, tap: TapInfo) -> None:
         """Called once, before the first value. Raise `TapError` for a tap that this reducer cannot serve."""
 
     @abstractmethod
@@ -101,14 +101,14 @@ class Reducer(Plugin):
 class Sink(Plugin):
     """Makes shards of activations durable."""
 
-    def open(self, run: RunInfo) -> None:  # noqa: B027  (optional, not abstract)
+    def open(self, run: RunInfo) -> None:
         """Called once, before the first shard."""
 
     @abstractmethod
     def write(self, shard: Shard) -> None:
         """Durable on return. The same shard may come again after a crash. Called on one thread, in order."""
 
-    def close(self, report: Report) -> None:  # noqa: B027  (optional, not abstract)
+    def close(self, report: Report) -> None:
         """Called once, after the last shard of a run that finished."""
 
     def result(self) -> tuple[Sequence[str], Mapping[str, NDArray[np.generic]]] | None:

@@ -16,6 +16,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pydantic
 
 
 class LayertapError(Exception):
@@ -82,3 +86,17 @@ def did_you_mean(wrong: str, known: Iterable[str], *, most: int = 3) -> str:
     """`"; did you mean 'a' or 'b'?"` for the names nearest to `wrong`, or an empty string."""
     near = difflib.get_close_matches(wrong, list(known), n=most, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def first_fault(error: pydantic.ValidationError) -> tuple[tuple[int | str, ...], str]:
+    """Where the first fault of a pydantic validation lies, and what it is, in one line for the user."""
+    fault = error.errors(include_url=False)[0]
+    where, kind, value = fault["loc"], fault["type"], fault["input"]
+    if kind == "extra_forbidden":
+        return where, "unknown key"
+    if kind == "missing":
+        return where, "is required"
+    text = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if kind == "value_error":
+        return where, text
+    return where, f"{text}, not {value!r}"

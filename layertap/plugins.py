@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pluggy
 
@@ -40,7 +39,7 @@ class Registered:
     """One type of one kind, and where it came from."""
 
     kind: str
-    type: str
+    type_name: str
     cls: type[Plugin]
     plugin: str
     distribution: str
@@ -134,17 +133,19 @@ class Plugins:
             raise
 
     def _add(self, new: Registered) -> None:
-        old = self.tables[new.kind].setdefault(new.type, new)
+        old = self.tables[new.kind].setdefault(new.type_name, new)
         if old is not new:
             raise PluginError(
-                f"two plugins register the {new.kind} type {new.type!r}: {old.plugin} ({old.file}) and "
+                f"two plugins register the {new.kind} type {new.type_name!r}: {old.plugin} ({old.file}) and "
                 f"{new.plugin} ({new.file}); uninstall one, or name those to load in {LIMIT}",
                 code=ConfigError.code,
             )
 
 
 def _installed() -> list[importlib.metadata.EntryPoint]:
-    entries = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: (e.dist.name if e.dist else "", e.name))
+    entries = sorted(
+        importlib.metadata.entry_points(group=GROUP), key=lambda e: (e.dist.name if e.dist else "", e.name)
+    )
     limit = os.environ.get(LIMIT)
     if limit is None:
         return entries
@@ -178,35 +179,28 @@ def _own_module(reference: str) -> tuple[ModuleType, str]:
 
 
 @contextmanager
-def guard(plugin: Plugin) -> Iterator[None]:
+def guard(plugin: Plugin | type[Plugin]) -> Iterator[None]:
     """Turn what a plugin raises into one clean `PluginError`; layertap's own errors pass."""
+    cls = plugin if isinstance(plugin, type) else type(plugin)
     try:
         yield
     except LayertapError:
         raise
-    except ModuleNotFoundError as error:
-        if plugin.extra is None:
-            raise PluginError(_blame(plugin, error)) from error
-        top = type(plugin).__module__.partition(".")[0]
-        dist = importlib.metadata.packages_distributions().get(top, [top])[0]
-        raise PluginError(
-            f"{_label(plugin)} needs the package {error.name!r}: pip install '{dist}[{plugin.extra}]'",
-            code=ConfigError.code,
-        ) from error
     except Exception as error:
-        raise PluginError(_blame(plugin, error)) from error
+        if isinstance(error, ModuleNotFoundError) and cls.extra is not None:
+            top = cls.__module__.partition(".")[0]
+            dist = importlib.metadata.packages_distributions().get(top, [top])[0]
+            message = f"{_label(cls)} needs the package {error.name!r}: pip install '{dist}[{cls.extra}]'"
+            raise PluginError(message, code=ConfigError.code) from error
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise PluginError(f"{_label(cls)} raised {_said(error)} (at {last.filename}:{last.lineno})") from error
 
 
-def _label(plugin: Plugin) -> str:
-    kind = next((kind for kind, base in KINDS.items() if isinstance(plugin, base)), "plugin")
-    return f"the {kind} {type(plugin).__name__}"
-
-
-def _blame(plugin: Plugin, error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{_label(plugin)} raised {_said(error)} (at {last.filename}:{last.lineno})"
+def _label(cls: type[Plugin]) -> str:
+    kind = next((kind for kind, base in KINDS.items() if issubclass(cls, base)), "plugin")
+    return f"the {kind} {cls.__name__}"
 
 
 def _said(error: BaseException) -> str:
-    text: Any = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

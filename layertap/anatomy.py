@@ -1,0 +1,80 @@
+"""A model's layers for looking at: one survey, and which of the configuration's taps lie where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layertap import parts
+from layertap.config import RunConfig, load_config
+from layertap.errors import TapError
+from layertap.grammar import Spec, Tap
+from layertap.line import ready
+from layertap.plugins import Plugins, guard
+from layertap.records import LoadedModel
+from layertap.stream import Slot
+from layertap.survey import LayerInfo, survey
+from layertap.taps import find_layers
+
+_CONFIGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """Every layer of a model as a forward on `images` zeros shows it, and the taps by layer.
+
+    `unmatched` are the reasons why taps of the configuration lie nowhere.
+    """
+
+    layers: Sequence[LayerInfo]
+    images: int
+    taps: Mapping[str, Sequence[str]]
+    unmatched: Sequence[str]
+
+
+def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Sequence[str] = ()) -> Anatomy:
+    """The anatomy of the model in a configuration file, or of `TYPE/NAME`.
+
+    Its weights are not loaded, where its provider knows `weights: random`: shapes do not depend on them.
+    """
+    known = Plugins.load(plugins)
+    if Path(target).suffix in _CONFIGS:
+        config = load_config(target, overrides, known)
+    else:
+        # The source and the sink are never built: they only make the configuration whole.
+        whole = {"model": target, "taps": ["."], "source": "samples", "sink": "discard"}
+        config = load_config(whole, overrides, known)
+    config = _untrained(config, known)
+    loaded = parts.configured_model(config, known)
+    preprocessor = parts.configured_preprocessor(config, known, loaded)
+    slot = Slot.of(preprocessor)
+    images = 2
+    with guard(preprocessor):
+        inputs = preprocessor.finish(torch.zeros((images, *slot.shape), dtype=slot.dtype))
+    with ready(loaded.module, torch.device("cpu")):
+        layers = survey(loaded.module, inputs)
+    taps, unmatched = _marks(config.taps, loaded)
+    return Anatomy(layers, images, taps, unmatched)
+
+
+def _untrained(config: RunConfig, plugins: Plugins) -> RunConfig:
+    if "weights" not in plugins.find("model", config.model.type).cls.Params.model_fields:
+        return config
+    spec = Spec(type=config.model.type, params={**config.model.params, "weights": "random"})
+    return config.model_copy(update={"model": spec})
+
+
+def _marks(taps: Sequence[Tap], loaded: LoadedModel) -> tuple[dict[str, list[str]], list[str]]:
+    marks: dict[str, list[str]] = {}
+    unmatched: list[str] = []
+    for tap in taps:
+        try:
+            for layer, _ in find_layers(loaded.module, tap):
+                marks.setdefault(layer, []).append(tap.label)
+        except TapError as error:
+            unmatched.append(str(error))
+    return marks, unmatched

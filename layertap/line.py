@@ -1,0 +1,138 @@
+"""The forward end of the line: device, probe, and batches -> activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from layertap.contracts import Preprocessor
+from layertap.errors import ConfigError, LayertapError, PluginError, TapError
+from layertap.naming import stems
+from layertap.plugins import guard
+from layertap.records import Activations, Batch, Column
+from layertap.stream import Slot
+from layertap.taps import TappedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A tapped model on its device, and what makes its input."""
+
+    tapped: TappedModel
+    preprocessor: Preprocessor
+    slot: Slot
+    device: torch.device
+
+    def probe(self) -> dict[str, Column]:
+        """Two forwards on zeros, of 2 and of 3 images: the columns that every later forward must give.
+
+        Raises `TapError` for a tap whose values are not one row an image, and `PluginError` where the model raises.
+        """
+        columns: dict[str, Column] = {}
+        for count in (2, 3):
+            values = self._forward(torch.zeros((count, *self.slot.shape), dtype=self.slot.dtype))
+            for name, length in self.tapped.batch_sizes.items():
+                if name in values and (length != count or values[name].shape[:1] != (count,)):
+                    raise TapError(_not_the_batch(name, count, self.tapped, values[name]))
+            infos, files = self.tapped.infos, stems(values)
+            found = {n: Column(infos[n], tuple(v.shape[1:]), _dtype(v), files[n]) for n, v in values.items()}
+            for name, column in columns.items():
+                if found.get(name) != column:
+                    raise TapError(f"tap {name!r}: its values change shape with the number of images")
+            columns = found
+        return columns
+
+    def activations(
+        self, batches: Iterable[Batch], columns: Mapping[str, Column]
+    ) -> Iterator[tuple[Batch, Activations]]:
+        """Each batch through the model: the rows of the records that are good, on the CPU."""
+        for number, batch in enumerate(batches):
+            values = self._forward(batch.pixels)
+            for name, column in columns.items():
+                value = values.get(name)
+                if (
+                    value is None
+                    or tuple(value.shape) != (len(batch.records), *column.shape)
+                    or _dtype(value) != column.dtype
+                ):
+                    raise TapError(
+                        f"tap {name!r} gave {_shown(value)} in batch {number}, and {column.shape} in the probe"
+                    )
+            kept = [index for index in range(len(batch.records)) if index not in batch.failures]
+            records = [batch.records[index] for index in kept]
+            rows = slice(None) if len(kept) == len(batch.records) else torch.tensor(kept, dtype=torch.long)
+            yield batch, Activations(records, {name: value.cpu()[rows] for name, value in values.items()})
+
+    def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        with guard(self.preprocessor):
+            inputs = self.preprocessor.finish(pixels.to(self.device))
+        try:
+            with torch.no_grad():
+                return self.tapped.run(inputs)
+        except LayertapError:
+            raise
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise PluginError(
+                f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {lines[0]}"
+            ) from error
+
+
+@contextmanager
+def ready(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """The module in eval mode on `device`; every layer's mode, and its place, are put back afterwards."""
+    modes = {layer: layer.training for layer in module.modules()}
+    home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
+    try:
+        module.eval()
+        if home != device:
+            module.to(device)
+        yield
+    finally:
+        if home != device:
+            module.to(home)
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a configuration's `device`. Raises `ConfigError` for one that this machine does not have."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{name!r} is no device; use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(f"{name!r} is not here: this machine has {count} CUDA devices; use auto or cpu")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("'mps' is not here; use auto or cpu")
+    return device
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _shown(value: Tensor | None) -> str:
+    return "nothing" if value is None else f"{tuple(value.shape)} {_dtype(value)}"
+
+
+def _not_the_batch(name: str, count: int, tapped: TappedModel, value: Tensor) -> str:
+    info = tapped.infos[name]
+    raw = tapped.batch_sizes[name]
+    shape = (*(() if raw is None else (raw,)), *info.shape)
+    if raw == count:
+        return f"tap {name!r}: its reducers made {tuple(value.shape)} out of {count} images; axis 0 must stay the batch"
+    others = [axis for axis, length in enumerate(shape) if length == count]
+    seen = f"; axis {others[0]} seems to be" if others else ""
+    return f"tap {name!r}: axis 0 of its value is not the image: {count} images gave the shape {shape}{seen}"

@@ -1,0 +1,98 @@
+"""Rows -> shards: activations gather, in the order of the plan, into arrays of a fixed number of records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layertap.records import Activations, Batch, Column, Failure, ImageRecord, Shard
+
+# Large enough that a commit's fsyncs are cheap beside it, small enough that two of them are little memory.
+_SHARD_BYTES = 64_000_000
+_MOST_ROWS = 1_024
+
+
+def default_rows(columns: Mapping[str, Column], batch_size: int) -> int:
+    """Rows in a shard: about 64 MB, a whole number of batches, at least one, at most 1,024 rows where a batch fits."""
+    row = sum(int(np.prod(c.shape, dtype=np.int64)) * numpy_dtype(c.dtype).itemsize for c in columns.values())
+    batches = min(_SHARD_BYTES // max(1, row * batch_size), _MOST_ROWS // batch_size)
+    return max(1, batches) * batch_size
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy dtype of a torch dtype's name; bfloat16 is `ml_dtypes.bfloat16`."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
+    return np.dtype(name)
+
+
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """A CPU tensor as an array of the same bits."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
+    return tensor.numpy()
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A shard with what did not make it in: `planned` records of the plan from `first` on, kept or failed."""
+
+    shard: Shard
+    first: int
+    planned: int
+    failures: tuple[Failure, ...]
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
+
+
+def gather(
+    done: Iterable[tuple[Batch, Activations]], columns: Mapping[str, Column], rows: int, first_shard: int = 0
+) -> Iterator[Gathered]:
+    """Shards of `rows` planned records each, the last one shorter. One is in memory besides the one last yielded."""
+    filling = _Filling(columns, rows, first_shard)
+    for batch, activations in done:
+        filling.add(batch, activations)
+        if filling.planned == rows:
+            yield filling.gathered()
+            filling = _Filling(columns, rows, filling.number + 1)
+    if filling.planned:
+        yield filling.gathered()
+
+
+class _Filling:
+    def __init__(self, columns: Mapping[str, Column], rows: int, number: int) -> None:
+        self.number = number
+        self.first = number * rows
+        self.planned = 0
+        self.records: list[ImageRecord] = []
+        self.failures: list[Failure] = []
+        self.nonfinite = dict.fromkeys(columns, 0)
+        self.values = {name: np.empty((rows, *c.shape), numpy_dtype(c.dtype)) for name, c in columns.items()}
+
+    def add(self, batch: Batch, activations: Activations) -> None:
+        start = len(self.records)
+        for name, tensor in activations.values.items():
+            self.nonfinite[name] += _nonfinite(tensor)
+            self.values[name][start : start + len(activations.records)] = to_numpy(tensor)
+        self.records.extend(activations.records)
+        self.failures.extend(batch.failures.values())
+        self.planned += len(batch.records)
+
+    def gathered(self) -> Gathered:
+        values = {name: array[: len(self.records)] for name, array in self.values.items()}
+        shard = Shard(self.number, tuple(self.records), values)
+        return Gathered(shard, self.first, self.planned, tuple(self.failures), self.nonfinite)
+
+
+def _nonfinite(tensor: Tensor) -> int:
+    if not tensor.is_floating_point():
+        return 0
+    return int(tensor.numel() - torch.isfinite(tensor).sum())

@@ -1,0 +1,178 @@
+"""Any model of torchvision.models, with its own weights, a file's, or random ones."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+import layertap
+from layertap_plugins.models import weights
+from layertap_plugins.preprocessors.imagenet import ImageNet
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+# What would make a builder fetch and unpickle weights by itself, past every check here.
+_OURS = frozenset({"weights", "weights_backbone", "pretrained", "pretrained_backbone"})
+# Models that permute or window the axes inside, so that one layout would not be true of all their maps.
+_MIXED_LAYOUT = ("convnext", "maxvit", "mvit", "swin")
+# DenseNet checkpoints of old have `denselayer1.norm.1.weight` for today's `denselayer1.norm1.weight`.
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
+
+
+class TorchvisionModel(layertap.ModelProvider):
+    """A model of torchvision.models; its preprocessor is the transform that its weights were evaluated with."""
+
+    class Params(layertap.Params):
+        name: str = Field("alexnet", description="a model of torchvision.models, as its list_models() names it")
+        weights: str = Field(
+            "DEFAULT",
+            min_length=1,
+            description="a torchvision weights name of the model (DEFAULT, IMAGENET1K_V1), the path of a .pth, .pt or "
+            ".safetensors file, random (seeded), or package:NAME/path/in/package, a file of an installed package",
+        )
+        args: dict[str, Any] = Field(
+            default_factory=dict, description="arguments of the architecture, such as {num_classes: 10}"
+        )
+
+    params: Params
+
+    def load(self) -> layertap.LoadedModel:
+        """The model on the CPU. Raises `ConfigError`, `WeightsError` and `UnsafeError`; draws from no random state."""
+        import torchvision  # type: ignore[import-untyped]
+        from torchvision import models
+
+        name, reference = self.params.name, self.params.weights
+        if name not in models.list_models():
+            near = weights.nearest(name, models.list_models())
+            raise layertap.ConfigError(f"model.name: torchvision has no model {name!r}{near}")
+        # Unless asked to quantize, a quantizable model has the weights of its ordinary twin.
+        entries = models.get_model_weights(name.removeprefix("quantized_"))
+        about = {
+            "library": "torchvision",
+            "library_version": torchvision.__version__,
+            "name": name,
+            "weights": reference,
+            "weights_file": None,
+            "weights_sha256": None,
+            "untrained": reference == weights.RANDOM,
+            **_facts(name),
+        }
+        if reference == weights.RANDOM:
+            module = self._build()
+            return layertap.LoadedModel(module, _preprocessor([entries.DEFAULT, *entries], module), about)
+        entry, path = _find(entries, reference)
+        about |= {"weights_file": path.name, "weights_sha256": weights.sha256(path)}
+        if entry is None:
+            module = self._build()
+            classes = self.params.args.get("num_classes", len(entries.DEFAULT.meta.get("categories", ())))
+            weights.fit(module, _today(name, weights.read(path)), path, classes)
+            return layertap.LoadedModel(module, _preprocessor([entries.DEFAULT, *entries], module), about)
+        about["weights_entry"] = entry.name
+        weights.check_digest(path, about["weights_sha256"])
+        module = self._build(_LoadedEntry(entry, weights.read(path)))
+        return layertap.LoadedModel(module, _preprocessor([entry], module), about)
+
+    def _build(self, entry: _LoadedEntry | None = None) -> nn.Module:
+        """The architecture on the CPU with the same values each time: those of `entry`, or the seeded initial ones."""
+        import torch
+        from torchvision import models
+
+        name, args = self.params.name, self.params.args
+        for key in _OURS & args.keys():
+            raise layertap.ConfigError(f"model.args: {key!r} is not for the architecture; set model.weights instead")
+        builder = models.get_model_builder(name)
+        own: dict[str, Any] = {"weights": entry}
+        if entry is None and "weights_backbone" in inspect.signature(builder).parameters:
+            own["weights_backbone"] = None
+        if entry is None and name.endswith(("googlenet", "inception_v3")):
+            own["init_weights"] = True  # the default, which they warn about when it is left to them
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also reseed the accelerators, whose state is not forked here.
+            torch.default_generator.manual_seed(0)
+            try:
+                module: nn.Module = builder(**{**own, **args})
+            except Exception as error:
+                if not args:
+                    raise
+                raise layertap.ConfigError(f"model.args={args} does not suit {name}: {weights.brief(error)}") from error
+        return module
+
+
+class _LoadedEntry:
+    """A weights entry whose state dict is read and checked already.
+
+    A builder takes it for the entry itself, so that the model is set up exactly as torchvision does it for these
+    weights (classes, image size, input transform, frozen norms, auxiliary heads), but unpickles nothing.
+    """
+
+    def __init__(self, entry: Any, state: dict[str, Tensor]) -> None:
+        self._entry = entry
+        self._state = state
+
+    @property  # type: ignore[misc]  # read-only
+    def __class__(self) -> type:  # builders verify what they are given with `isinstance`
+        return type(self._entry)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._entry, name)
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self._entry == other)
+
+    def __hash__(self) -> int:
+        return hash(self._entry)
+
+    def get_state_dict(self, **_: Any) -> dict[str, Tensor]:
+        return self._state
+
+
+def _find(entries: Any, reference: str) -> tuple[Any, Path]:
+    """The weights entry, None for a file that is not torchvision's own, and the file."""
+    member = reference.removeprefix(f"{entries.__name__}.")
+    if member in entries.__members__:
+        entry = entries[member]
+        return entry, weights.cached(entry.url)
+    path = weights.locate(reference, entries.__members__)
+    return next((entry for entry in entries if weights.file_name(entry.url) == path.name), None), path
+
+
+def _today(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not name.startswith("densenet"):
+        return state
+    return {_OLD_DENSENET.sub(r"\1", key): value for key, value in state.items()}
+
+
+def _preprocessor(entries: Iterable[Any], module: nn.Module) -> ImageNet | None:
+    """The evaluation transform of the first entry that suits the module; None where it is no classification preset."""
+    from torchvision.transforms._presets import ImageClassification  # type: ignore[import-untyped]
+
+    side = getattr(module, "image_size", None)  # a vision transformer takes one size only
+    for preset in (entry.transforms() for entry in entries):
+        if isinstance(preset, ImageClassification) and side in (None, *preset.crop_size):
+            return ImageNet.of(
+                resize=preset.resize_size[0],
+                crop=preset.crop_size[0],
+                mean=preset.mean,
+                std=preset.std,
+                interpolation=preset.interpolation.value,
+            )
+    return None
+
+
+def _facts(name: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {} if name.startswith(_MIXED_LAYOUT) else {"layout": "NCHW"}
+    if name.startswith("vit_"):
+        facts["num_prefix_tokens"] = 1
+    return facts
+
+
+@layertap.hookimpl
+def register_models(register: Callable[[str, type[layertap.ModelProvider]], None]) -> None:
+    register("torchvision", TorchvisionModel)

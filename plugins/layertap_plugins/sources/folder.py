@@ -1,0 +1,126 @@
+"""The images in a folder and below it, or one image."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+import layertap
+
+
+class FolderSource(layertap.Source):
+    """Yields one record a matching file, in the byte order of their paths below the folder.
+
+    The id is that path with `/` between its parts; bytes that are not UTF-8 become `%XX`. `label` is the first folder
+    on the way, None for an image that lies in the folder itself.
+    """
+
+    class Params(layertap.Params):
+        path: str = Field(min_length=1, description="a folder, searched with all folders below it, or one image")
+        include: list[str] = Field(
+            default=["*.jpg", "*.jpeg", "*.png", "*.webp", "*.bmp", "*.gif"],
+            min_length=1,
+            description="patterns of the files to take, in any case; one with a / is matched against the path below "
+            "the folder, others against the file's name; * stands for any characters, / among them",
+        )
+
+    params: Params
+
+    def records(self) -> Iterator[layertap.ImageRecord]:
+        path = self.params.path
+        try:
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise layertap.ConfigError(
+                f"source folder: cannot use the path {path!r}: {reason}; a relative path starts at the working directory"
+            ) from error
+        if is_folder:
+            yield from self._below(os.fsencode(path))
+        else:
+            yield layertap.ImageRecord(_as_id(os.path.basename(os.fsencode(path))), Path(path), {"label": None})
+
+    def _below(self, root: bytes) -> Iterator[layertap.ImageRecord]:
+        matches = _matcher(self.params.include)
+        taken = passed_over = 0
+        for path in _files(root):
+            if not matches(path):
+                passed_over += 1
+                continue
+            taken += 1
+            record_id = _as_id(path)
+            label, slash, _ = record_id.partition("/")
+            file = Path(os.fsdecode(os.path.join(root, path)))
+            yield layertap.ImageRecord(record_id, file, {"label": label if slash else None})
+        if not taken:
+            patterns = ", ".join(self.params.include)
+            raise layertap.ConfigError(
+                f"source folder: no images in {self.params.path!r} match {patterns} ({passed_over} other files were "
+                "passed over; folders that are links or begin with a dot are not entered)"
+            )
+
+
+def _files(root: bytes) -> Iterator[bytes]:
+    """The paths of all files below `root`, in byte order; in memory are only the folders on the way to each."""
+    waiting = _listing(root, b"")
+    while waiting:
+        path = waiting.pop()
+        if path.endswith(b"/"):
+            waiting += _listing(root, path)
+        else:
+            yield path
+
+
+def _listing(root: bytes, folder: bytes) -> list[bytes]:
+    """What is to be walked in one folder, last first. The / behind a folder's name puts it where its files belong."""
+    found = []
+    try:
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                if not _leads_to_a_folder(entry):
+                    found.append(folder + entry.name)
+                elif not entry.is_symlink() and not entry.name.startswith(b"."):
+                    found.append(folder + entry.name + b"/")
+    except OSError as error:
+        where = os.fsdecode(os.path.join(root, folder))
+        raise layertap.ConfigError(f"source folder: cannot list {where!r}: {error.strerror}") from error
+    found.sort(reverse=True)
+    return found
+
+
+def _leads_to_a_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link in a circle, or into a folder that is closed to us: reading it says which
+
+
+def _matcher(patterns: list[str]) -> Callable[[bytes], bool]:
+    def any_of(some: list[str]) -> re.Pattern[str]:
+        return re.compile("|".join(fnmatch.translate(pattern) for pattern in some) or r"(?!)", re.IGNORECASE)
+
+    in_names = any_of([pattern for pattern in patterns if "/" not in pattern])
+    in_paths = any_of([pattern for pattern in patterns if "/" in pattern])
+
+    def matches(path: bytes) -> bool:
+        whole = os.fsdecode(path)
+        name = whole.rpartition("/")[2]
+        return not name.startswith(".") and bool(in_names.match(name) or in_paths.match(whole))
+
+    return matches
+
+
+def _as_id(path: bytes) -> str:
+    text = path.decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)
+
+
+@layertap.hookimpl
+def register_sources(register: Callable[[str, type[layertap.Source]], None]) -> None:
+    register("folder", FolderSource)
