@@ -46,8 +46,7 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
         config = load_config(target, overrides, known)
     else:
         # The source and the sink are never built: they only make the configuration whole.
-        whole = {"model": target, "taps": ["."], "source": "samples", "sink": "discard"}
-        config = load_config(whole, overrides, known)
+        config = load_config({"model": target, "source": "samples", "sink": "discard"}, overrides, known)
     config = _untrained(config, known)
     loaded = parts.configured_model(config, known)
     preprocessor = parts.configured_preprocessor(config, known, loaded)
@@ -57,7 +56,9 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
         inputs = preprocessor.finish(torch.zeros((images, *slot.shape), dtype=slot.dtype))
     with ready(loaded.module, torch.device("cpu")):
         layers = survey(loaded.module, inputs)
-    taps, unmatched = _marks(config.taps, loaded)
+    # A model's name alone asks for no taps, unless the overrides do.
+    asked = Path(target).suffix in _CONFIGS or "taps" in (overrides or {})
+    taps, unmatched = _marks(config.taps if asked else (), loaded)
     return Anatomy(layers, images, taps, unmatched)
 
 

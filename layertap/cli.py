@@ -196,8 +196,7 @@ def _report_data(report: Report) -> dict[str, Any]:
 
 
 def _summary(report: Report) -> str:
-    rate = f" ({report.planned / report.seconds:.1f} images/s)" if report.seconds else ""
-    done = "was complete already" if report.already else f"in {report.seconds:.1f} s{rate}"
+    done = "was complete already" if report.already else f"in {report.seconds:.1f} s"
     lines = [f"{report.kept} of {report.planned} images kept, {report.failed} failed, {done}"]
     where = f" -> {report.path}" if report.path else ""
     lines += [f"  {name}: {c.dtype} {(report.kept, *c.shape)}{where}" for name, c in report.columns.items()]
