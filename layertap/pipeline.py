@@ -99,6 +99,7 @@ def extract(
     preprocess: parts.PreprocessLike = None,
     workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
+    plugins: Sequence[str] = (),
 ) -> Iterator[Activations]:
     """Features in memory, batch by batch: `for batch in extract(model, images, taps=[...]): batch.values["..."]`.
 
@@ -111,6 +112,7 @@ def extract(
         preprocess: a preprocessor, its type, or a function of one RGB image; the model's own by default.
         workers: decoding threads; one a core by default.
         on_error: `skip` leaves bad images out.
+        plugins: Python files or modules with plugins of your own.
 
     Yields:
         `records` and `values`: CPU tensors with one row a record, in the order of `images`.
@@ -119,7 +121,7 @@ def extract(
         ImageError: an image cannot be used, unless `on_error` is `skip`.
         LayertapError: the model, a tap or the device is not as asked for.
     """
-    known = Plugins.load()
+    known = Plugins.load(plugins)
     where = find_device(device)
     loaded = parts.given_model(model, known)
     preprocessor = parts.given_preprocessor(preprocess, loaded, known)

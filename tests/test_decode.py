@@ -163,7 +163,7 @@ def test_a_file_cut_anywhere_is_truncated_or_whole(name):
         try:
             image = decode(data[:length])
         except ImageError as error:
-            # A GIF is one byte long blocks and may happen to be cut behind what looks like its end.
+            # Bytes that look like the end of a GIF may come in the midst of its pixels.
             assert error.reason == "truncated" or (name == "GIF" and data[:length].endswith(b"\0;"))  # noqa: PT017
         else:
             assert image.tobytes() == whole

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # What would make a builder fetch and unpickle weights by itself, past every check here.
 _OURS = frozenset({"weights", "weights_backbone", "pretrained", "pretrained_backbone"})
-# Models that permute or window the axes inside, so that one layout would not be true of all their maps.
+# They permute or window the axes inside: no one layout is true of all their maps, and leaving it out would mean NCHW.
 _MIXED_LAYOUT = ("convnext", "maxvit", "mvit", "swin")
 # DenseNet checkpoints of old have `denselayer1.norm.1.weight` for today's `denselayer1.norm1.weight`.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
@@ -167,7 +167,7 @@ def _preprocessor(entries: Iterable[Any], module: nn.Module) -> ImageNet | None:
 
 
 def _facts(name: str) -> dict[str, Any]:
-    facts: dict[str, Any] = {} if name.startswith(_MIXED_LAYOUT) else {"layout": "NCHW"}
+    facts: dict[str, Any] = {"layout": None if name.startswith(_MIXED_LAYOUT) else "NCHW"}
     if name.startswith("vit_"):
         facts["num_prefix_tokens"] = 1
     return facts

@@ -10,6 +10,7 @@ import pickle
 import pickletools
 import re
 import tarfile
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -170,9 +171,11 @@ def _read_pickle(path: Path) -> Any:
 
     try:
         archive = zipfile.is_zipfile(path)
-        # torch refuses these two as well, but warns about the one and advises to read the other unsafely.
+        # torch refuses these two as well, but advises to read them unsafely.
         if not (_is_torchscript(path) if archive else tarfile.is_tarfile(path)):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about pickle protocols that it then refuses
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # The same error stands for a web page saved as .pth: only a pickle that names code is refused as unsafe.
         if not (archive or _names_code(path)):
@@ -193,9 +196,12 @@ def _is_torchscript(path: Path) -> bool:
 def _names_code(path: Path) -> bool:
     with path.open("rb") as file:
         try:
-            return any(operation.name in _NAMES_CODE for operation, _, _ in pickletools.genops(file))
-        except Exception:  # pickletools was not made for bytes that are no pickle
+            # An old checkpoint is several pickles in a row; what comes after the last one is none, and raises.
+            while not any(operation.name in _NAMES_CODE for operation, _, _ in pickletools.genops(file)):
+                pass
+        except Exception:
             return False
+    return True
 
 
 def _damaged(path: Path, why: str) -> WeightsError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,7 +33,7 @@ class NpySink(layertap.FileSink):
             rows = np.ascontiguousarray(stored)
             with open(self._file(folder, tap), "wb") as file:
                 _write_header(file, rows.shape, rows.dtype)
-                file.write(rows.reshape(-1).view(np.uint8))
+                file.write(rows.reshape(-1).view(np.uint8).data)
 
     def load(self, folder: Path, tap: str) -> NDArray[Any]:
         import numpy as np
@@ -86,17 +87,14 @@ def _copy_rows(part: Path, header: _Header, target: BinaryIO) -> None:
     with open(part, "rb") as source:
         source.seek(header.start)
         shutil.copyfileobj(source, target, _PIECE)
-    expected = header.rows * header.dtype.itemsize
-    for axis in header.row:
-        expected *= axis
-    if target.tell() - before != expected:
+    if target.tell() - before != math.prod((header.rows, *header.row)) * header.dtype.itemsize:
         raise layertap.StoreError(f"{part} does not hold the {header.rows} rows that it announces")
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     from numpy.lib import format
 
-    facts: Mapping[str, Any] = {"descr": format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    facts = {"descr": format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     format.write_array_header_1_0(file, facts)
 
 

@@ -39,7 +39,7 @@ class FolderSource(layertap.Source):
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise layertap.ConfigError(
-                f"source folder: cannot use the path {path!r}: {reason}; a relative path starts at the working directory"
+                f"source folder: cannot use {path!r}: {reason}; a relative path starts at the working directory"
             ) from error
         if is_folder:
             yield from self._below(os.fsencode(path))

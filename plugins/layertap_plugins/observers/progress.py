@@ -1,0 +1,155 @@
+"""How far a run is: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import layertap
+
+if TYPE_CHECKING:
+    from layertap.records import Report, RunInfo
+
+_SECONDS_BETWEEN_LINES = 10.0
+_FAILURES_SHOWN = 20
+
+
+class Progress(layertap.Observer):
+    """Says on stderr how many images are done, how fast, how long it will still take, and which failed."""
+
+    _display: _Display | None = None
+
+    def run_started(self, run: RunInfo) -> None:
+        self._tally = _Tally(run)
+        self._display = _Bar(self._tally) if _on_a_terminal() else _Lines(self._tally)
+
+    def image_failed(self, run: RunInfo, record: layertap.ImageRecord, reason: str) -> None:
+        self._tally.failed += 1
+        if self._display is None or self._tally.failed > _FAILURES_SHOWN + 1:
+            return
+        if self._tally.failed <= _FAILURES_SHOWN:
+            self._display.say(f"failed: {_printable(record.id)}: {_printable(reason)}")
+        else:
+            self._display.say(f"(more failures are {'not shown' if run.path is None else 'listed in failures.csv'})")
+
+    def batch_done(self, run: RunInfo, count: int) -> None:
+        self._tally.done += count
+        if self._display is not None:
+            self._display.moved()
+
+    def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
+        if self._display is not None:  # another observer may have raised before this one had started
+            self._display.close("stopped after" if error is not None else "done in")
+
+
+class _Tally:
+    """What has been counted since the run started."""
+
+    def __init__(self, run: RunInfo) -> None:
+        self.run = run
+        self.done = run.resumed
+        self.failed = 0
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def over(self) -> bool:
+        return self.done >= self.run.planned
+
+    def text(self, *, left: bool) -> str:
+        """`640 of 2000 images, 84.2 images/s, 16 s left, 1 failed`; the images of an earlier run have no rate."""
+        parts = [f"{self.done} of {self.run.planned} images"]
+        new, seconds = self.done - self.run.resumed, self.seconds
+        if new and seconds:
+            rate = new / seconds
+            parts.append(f"{rate:.1f} images/s")
+            if left and not self.over:
+                parts.append(f"{_duration((self.run.planned - self.done) / rate)} left")
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        return ", ".join(parts)
+
+
+class _Display(Protocol):
+    def say(self, line: str) -> None: ...
+
+    def moved(self) -> None: ...
+
+    def close(self, how: str) -> None: ...
+
+
+class _Lines:
+    """Plain lines for a log: one at the start, one at most every ten seconds, one at the end."""
+
+    def __init__(self, tally: _Tally) -> None:
+        self._tally = tally
+        self._last = tally.seconds
+        run = tally.run
+        resumed = f", {run.resumed} already done" if run.resumed else ""
+        self.say(f"extracting {run.planned} images on {run.device}, batch size {run.batch_size}{resumed}")
+
+    def say(self, line: str) -> None:
+        if sys.stderr is not None:  # None in a process started without one; print would then take stdout
+            print(line, file=sys.stderr, flush=True)
+
+    def moved(self) -> None:
+        if self._tally.seconds - self._last >= _SECONDS_BETWEEN_LINES and not self._tally.over:
+            self._last = self._tally.seconds
+            self.say(self._tally.text(left=True))
+
+    def close(self, how: str) -> None:
+        self.say(f"{how} {_duration(self._tally.seconds)}: {self._tally.text(left=False)}")
+
+
+class _Bar:
+    """A bar that rich redraws from a thread of its own."""
+
+    def __init__(self, tally: _Tally) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._tally = tally
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+        # stdout may be a pipe to another program: what is printed there must not be led to the bar's stderr.
+        self._progress = Progress(*columns, console=Console(stderr=True, emoji=False), redirect_stdout=False)
+        self._task = self._progress.add_task(tally.text(left=True), total=tally.run.planned, completed=tally.done)
+        self._progress.start()
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def moved(self) -> None:
+        self._progress.update(self._task, completed=self._tally.done, description=self._tally.text(left=True))
+
+    def close(self, how: str) -> None:
+        text = f"{how} {_duration(self._tally.seconds)}: {self._tally.text(left=False)}"
+        self._progress.update(self._task, completed=self._tally.done, description=text)
+        self._progress.stop()
+
+
+def _on_a_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3_600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3_600} h {whole % 3_600 // 60} min"
+
+
+def _printable(text: str) -> str:
+    """The text with everything escaped that could move a cursor, change a colour or begin a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+@layertap.hookimpl
+def register_observers(register: Callable[[str, type[layertap.Observer]], None]) -> None:
+    register("progress", Progress)

@@ -1,0 +1,157 @@
+"""The split preprocessing is bit for bit torchvision's preset, and refuses what it cannot serve."""
+
+from __future__ import annotations
+
+import numpy as np
+import pydantic
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms._presets import ImageClassification
+
+from layertap import ImageError
+from layertap_plugins.preprocessors.imagenet import ImageNet
+
+MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "I;16"]
+FILTERS = ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+
+
+def picture(width, height, mode="RGB", seed=0):
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    image = Image.fromarray(noise, "RGBA") if mode in ("RGBA", "LA", "PA") else Image.fromarray(noise[..., :3].copy())
+    return image.convert("LA").convert(mode) if mode == "PA" else image.convert(mode)
+
+
+def as_torchvision_does(images, **numbers):
+    preset = ImageClassification(**numbers)
+    return torch.stack([preset(image.convert("RGB")) for image in images])
+
+
+def as_we_do(images, **params):
+    preprocessor = ImageNet.of(**params)
+    return preprocessor.finish(torch.stack([preprocessor.prepare(image) for image in images]))
+
+
+def differ(ours, theirs):
+    return (ours - theirs).abs().max().item()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_defaults_are_those_of_alexnet_in_every_mode(mode):
+    images = [picture(width, height, mode) for width, height in [(301, 233), (97, 401), (256, 256), (31, 40)]]
+    assert differ(as_we_do(images), as_torchvision_does(images, crop_size=224)) == 0
+
+
+side = st.integers(1, 160)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(side, side), min_size=1, max_size=3),
+    mode=st.sampled_from(MODES),
+    resize=st.integers(1, 64),
+    crop=st.integers(1, 96),
+    interpolation=st.sampled_from(FILTERS),
+    mean=st.tuples(*[st.floats(0, 1)] * 3),
+    std=st.tuples(*[st.floats(1e-6, 1)] * 3),
+    seed=st.integers(0, 9),
+)
+@example(sizes=[(1, 160)], mode="P", resize=64, crop=96, interpolation="bilinear", mean=(0,) * 3, std=(1,) * 3, seed=0)
+def test_any_image_and_any_numbers_give_the_bits_of_the_preset(
+    sizes, mode, resize, crop, interpolation, mean, std, seed
+):
+    images = [picture(width, height, mode, seed) for width, height in sizes]
+    theirs = as_torchvision_does(
+        images,
+        crop_size=crop,
+        resize_size=resize,
+        mean=mean,
+        std=std,
+        interpolation=InterpolationMode(interpolation),
+    )
+    ours = as_we_do(images, resize=resize, crop=crop, mean=mean, std=std, interpolation=interpolation)
+    assert differ(ours, theirs) == 0
+
+
+def test_an_image_is_prepared_as_uint8_of_one_shape():
+    prepared = [ImageNet().prepare(picture(*size)) for size in [(300, 200), (10, 12), (224, 224)]]
+    assert {(tuple(pixels.shape), pixels.dtype) for pixels in prepared} == {((3, 224, 224), torch.uint8)}
+
+
+def test_the_users_image_is_left_alone():
+    image = picture(32, 32)
+    before = image.tobytes()
+    ImageNet.of(resize=32, crop=32).prepare(image).zero_()
+    assert image.tobytes() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_finish_leaves_its_input_alone(dtype):
+    batch = torch.full((2, 3, 4, 4), 7, dtype=dtype)
+    ImageNet().finish(batch)
+    assert (batch == 7).all()
+
+
+def test_finish_gives_contiguous_nchw_whatever_it_gets():
+    batch = torch.randint(0, 256, (2, 3, 5, 4), dtype=torch.uint8)
+    finished = ImageNet().finish(batch.to(memory_format=torch.channels_last))
+    assert finished.is_contiguous()
+    assert torch.equal(finished, ImageNet().finish(batch))
+
+
+def test_finish_stays_on_the_device_of_the_batch():
+    finished = ImageNet().finish(torch.zeros(2, 3, 4, 4, dtype=torch.uint8, device="meta"))
+    assert (finished.device.type, finished.dtype) == ("meta", torch.float32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_bits_are_those_of_the_preset_on_it():
+    preprocessor = ImageNet.of(resize=8, crop=8)
+    batch = torch.arange(256, dtype=torch.uint8, device="cuda").repeat(3).view(4, 3, 8, 8)
+    preset = ImageClassification(resize_size=8, crop_size=8)
+    assert differ(preprocessor.finish(batch), preset(batch)) == 0
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0)])
+def test_an_image_without_pixels_is_refused(size):
+    with pytest.raises(ImageError) as error:
+        ImageNet().prepare(Image.new("RGB", size))
+    assert error.value.reason == "empty"
+
+
+@pytest.mark.parametrize("size", [(1, 1366), (1366, 1), (2, 60000)])
+def test_a_strip_that_would_grow_beyond_all_bounds_is_refused(size):
+    with pytest.raises(ImageError) as error:
+        ImageNet().prepare(Image.new("RGB", size))
+    assert error.value.reason == "aspect"
+
+
+def test_a_mode_without_a_way_to_rgb_is_refused():
+    with pytest.raises(ImageError) as error:
+        ImageNet().prepare(Image.new("La", (4, 4)))
+    assert error.value.reason == "mode"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"resize": 0},
+        {"crop": 0},
+        {"crop": 10**6},
+        {"mean": (123.675, 116.28, 103.53)},
+        {"mean": (0.5, 0.5)},
+        {"mean": (float("nan"),) * 3},
+        {"std": (0.2, 0.2, 0.0)},
+        {"std": (58.395, 57.12, 57.375)},
+        {"interpolation": "cubic"},
+        {"size": 224},
+    ],
+)
+def test_numbers_out_of_range_are_refused(params):
+    with pytest.raises(pydantic.ValidationError):
+        ImageNet.of(**params)

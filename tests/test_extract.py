@@ -1,0 +1,95 @@
+"""extract(): the same line in memory, for a module of one's own."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import to_tensor
+
+import layertap
+from tests.conftest import TINY
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Dropout(), nn.Flatten())
+
+
+def squash(image: Image.Image) -> torch.Tensor:
+    return to_tensor(image.resize((12, 10)))
+
+
+def test_module_of_ones_own_with_a_function_as_preprocessing(photos):
+    model = small()
+    found = list(layertap.extract(model, photos, ["0", "3"], preprocess=squash, batch_size=8, device="cpu"))
+    assert [len(batch.records) for batch in found] == [8, 8, 4]
+    paths = sorted(photos.rglob("*.jpg"))
+    inputs = torch.stack([squash(Image.open(path).convert("RGB")) for path in paths[:8]])
+    with torch.no_grad():
+        assert torch.equal(found[0].values["0"], model[0](inputs))
+    assert found[0].values["0"].min() < 0
+
+
+def test_model_comes_back_in_its_mode_and_without_hooks(photos):
+    model = small().train()
+    model[2].eval()
+    for _ in layertap.extract(model, photos, ["0"], preprocess=squash, batch_size=8, device="cpu"):
+        break
+    assert [module.training for module in model] == [True, True, False, True]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert next(model.parameters()).requires_grad
+
+
+def test_bare_module_needs_preprocessing(photos):
+    with pytest.raises(layertap.ConfigError, match="preprocess="):
+        next(layertap.extract(small(), photos, ["0"], device="cpu"))
+
+
+def test_bad_image_raises_unless_told_to_skip(photos, tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    images = [sorted(photos.rglob("*.jpg"))[0], tmp_path / "text.jpg"]
+    with pytest.raises(layertap.ImageError, match=r"text\.jpg.*not_image"):
+        list(layertap.extract(small(), images, ["0"], preprocess=squash, device="cpu"))
+    (batch,) = layertap.extract(small(), images, ["0"], preprocess=squash, device="cpu", on_error="skip")
+    assert [record.id for record in batch.records] == [str(images[0])]
+
+
+def test_images_may_be_paths_bytes_pictures_arrays_and_records(photos):
+    path = sorted(photos.rglob("*.jpg"))[0]
+    picture = Image.open(path).convert("RGB")
+    images = [
+        path,
+        str(path),
+        path.read_bytes(),
+        picture,
+        np.asarray(picture),
+        layertap.ImageRecord("mine", lambda: path.read_bytes(), {"label": "a"}),
+    ]
+    (batch,) = layertap.extract(small(), images, ["0"], preprocess=squash, device="cpu")
+    assert [record.id for record in batch.records] == [str(path), str(path), "2", "3", "4", "mine"]
+    assert all(torch.equal(row, batch.values["0"][0]) for row in batch.values["0"])
+
+
+def test_endless_images_are_taken_as_they_are_needed(photographs):
+    taken = 0
+
+    def images():
+        nonlocal taken
+        for taken in itertools.count(1):
+            yield photographs[taken % 2]
+
+    found = layertap.extract(small(), images(), ["0"], preprocess=squash, batch_size=2, device="cpu")
+    for _ in range(3):
+        next(found)
+    found.close()
+    assert taken <= 2 * (3 + 3)
+
+
+def test_model_by_name_with_a_plugin_of_ones_own(photos):
+    found = layertap.extract("tiny/tiny", photos, ["classifier"], device="cpu", plugins=[TINY])
+    assert torch.cat([batch.values["classifier"] for batch in found]).shape == (20, 10)
