@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
+import PIL.ImageFile
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -27,7 +28,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from layertap.errors import ImageError, LayertapError
+from layertap.errors import ConfigError, ImageError, LayertapError
 from layertap.records import ImageRecord
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -66,6 +67,12 @@ MAX_BYTES = 512 * 2**20
 
 # Where Pillow starts to warn of a decompression bomb: 256 MiB as RGB.
 MAX_PIXELS = 89_478_485
+
+
+def refuse_lenient() -> None:
+    """Raise `ConfigError` where this process has told Pillow to fill truncated images up with grey."""
+    if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ConfigError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: cut images would pass as whole; set it to False")
 
 
 class _Jpeg(JpegImageFile):

@@ -68,7 +68,7 @@ class Shard:
     """A fixed run of consecutive records, a whole number of batches: the unit of commit.
 
     `records` are the ones kept, `values` holds an array a tap with one row a record kept; bfloat16 arrives as
-    `ml_dtypes.bfloat16`.
+    `ml_dtypes.bfloat16`. The arrays are the sink's to keep.
     """
 
     number: int
@@ -81,8 +81,8 @@ class LoadedModel:
     """A model ready to tap: the module, its own preprocessing, and facts about it.
 
     `about` must survive JSON. The core reads `weights` (what they are), `weights_sha256` (64 digits, None where they
-    are not a file), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps) and `num_prefix_tokens`; all of it goes into
-    the manifest.
+    are not a file), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps; NCHW where it is missing, None where it is
+    not known) and `num_prefix_tokens`; all of it goes into the manifest.
     """
 
     module: nn.Module

@@ -36,6 +36,7 @@ class Slot:
     @classmethod
     def of(cls, preprocessor: Preprocessor) -> Slot:
         """What `prepare` gives, seen on one synthetic image. Raises `PluginError` where it gives no tensor."""
+        decode.refuse_lenient()
         with guard(preprocessor):
             prepared = preprocessor.prepare(Image.new("RGB", (640, 480), (124, 116, 104)))
         if not isinstance(prepared, Tensor):

@@ -81,6 +81,12 @@ def test_source_that_raises_ends_the_stream_with_its_error():
     assert not [t for t in threading.enumerate() if t.name.startswith("layertap-decode")]
 
 
+def test_pillow_told_to_fill_up_cut_images_is_refused(monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(layertap.ConfigError, match="LOAD_TRUNCATED_IMAGES"):
+        Slot.of(Shade())
+
+
 def test_preprocessor_that_gives_no_tensor_is_told_before_the_run():
     class Wrong(layertap.Preprocessor):
         def prepare(self, image: Image.Image):

@@ -123,7 +123,7 @@ def test_one_image_is_taken_whatever_its_name(tmp_path):
 
 
 def test_a_tree_deeper_than_python_recurses_is_walked(tmp_path):
-    path = "d/" * 300 + "a.jpg"
+    path = "d/" * 150 + "a.jpg"
     make(tmp_path, path)
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(len(inspect.stack()) + 100)

@@ -17,18 +17,19 @@ class MemorySink(layertap.Sink):
 
     def __init__(self, params: Any = None) -> None:
         super().__init__(params)
-        self._shards: dict[int, layertap.Shard] = {}
+        self._shards: dict[int, tuple[list[str], Mapping[str, NDArray[Any]]]] = {}
 
     def write(self, shard: layertap.Shard) -> None:
-        self._shards[shard.number] = shard
+        # The ids alone: a record may hold its whole image.
+        self._shards[shard.number] = [record.id for record in shard.records], shard.values
 
     def result(self) -> tuple[Sequence[str], Mapping[str, NDArray[np.generic]]]:
         import numpy as np
 
         shards = [self._shards[number] for number in sorted(self._shards)]
-        ids = [record.id for shard in shards for record in shard.records]
-        taps = shards[0].values if shards else ()
-        return ids, {tap: np.concatenate([shard.values[tap] for shard in shards]) for tap in taps}
+        taps = shards[0][1] if shards else ()
+        values = {tap: np.concatenate([arrays[tap] for _, arrays in shards]) for tap in taps}
+        return [record_id for ids, _ in shards for record_id in ids], values
 
 
 @layertap.hookimpl
