@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -12,17 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layertap import parts, provenance
-from layertap.config import ConfigLike, RunConfig, load_config
-from layertap.contracts import FileSink, Sink, Source
+from layertap.config import ConfigLike, load_config
+from layertap.contracts import FileSink, Sink
 from layertap.errors import ImageError
-from layertap.events import Events
 from layertap.grammar import TapsLike
 from layertap.line import Line, find_device, ready
 from layertap.outputs import FolderOutput, Output, SinkOutput, Tally, Writer
-from layertap.plan import Plan
 from layertap.plugins import Plugins, guard
+from layertap.prepared import Prepared, prepared
 from layertap.records import Activations, Batch, Failure, Report, RunInfo
-from layertap.shards import default_rows, gather
+from layertap.shards import gather
 from layertap.store import open_store
 from layertap.stream import Slot, batches, default_workers
 from layertap.taps import TappedModel
@@ -47,46 +45,17 @@ def run(config: ConfigLike, *, overrides: Mapping[str, Any] | None = None, plugi
         LayertapError: before the first image for all that can be known then, and then nothing is written.
     """
     known = Plugins.load(plugins)
-    config = load_config(config, overrides, known)
+    loaded = load_config(config, overrides, known)
     started = time.monotonic()
-    source, sink = config.build("source", known), config.build("sink", known)
-    assert isinstance(source, Source)
-    assert isinstance(sink, Sink)
-    events = Events(config.build_observers(known))
-    with config.at("device"):
-        device = find_device(config.device)
-    with config.at("source"):
-        plan = Plan(source, config.limit)
-    loaded = parts.configured_model(config, known)
-    preprocessor = parts.configured_preprocessor(config, known, loaded)
-    with ExitStack() as stack:
-        stack.enter_context(ready(loaded.module, device))
-        with config.at("taps"):
-            tapped = TappedModel(
-                loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=known
-            )
-            line = Line(stack.enter_context(tapped), preprocessor, Slot.of(preprocessor), device)
-            columns = line.probe()
-        info = RunInfo(
-            id=uuid.uuid4().hex,
-            planned=plan.count,
-            columns=columns,
-            batch_size=config.batch_size,
-            shard_rows=config.shard_rows or default_rows(columns, config.batch_size),
-            device=str(device),
-            path=Path(sink.params.path) if isinstance(sink, FileSink) else None,
-            config=config.plain(),
-            about=loaded.about,
-        )
+    with prepared(loaded, known) as this, ExitStack() as stack:
+        sink, info = this.sink, this.info
         output: Output = SinkOutput(sink)
         if isinstance(sink, FileSink):
-            prints = provenance.fingerprint(config, known, info, plan, preprocessor)
-            facts = provenance.manifest(config, info, prints)
-            store = stack.enter_context(open_store(Path(sink.params.path), sink, facts))
+            store = stack.enter_context(open_store(Path(sink.params.path), sink, provenance.manifest(this)))
             output = FolderOutput(store)
             if store.is_complete:
                 return _report(info, output.tally(), output, sink, 0.0, already=True)
-        return _Walk(config, plan, line, sink, output, events, info, started).run()
+        return _Walk(this, output, started).walk()
 
 
 def extract(
@@ -142,47 +111,42 @@ def extract(
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """One run from its first image to its report, with all its parts built."""
+    """One run from its first image to its report."""
 
-    config: RunConfig
-    plan: Plan
-    line: Line
-    sink: Sink
+    run: Prepared
     output: Output
-    events: Events
-    info: RunInfo
     started: float
 
-    def run(self) -> Report:
-        tally = self.output.tally()
-        info = dataclasses.replace(self.info, resumed=tally.planned)
-        with guard(self.sink):
-            self.sink.open(info)
-        self.events.run_started(info)
+    def walk(self) -> Report:
+        sink, events, tally = self.run.sink, self.run.events, self.output.tally()
+        info = dataclasses.replace(self.run.info, resumed=tally.planned)
+        with guard(sink):
+            sink.open(info)
+        events.run_started(info)
         try:
             self._extract(info, tally)
             seconds = time.monotonic() - self.started
             self.output.finish(seconds)
-            report = _report(info, tally, self.output, self.sink, seconds)
-            with guard(self.sink):
-                self.sink.close(report)
+            report = _report(info, tally, self.output, sink, seconds)
+            with guard(sink):
+                sink.close(report)
         except BaseException as error:
-            self.events.run_finished(info, None, error)
+            events.run_finished(info, None, error)
             raise
-        self.events.run_finished(info, report, None)
+        events.run_finished(info, report, None)
         return report
 
     def _extract(self, info: RunInfo, tally: Tally) -> None:
-        first = tally.shards
+        line, first = self.run.line, tally.shards
         stream = batches(
-            self.plan.records(first * info.shard_rows),
-            self.line.preprocessor,
-            self.line.slot,
+            self.run.plan.records(first * info.shard_rows),
+            line.preprocessor,
+            line.slot,
             batch_size=info.batch_size,
-            workers=self.config.workers or default_workers(),
+            workers=self.run.config.workers or default_workers(),
         )
         with closing(stream), Writer(self.output) as writer:
-            done = self._watched(self.line.activations(stream, info.columns), info, tally)
+            done = self._watched(line.activations(stream, info.columns), info, tally)
             for gathered in gather(done, info.columns, info.shard_rows, first):
                 tally.nonfinite.update(gathered.nonfinite)
                 tally.shards += 1
@@ -192,28 +156,25 @@ class _Walk:
     def _watched(
         self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally
     ) -> Iterator[tuple[Batch, Activations]]:
-        most = self._most_failures()
+        config, events = self.run.config, self.run.events
+        most = config.max_failures
+        most = most if isinstance(most, int) else max(_FEWEST_FAILURES, int(most * info.planned))
         for batch, activations in done:
             for failure in batch.failures.values():
                 tally.reasons[failure.reason] += 1
-                self.events.image_failed(info, failure.record, failure.reason)
-                if self.config.on_error == "fail":
+                events.image_failed(info, failure.record, failure.reason)
+                if config.on_error == "fail":
                     raise _refused(failure)
             if tally.failed > most:
-                raise ImageError(
-                    "max_failures", f"stopped: {tally.failed} images failed, and max_failures allows {most}"
-                )
+                reason = f"stopped: {tally.failed} images failed, and max_failures allows {most}"
+                raise ImageError("max_failures", reason)
             tally.planned += len(batch.records)
-            self.events.batch_done(info, len(batch.records))
+            events.batch_done(info, len(batch.records))
             yield batch, activations
-
-    def _most_failures(self) -> int:
-        most = self.config.max_failures
-        return most if isinstance(most, int) else max(_FEWEST_FAILURES, int(most * self.plan.count))
 
     def _committed(self, number: int | None, info: RunInfo) -> None:
         if number is not None:
-            self.events.shard_committed(info, number)
+            self.run.events.shard_committed(info, number)
 
 
 def _refused(failure: Failure) -> ImageError:

@@ -5,60 +5,63 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import socket
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from layertap.config import PARTS, RunConfig
 from layertap.contracts import Preprocessor
-from layertap.plan import Plan
 from layertap.plugins import Plugins
-from layertap.records import Column, RunInfo
+from layertap.prepared import Prepared
+from layertap.records import Column
 
 _LIBRARIES = ("layertap", "torch", "torchvision", "pillow", "numpy")
 
 
-def fingerprint(
-    config: RunConfig, plugins: Plugins, run: RunInfo, plan: Plan, preprocessor: Preprocessor
-) -> dict[str, Any]:
-    """Everything that can change a value or the place of a row, by name; two runs with equal ones give equal bytes."""
-    plain = config.plain()
-    return {
-        "model": plain["model"],
-        "about": dict(run.about),
-        "taps": plain["taps"],
-        "columns": {name: [list(column.shape), column.dtype] for name, column in run.columns.items()},
-        "preprocess": described(preprocessor),
-        "source": plain["source"],
-        "images": plan.count,
-        "ids": plan.digest,
-        "sink": plain["sink"]["type"],
-        "batch_size": run.batch_size,
-        "shard_rows": run.shard_rows,
-        "device": run.device.partition(":")[0],
-        "threads": torch.get_num_threads(),
-        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
-        **{f"version of {name}": version for name, version in _versions(config, plugins).items()},
-    }
-
-
-def manifest(config: RunConfig, run: RunInfo, prints: Mapping[str, Any]) -> dict[str, Any]:
+def manifest(this: Prepared) -> dict[str, Any]:
     """The manifest of a run that is about to start."""
+    info = this.info
     return {
-        "run": run.id,
-        "config": config.plain(),
-        "fingerprint": dict(prints),
-        "model": dict(run.about),
-        "taps": {name: _column(column) for name, column in run.columns.items()},
-        "planned": run.planned,
-        "batch_size": run.batch_size,
-        "shard_rows": run.shard_rows,
-        "device": run.device,
+        "run": info.id,
+        "config": dict(info.config),
+        "fingerprint": _fingerprint(this),
+        "model": dict(info.about),
+        "taps": {name: _column(column) for name, column in info.columns.items()},
+        "planned": info.planned,
+        "batch_size": info.batch_size,
+        "shard_rows": info.shard_rows,
+        "device": info.device,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "host": {"name": socket.gethostname(), "system": platform.platform()},
     }
+
+
+def _fingerprint(this: Prepared) -> dict[str, Any]:
+    """Everything that can change a value or the place of a row, by name; two runs with equal ones give equal bytes."""
+    info, preprocessor = this.info, this.line.preprocessor
+    return {
+        "model": info.config["model"],
+        "about": dict(info.about),
+        "taps": info.config["taps"],
+        "columns": {name: [list(column.shape), column.dtype] for name, column in info.columns.items()},
+        "preprocess": {"class": type(preprocessor).__name__, **_params(preprocessor)},
+        "source": info.config["source"],
+        "images": this.plan.count,
+        "ids": this.plan.digest,
+        "sink": info.config["sink"]["type"],
+        "batch_size": info.batch_size,
+        "shard_rows": info.shard_rows,
+        "device": info.device.partition(":")[0],
+        "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+        **{f"version of {name}": version for name, version in _versions(this.config, this.plugins).items()},
+    }
+
+
+def _params(preprocessor: Preprocessor) -> dict[str, Any]:
+    params = preprocessor.params
+    return {} if params is None else dict(params.model_dump(mode="json"))
 
 
 def _versions(config: RunConfig, plugins: Plugins) -> dict[str, str]:
@@ -69,12 +72,6 @@ def _versions(config: RunConfig, plugins: Plugins) -> dict[str, str]:
         if registered is not None:
             found[registered.distribution] = registered.version
     return found
-
-
-def described(preprocessor: Preprocessor) -> dict[str, Any]:
-    """A preprocessor as data: its class and its parameters."""
-    params = preprocessor.params
-    return {"class": type(preprocessor).__name__, **(params.model_dump(mode="json") if params is not None else {})}
 
 
 def _column(column: Column) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""All that a run can know before its first image: parts built, records counted, probe passed. Nothing is written."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from layertap import parts
+from layertap.config import RunConfig
+from layertap.contracts import FileSink, Sink, Source
+from layertap.events import Events
+from layertap.line import Line, find_device, ready
+from layertap.plan import Plan
+from layertap.plugins import Plugins
+from layertap.records import RunInfo
+from layertap.shards import default_rows
+from layertap.stream import Slot
+from layertap.taps import TappedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that could start now."""
+
+    config: RunConfig
+    plugins: Plugins
+    plan: Plan
+    line: Line
+    sink: Sink
+    events: Events
+    info: RunInfo
+
+
+@contextmanager
+def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
+    """The parts of a run, with the model tapped and on its device for as long as the block lasts.
+
+    What is quick to check comes first: a missing folder is told before a model is loaded. Raises `LayertapError`.
+    """
+    source, sink = config.build("source", plugins), config.build("sink", plugins)
+    assert isinstance(source, Source)
+    assert isinstance(sink, Sink)
+    events = Events(config.build_observers(plugins))
+    with config.at("device"):
+        device = find_device(config.device)
+    with config.at("source"):
+        plan = Plan(source, config.limit)
+    loaded = parts.configured_model(config, plugins)
+    preprocessor = parts.configured_preprocessor(config, plugins, loaded)
+    slot = Slot.of(preprocessor)
+    with config.at("taps"):
+        tapped = TappedModel(
+            loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=plugins
+        )
+    with ready(loaded.module, device), tapped:
+        line = Line(tapped, preprocessor, slot, device)
+        with config.at("taps"):
+            columns = line.probe()
+        info = RunInfo(
+            id=uuid.uuid4().hex,
+            planned=plan.count,
+            columns=columns,
+            batch_size=config.batch_size,
+            shard_rows=config.shard_rows or default_rows(columns, config.batch_size),
+            device=str(device),
+            path=Path(sink.params.path) if isinstance(sink, FileSink) else None,
+            config=config.plain(),
+            about=loaded.about,
+        )
+        yield Prepared(config, plugins, plan, line, sink, events, info)
