@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from layertap import parts
 from layertap.config import RunConfig, load_config
-from layertap.errors import TapError
+from layertap.errors import ConfigError, LayertapError, PluginError, TapError, WeightsError
 from layertap.grammar import Spec, Tap
 from layertap.line import ready
 from layertap.plugins import Plugins, guard
@@ -42,31 +44,46 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
     Its weights are not loaded, where its provider knows `weights: random`: shapes do not depend on them.
     """
     known = Plugins.load(plugins)
-    if Path(target).suffix in _CONFIGS:
+    is_file = Path(target).suffix in _CONFIGS or Path(target).is_file()
+    if is_file:
         config = load_config(target, overrides, known)
     else:
-        # The source and the sink are never built: they only make the configuration whole.
-        config = load_config({"model": target, "source": "samples", "sink": "discard"}, overrides, known)
-    config = _untrained(config, known)
-    loaded = parts.configured_model(config, known)
+        # The source and the sink are neither checked nor built: they only make the configuration whole.
+        whole = {"model": target, "source": "none", "sink": "none"}
+        config = load_config(whole, overrides, known, of=("model", "preprocess", "taps"))
+    loaded = _loaded(config, known)
     preprocessor = parts.configured_preprocessor(config, known, loaded)
     slot = Slot.of(preprocessor)
     images = 2
     with guard(preprocessor):
         inputs = preprocessor.finish(torch.zeros((images, *slot.shape), dtype=slot.dtype))
     with ready(loaded.module, torch.device("cpu")):
-        layers = survey(loaded.module, inputs)
+        layers = _survey(loaded, inputs)
     # A model's name alone asks for no taps, unless the overrides do.
-    asked = Path(target).suffix in _CONFIGS or "taps" in (overrides or {})
+    asked = is_file or "taps" in (overrides or {})
     taps, unmatched = _marks(config.taps if asked else (), loaded)
     return Anatomy(layers, images, taps, unmatched)
 
 
-def _untrained(config: RunConfig, plugins: Plugins) -> RunConfig:
-    if "weights" not in plugins.find("model", config.model.type).cls.Params.model_fields:
-        return config
-    spec = Spec(type=config.model.type, params={**config.model.params, "weights": "random"})
-    return config.model_copy(update={"model": spec})
+def _loaded(config: RunConfig, plugins: Plugins) -> LoadedModel:
+    if "weights" in plugins.find("model", config.model.type).cls.Params.model_fields:
+        spec = Spec(type=config.model.type, params={**config.model.params, "weights": "random"})
+        # A stranger's provider may mean something else by `weights`; then what is configured is loaded.
+        with suppress(ConfigError, WeightsError):
+            return parts.configured_model(config.model_copy(update={"model": spec}), plugins)
+    return parts.configured_model(config, plugins)
+
+
+def _survey(loaded: LoadedModel, inputs: Tensor) -> list[LayerInfo]:
+    try:
+        return survey(loaded.module, inputs)
+    except LayertapError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise PluginError(
+            f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {said}"
+        ) from error
 
 
 def _marks(taps: Sequence[Tap], loaded: LoadedModel) -> tuple[dict[str, list[str]], list[str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 
 from layertap.errors import ConfigError, LayertapError
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from layertap.records import Report
 
 SOME_FAILED, INTERRUPTED, TERMINATED = 3, 130, 143
+
+# What a wrong command line raises: click's ClickException. Newer versions of typer carry a click of their own inside,
+# and then it is not that of the package click, which may not be installed at all.
+_UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 app = typer.Typer(
     help="Extract features: point it at images, name layers, get their activations.",
@@ -36,22 +40,30 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-class _Terminated(BaseException):
-    """SIGTERM, on its way out through every `finally`."""
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM, on its way out through every `finally`; unlike KeyboardInterrupt, typer lets it pass."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
 
 
-@app.callback(invoke_without_command=True)
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"layertap {version('layertap')}")
+        raise typer.Exit
+
+
+@app.callback()
 def root(
     context: typer.Context,
     plugin: Own = None,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
     context.obj = plugin or []
-    if version:
-        from importlib.metadata import version as version_of
-
-        typer.echo(f"layertap {version_of('layertap')}")
-        raise typer.Exit
 
 
 @app.command()
@@ -144,12 +156,12 @@ def init(
     from layertap.schema import config_schema
 
     text = files("layertap").joinpath("starter.yaml").read_text("utf-8")
+    described = config_schema(Plugins.load([*context.obj, *(plugin or [])]))
     schema_path = path.with_name("layertap.schema.json")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-        known = Plugins.load([*context.obj, *(plugin or [])])
-        schema_path.write_text(json.dumps(config_schema(known), indent=2) + "\n", "utf-8")
+        schema_path.write_text(json.dumps(described, indent=2) + "\n", "utf-8")
     except FileExistsError:
         raise ConfigError(f"{path}: exists already; name another file: layertap init FILE") from None
     except OSError as error:
@@ -159,25 +171,32 @@ def init(
 
 def main() -> NoReturn:
     """The console script: runs a command and exits with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    _catch(signal.SIGTERM, TERMINATED)
+    _catch(signal.SIGINT, INTERRUPTED)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that a terminal has no letters for must not fail a run that is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = typer.main.get_command(app).main(standalone_mode=False)
-    except click.ClickException as error:
+    except _UsageFault as error:
         error.show()
         code = error.exit_code
     except LayertapError as error:
         typer.echo(" ".join(str(error).splitlines()), err=True)
         code = error.code
-    except (KeyboardInterrupt, click.Abort):
-        typer.echo("interrupted; what is committed stays, and the same command goes on from there", err=True)
-        code = INTERRUPTED
-    except _Terminated:
-        code = TERMINATED
+    except _Stopped as stopped:
+        typer.echo("stopped; what is committed stays, and the same command goes on from there", err=True)
+        code = stopped.code
     sys.exit(code)
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise _Terminated
+def _catch(number: signal.Signals, code: int) -> None:
+    def stop(number: int, frame: object) -> NoReturn:
+        raise _Stopped(code)
+
+    # Who was started with a signal ignored (nohup, a shell's background) shall go on ignoring it.
+    if signal.getsignal(number) is not signal.SIG_IGN:
+        signal.signal(number, stop)
 
 
 def _report_data(report: Report) -> dict[str, Any]:
@@ -243,13 +262,21 @@ def _shape(shape: list[int | str]) -> str:
 
 
 def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    if not sys.stdout.isatty():
+        # In a pipe there is no width to keep to: a line stays a line.
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        for row in (columns, *rows):
+            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for number, column in enumerate(columns):
+        # The name is there to be copied: on a narrow terminal all else folds first.
+        longest = max(len(row[0]) for row in rows) if rows and not number else None
+        table.add_column(column, overflow="fold", min_width=longest)
     for row in rows:
         table.add_row(*(Text(cell, style="bold" if row[-1].startswith("<-") else "") for cell in row))
-    console = Console(highlight=False)
-    # In a pipe there is no width to keep to: a line stays a line.
-    console.print(table, width=console.width if console.is_terminal else 240, no_wrap=not console.is_terminal)
+    Console(highlight=False).print(table)

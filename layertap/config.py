@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from layertap.contracts import Plugin
-from layertap.document import Document, Where, parse_value, read_document
+from layertap.document import Document, Where, as_written, parse_value, read_document
 from layertap.errors import ConfigError, TapError, WeightsError, did_you_mean, first_fault
 from layertap.grammar import Spec, Tap, Taps
 from layertap.plugins import Plugins, Registered, guard
@@ -28,7 +29,11 @@ MODEL_PREPROCESSOR = "model"
 # The keys of the configuration that name one plugin, and its kind.
 PARTS: Mapping[str, str] = {"model": "model", "source": "source", "preprocess": "preprocessor", "sink": "sink"}
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+# What a first configuration lacks, as it would be written.
+_EXAMPLES = {"source": "source: {type: folder, path: images/}", "sink": "sink: {type: npy, path: features/}"}
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
+_NO_STRING = re.compile(r"should be a valid string, not [-+.\dTFN]")
 
 
 def model_short(value: Any) -> Any:
@@ -68,7 +73,9 @@ class RunConfig(pydantic.BaseModel):
     source: Spec = Field(description="where the images come from")
     preprocess: Spec = Field(default=Spec(type=MODEL_PREPROCESSOR), description="how an image becomes model input")
     sink: Spec = Field(description="where the features go")
-    device: Annotated[str, BeforeValidator(_device)] = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    device: Annotated[str, BeforeValidator(_device)] = Field(
+        "auto", description="auto, cpu, cuda, cuda:N or mps", json_schema_extra={"pattern": f"^({_DEVICE.pattern})$"}
+    )
     batch_size: Positive = Field(64, description="images in one forward")
     workers: Positive | None = Field(None, description="decoding threads; one a core by default")
     limit: Positive | None = Field(None, description="only the first N records")
@@ -88,13 +95,14 @@ class RunConfig(pydantic.BaseModel):
             raise ValueError(f"shard_rows: {self.shard_rows} is no multiple of batch_size ({self.batch_size})")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        # Where it was read does not make it another configuration.
+        return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented
+
     def plain(self) -> dict[str, Any]:
         """The configuration as it would be written: plain data that `load_config` reads back to the same."""
-        data: dict[str, Any] = self.model_dump(mode="json", exclude={*PARTS, "taps", "observers"})
-        data |= {key: _written(getattr(self, key)) for key in PARTS}
-        data["taps"] = [_written_tap(tap) for tap in self.taps]
-        data["observers"] = [_written(spec) for spec in self.observers]
-        return {key: data[key] for key in type(self).model_fields}
+        data = {key: getattr(self, key) for key in type(self).model_fields}
+        return {key: self._document.plain(value, (key,), _data) for key, value in data.items()}
 
     def build(self, key: str, plugins: Plugins) -> Plugin:
         """The plugin that `key` names (`source`, `sink`, `model`, `preprocess`), with its parameters validated."""
@@ -111,12 +119,15 @@ class RunConfig(pydantic.BaseModel):
         try:
             yield
         except (ConfigError, TapError, WeightsError) as error:
-            raise type(error)(str(self._document.fault(where, str(error)))) from error
+            # In place: a plugin may have made a class of its own, whose constructor is not ours to call.
+            error.args = (str(self._document.fault(where, str(error))),)
+            raise
 
-    def check(self, plugins: Plugins) -> None:
-        """Raise `ConfigError` for the first type or parameter that no installed plugin knows."""
+    def check(self, plugins: Plugins, of: Collection[str]) -> None:
+        """Raise `ConfigError` for the first type or parameter under the keys `of` that no installed plugin knows."""
         for where, kind, spec in self._specs():
-            _params(_registered(kind, spec, plugins, self._document, where), spec, self._document, where)
+            if where[0] in of:
+                _params(_registered(kind, spec, plugins, self._document, where), spec, self._document, where)
 
     def _specs(self) -> Iterable[tuple[Where, str, Spec]]:
         for key, kind in PARTS.items():
@@ -126,11 +137,13 @@ class RunConfig(pydantic.BaseModel):
                     raise self._document.fault((key, parameter), "unknown key: `type: model` has no parameters")
                 continue
             yield (key,), kind, spec
-        for index, tap in enumerate(self.taps):
+        written = self._document.data
+        names = written["taps"] if isinstance(written.get("taps"), Mapping) else range(len(self.taps))
+        for name, tap in zip(names, self.taps, strict=False):
             for place, spec in enumerate(tap.reduce):
-                yield ("taps", index, "reduce", place), "reducer", spec
+                yield as_written(("taps", name, "reduce", place), written), "reducer", spec
         for index, spec in enumerate(self.observers):
-            yield ("observers", index), "observer", spec
+            yield as_written(("observers", index), written), "observer", spec
 
 
 def build_part(kind: str, spec: Spec, plugins: Plugins, document: Document, where: Where) -> Plugin:
@@ -148,37 +161,51 @@ def _registered(kind: str, spec: Spec, plugins: Plugins, document: Document, whe
         hint = ""
         if kind == "source" and ("/" in spec.type or Path(spec.type).exists()):
             hint = f" (for a folder of images: {{type: folder, path: {spec.type}}})"
+        if kind == "model" and plugins.tables[kind]:
+            hint = f" (TYPE/NAME, as in {next(iter(plugins.tables[kind]))}/{spec.type.rpartition('/')[2]})"
         raise document.fault((*where, "type"), f"{error}{hint}") from error
 
 
 def _params(registered: Registered, spec: Spec, document: Document, where: Where) -> pydantic.BaseModel:
     model = registered.cls.Params
-    try:
-        # As JSON, so that strict types still let a list be a tuple and a string a path.
-        return model.model_validate_json(json.dumps(spec.params, default=os.fspath), strict=True)
-    except pydantic.ValidationError as error:
-        place, what = first_fault(error)
-        raise _located(document, (*where, *place), what, model.model_fields) from error
-    except TypeError as error:
-        raise document.fault(where, f"parameters are plain data: {error}") from error
+    # As JSON, so that strict types still let a list be a tuple and a string a path.
+    text = json.dumps(document.plain(spec.params, where, _data))
+    with guard(registered.cls):
+        try:
+            return model.model_validate_json(text, strict=True)
+        except pydantic.ValidationError as error:
+            place, what = _first_fault(error, spec.params)
+            if what == "unknown key" and not model.model_fields:
+                what = f"unknown key: the {registered.kind} {spec.type} has no parameters"
+            if what.startswith("unknown key") and (*where, "type") in document.overridden:
+                what += f" ({where[0]}={spec.type} replaces all of it)"
+            fields = model.model_fields if len(place) == 1 else ()
+            raise _located(document, (*where, *place), what, fields) from error
 
 
-def load_config(config: ConfigLike, overrides: Mapping[str, Any] | None, plugins: Plugins) -> RunConfig:
+def load_config(
+    config: ConfigLike,
+    overrides: Mapping[str, Any] | None,
+    plugins: Plugins,
+    *,
+    of: Collection[str] = tuple(RunConfig.model_fields),
+) -> RunConfig:
     """The configuration in a YAML file, a mapping or a RunConfig, with `overrides` laid over it and every part checked.
 
-    Keys of `overrides` may be dotted (`source.path`); a mapping given whole replaces the old one.
-    Raises `ConfigError`: `file:line:column: key: what`.
+    Keys of `overrides` may be dotted (`source.path`); a mapping given whole replaces the old one. `of`: the keys whose
+    plugins matter; by default all of them. Raises `ConfigError`: `file:line:column: key: what`.
     """
     document = _document_of(config)
     for key, value in (overrides or {}).items():
         _override(document, key, value, plugins)
+    document.data = document.plain(document.data, (), _data)
     try:
         result = RunConfig.model_validate(document.data)
     except pydantic.ValidationError as error:
-        where, what = first_fault(error)
+        where, what = _first_fault(error, document.data)
         raise _located(document, where, what, _fields_at(where)) from error
     result._document = document
-    result.check(plugins)
+    result.check(plugins, of)
     return result
 
 
@@ -199,7 +226,8 @@ class Typed(str):
 
 def _document_of(config: ConfigLike) -> Document:
     if isinstance(config, RunConfig):
-        return Document(config._document.name, config.plain(), config._document.places, config._document.overridden)
+        known = config._document
+        return Document(known.name, config.plain(), dict(known.places), dict(known.overridden))
     if isinstance(config, Mapping):
         return Document("config", {str(key): value for key, value in config.items()})
     return read_document(Path(config))
@@ -214,6 +242,8 @@ def _override(document: Document, key: str, value: Any, plugins: Plugins) -> Non
     if len(where) > 1:
         if where[0] not in PARTS:
             raise ConfigError(f"{label}: {key}: {where[0]} has no keys inside; give it whole")
+        if "" in where:
+            raise ConfigError(f"{label}: {key}: a key's name is missing beside a dot")
         target = document.data[where[0]] = _opened(where[0], document.data.get(where[0]))
         for depth, part in enumerate(where[1:-1], 2):
             inner = target.get(part, {})
@@ -223,19 +253,16 @@ def _override(document: Document, key: str, value: Any, plugins: Plugins) -> Non
     if isinstance(value, Typed) and not _takes_text(where, document.data, plugins):
         value = parse_value(value, f"{COMMAND_LINE}: {key}")
     target[where[-1]] = str(value) if isinstance(value, Typed) else value
-    document.overridden[where] = label
+    document.override(where, label)
 
 
 def _opened(key: str, value: Any) -> dict[str, Any]:
     """The mapping behind a part's short form or default, so that single keys can be laid over it."""
     if value is None:
-        default = RunConfig.model_fields[key].default
-        return _written(default) if isinstance(default, Spec) else {}
-    value = model_short(value) if key == "model" else value
-    if isinstance(value, str):
-        return {"type": value}
-    if isinstance(value, Spec):
-        return _written(value)
+        value = RunConfig.model_fields[key].default
+        if not isinstance(value, Spec):
+            return {}
+    value = _data(model_short(value) if key == "model" else value)
     return dict(value) if isinstance(value, Mapping) else {"type": value}
 
 
@@ -254,25 +281,29 @@ def _takes_text(where: tuple[str, ...], data: Mapping[str, Any], plugins: Plugin
 
 
 def _is_text(annotation: Any) -> bool:
-    if annotation in (str, Path):
-        return True
-    arguments = [argument for argument in get_args(annotation) if argument is not type(None)]
-    return bool(arguments) and all(isinstance(a, str) or a in (str, Path) for a in arguments) and _is_choice(annotation)
+    """Whether all that an annotation allows (beside None) is text; `str | int` leaves the choice to YAML."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _is_text(arguments[0])
+    if origin is Literal:
+        return all(isinstance(argument, str) for argument in arguments)
+    if origin in (Union, types.UnionType):
+        return all(_is_text(argument) for argument in arguments if argument is not type(None))
+    return isinstance(annotation, type) and issubclass(annotation, (str, os.PathLike))
 
 
-def _is_choice(annotation: Any) -> bool:
-    return getattr(annotation, "__origin__", None) not in (list, tuple, set, dict)
-
-
-def _written(spec: Spec) -> dict[str, Any]:
-    return {"type": spec.type, **spec.params}
+def _data(value: Any) -> Any:
+    """Objects of ours as the data that one would write for them."""
+    if isinstance(value, Spec):
+        return {"type": value.type, **value.params}
+    return _written_tap(value) if isinstance(value, Tap) else value
 
 
 def _written_tap(tap: Tap) -> str | dict[str, Any]:
     if tap == _reread(tap):
         return str(tap)
     long = tap.model_dump(mode="json", exclude_defaults=True)
-    return {**long, "reduce": [_written(spec) for spec in tap.reduce]} if tap.reduce else long
+    return {**long, "reduce": [_data(spec) for spec in tap.reduce]} if tap.reduce else long
 
 
 def _reread(tap: Tap) -> Tap | None:
@@ -282,9 +313,39 @@ def _reread(tap: Tap) -> Tap | None:
         return None
 
 
+def _first_fault(error: pydantic.ValidationError, data: Mapping[str, Any]) -> tuple[Where, str]:
+    """Where in `data` the fault lies that is to be told, and what it is."""
+    for fault in error.errors(include_url=False):
+        # A misspelt key comes before the one that is missing for it.
+        if fault["type"] == "extra_forbidden":
+            return as_written(fault["loc"], data), "unknown key"
+    where, what = first_fault(error)
+    if where == ("taps",) and isinstance(data.get("taps"), Mapping):
+        return _in_mapping(data["taps"], what)
+    return as_written(where, data, missing=what == "is required"), what
+
+
+def _in_mapping(taps: Mapping[str, Any], what: str) -> tuple[Where, str]:
+    """A fault of `taps: {name: tap}`, which the grammar tells as `'name': key: what`, put where it stands."""
+    for name, tap in taps.items():
+        inner = what.removeprefix(f"{name!r}: ")
+        if inner != what:
+            key, _, rest = inner.partition(": ")
+            known = isinstance(tap, Mapping) and key in tap
+            return (("taps", name, key), rest) if known else (("taps", name), inner)
+    return ("taps",), what
+
+
 def _located(document: Document, where: Where, what: str, fields: Iterable[str]) -> ConfigError:
     if what == "unknown key":
-        what += did_you_mean(str(where[-1]), fields) or f" (known: {', '.join(fields)})"
+        known = f" (known: {', '.join(fields)})" if fields else ""
+        what += did_you_mean(str(where[-1]), fields) or known
+    if what == "is required" and len(where) == 1:
+        what += f", as in `{_EXAMPLES[str(where[0])]}`"
+    if _NO_STRING.match(what):
+        what += "; quote what is text"
+    if what.startswith("should be a valid boolean"):
+        what += "; write true or false"
     if not where and what.startswith("shard_rows: "):
         where, what = ("shard_rows",), what.removeprefix("shard_rows: ")
     return document.fault(where, what)

@@ -6,10 +6,13 @@ strings, and `12:30:45` is not a number.
 
 from __future__ import annotations
 
+import math
+import os
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, AnyStr, NoReturn, TypeAlias
 
 import yaml
 
@@ -21,13 +24,44 @@ Where: TypeAlias = "tuple[str | int, ...]"
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 10_000
 _MOST_DEPTH = 32
+_MOST_DIGITS = 100
+_TOO_MUCH = f"holds more than {_MOST_NODES:,} values, or is nested more than {_MOST_DEPTH} deep"
+
+# A message is one line on a screen, whatever a hostile file put into its keys and values.
+_LONGEST_MESSAGE = 2_000
 
 _BOOL, _INT, _FLOAT, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "null"))
-_STR, _MAP, _SEQ = (f"tag:yaml.org,2002:{name}" for name in ("str", "map", "seq"))
+_STR = "tag:yaml.org,2002:str"
+
+_HINTS = (
+    ("'\\t'", "; indent with spaces"),
+    ("mapping values are not allowed", "; quote a text that holds `: `"),
+)
 
 
 class _Loader(yaml.SafeLoader):
+    """Composes nodes with the limits and without the tags; nothing is ever constructed from them."""
+
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's own shape)
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self._name = name
+        self._nodes = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        self._nodes += 1
+        self._depth += 1
+        # Counted here and not afterwards: PyYAML needs ten seconds and all the stack for a megabyte of brackets.
+        if self._nodes > _MOST_NODES or self._depth > _MOST_DEPTH:
+            raise _fault(self._name, event.start_mark, _TOO_MUCH)
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise _fault(self._name, event.start_mark, f"the tag {tag} is not allowed: a configuration is plain data")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 for _tag, _pattern in (
@@ -51,7 +85,7 @@ class Document:
     def fault(self, where: Where, what: str) -> ConfigError:
         """The error `file:line:column: key: what` for the value at `where`, or for the nearest thing around it."""
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
-        what = f"{key}: {what}" if key else what
+        what = _shown(f"{key}: {what}" if key else what)
         for length in range(len(where), -1, -1):
             if where[:length] in self.overridden:
                 return ConfigError(f"{self.overridden[where[:length]]}: {what}")
@@ -60,24 +94,66 @@ class Document:
                 return ConfigError(f"{self.name}:{line}:{column}: {what}")
         return ConfigError(f"{self.name}: {what}")
 
+    def override(self, where: Where, label: str) -> None:
+        """Note that the value at `where` now comes from `label`; what stood there and below it, stands no more."""
+        for known in (self.places, self.overridden):
+            for place in [place for place in known if place[: len(where)] == where]:
+                del known[place]
+        self.overridden[where] = label
+
+    def plain(self, value: Any, where: Where, known: Callable[[Any], Any] = lambda value: value) -> Any:
+        """`value` as JSON has it: paths as strings, tuples as lists; `known` turns objects of ours into data first.
+
+        A run's configuration goes into its manifest and comes back to be compared: what JSON cannot hold would fail
+        there, after the work. Raises `ConfigError`.
+        """
+        value = known(value)
+        if len(where) > _MOST_DEPTH:
+            raise self.fault(where[:1], f"is nested more than {_MOST_DEPTH} deep")
+        if isinstance(value, os.PathLike):
+            value = os.fsdecode(value)
+        if isinstance(value, Mapping):
+            return {self._text(str(key), where): self.plain(v, (*where, str(key)), known) for key, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.plain(item, (*where, index), known) for index, item in enumerate(value)]
+        if isinstance(value, str):
+            return self._text(value, where)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int) and abs(value) < 10**_MOST_DIGITS:
+            return int(value)
+        if isinstance(value, float) and math.isfinite(value):
+            return float(value)
+        if isinstance(value, (int, float)):
+            raise self.fault(where, "is a number that a manifest cannot hold")
+        raise self.fault(where, f"must be plain data (text, numbers, lists, mappings), not {type(value).__name__}")
+
+    def _text(self, text: str, where: Where) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            what = f"{text!r} is not UTF-8 text; for a path: work in that folder, and name it `.`"
+            raise self.fault(where, what) from None
+        return str(text)
+
 
 def read_document(path: Path) -> Document:
     """The mapping in a YAML file. Raises `ConfigError` with line and column."""
     try:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > _MOST_BYTES:
         raise ConfigError(f"{path}: is larger than {_MOST_BYTES:,} bytes: is it a configuration?")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start})") from error
+        raise ConfigError(f"{path}:{_place(content, error.start)}: is not UTF-8 text") from error
     document = Document(str(path), {})
     data = _Reader(document).read(text)
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: holds no mapping of keys such as `source:` and `sink:`")
+        raise ConfigError(f"{path}:1:1: holds no mapping of keys such as `source:` and `sink:`")
     document.data = data
     return document
 
@@ -95,35 +171,30 @@ class _Reader:
         self.nodes = 0
 
     def read(self, text: str) -> Any:
-        name = self.document.name
         try:
-            loader = _Loader(text)
+            loader = _Loader(text, self.document.name)
             try:
                 node = loader.get_single_node()
             finally:
                 loader.dispose()
-            return self.build(node, ()) if node is not None else None
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-            raise ConfigError(f"{name}{place}: {error.problem or error.context}{_quoting(text, mark)}") from error
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{name}: is no YAML: {' '.join(str(error).split())}") from error
-        except RecursionError as error:
-            raise ConfigError(f"{name}: is nested more than {_MOST_DEPTH} deep") from error
+            _refuse(self.document.name, text, error)
+        except yaml.reader.ReaderError as error:
+            what = f"the character U+{ord(text[error.position]):04X} is not allowed in YAML"
+            raise ConfigError(f"{self.document.name}:{_place(text, error.position)}: {what}") from error
+        return self.build(node, ()) if node is not None else None
 
     def build(self, node: yaml.Node, where: Where) -> Any:
+        # Counted once more, because an alias is one node for the composer and all that it stands for here.
         self.nodes += 1
         if self.nodes > _MOST_NODES or len(where) > _MOST_DEPTH:
-            raise self.fault(node, f"holds more than {_MOST_NODES:,} values, or is nested more than {_MOST_DEPTH} deep")
+            raise self.fault(node, _TOO_MUCH)
         self.document.places.setdefault(where, (node.start_mark.line + 1, node.start_mark.column + 1))
-        if isinstance(node, yaml.MappingNode) and node.tag == _MAP:
+        if isinstance(node, yaml.MappingNode):
             return self.mapping(node, where)
-        if isinstance(node, yaml.SequenceNode) and node.tag == _SEQ:
+        if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*where, index)) for index, item in enumerate(node.value)]
-        if isinstance(node, yaml.ScalarNode):
-            return self.scalar(node)
-        raise self.fault(node, f"the tag {node.tag} is not allowed: a configuration is plain data")
+        return self.scalar(node)
 
     def mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -138,30 +209,79 @@ class _Reader:
             result[key] = self.build(value_node, (*where, key))
         return result
 
-    def scalar(self, node: yaml.ScalarNode) -> Any:
-        text = node.value
-        try:
-            match node.tag:
-                case tag if tag == _STR:
-                    return text
-                case tag if tag == _NULL:
-                    return None
-                case tag if tag == _BOOL:
-                    return text.lower() == "true"
-                case tag if tag == _INT:
-                    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-                case tag if tag == _FLOAT:
-                    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
-        except ValueError as error:
-            raise self.fault(node, f"cannot read the number: {error}") from error
-        raise self.fault(node, f"the tag {node.tag} is not allowed: a configuration is plain data")
+    def scalar(self, node: yaml.Node) -> Any:
+        text: str = node.value
+        if node.tag == _NULL:
+            return None
+        if node.tag == _BOOL:
+            return text.lower() == "true"
+        if node.tag == _INT:
+            if len(text) > _MOST_DIGITS:
+                raise self.fault(node, f"a number of {len(text):,} digits: quote it, if it is text")
+            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        if node.tag == _FLOAT:
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        return text
 
     def fault(self, node: yaml.Node, what: str) -> ConfigError:
-        return ConfigError(f"{self.document.name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {what}")
+        return _fault(self.document.name, node.start_mark, what)
 
 
-def _quoting(text: str, mark: yaml.Mark | None) -> str:
-    """A hint where the faulty line holds what YAML takes for its own."""
-    lines = text.splitlines()
-    line = lines[mark.line] if mark and mark.line < len(lines) else ""
-    return '; quote what holds `*`, `[` or `]`, as in "**.relu"' if any(c in line for c in "*[]") else ""
+def as_written(where: Where, data: Mapping[str, Any], *, missing: bool = False) -> Where:
+    """The way to a value as the user went it: without the branches of a union, without an index into a single thing.
+
+    `missing`: the last part is a key that is not there.
+    """
+    if where and where[0] not in data:
+        return where  # a default, which nobody wrote
+    result: list[str | int] = []
+    value: Any = data
+    for number, part in enumerate(where):
+        if isinstance(value, Mapping):
+            if part not in value and not (missing and number == len(where) - 1):
+                continue
+            value = value.get(part)
+        elif isinstance(value, (list, tuple)):
+            if not isinstance(part, int):
+                continue
+            value = value[part]
+        else:
+            break
+        result.append(part)
+    return tuple(result)
+
+
+def _place(text: AnyStr, position: int) -> str:
+    newline: Any = "\n" if isinstance(text, str) else b"\n"
+    return f"{text.count(newline, 0, position) + 1}:{position - text.rfind(newline, 0, position)}"
+
+
+def _fault(name: str, mark: yaml.Mark, what: str) -> ConfigError:
+    return ConfigError(f"{name}:{mark.line + 1}:{mark.column + 1}: {_shown(what)}")
+
+
+def _refuse(name: str, text: str, error: yaml.MarkedYAMLError) -> NoReturn:
+    """Say what PyYAML does not understand, where, and inside what that began in an earlier line."""
+    mark, context = error.problem_mark or error.context_mark, error.context_mark
+    what = error.problem or ""
+    if error.context:
+        began = f" (from line {context.line + 1})" if context and mark and context.line != mark.line else ""
+        what = f"{error.context}{began}, {what}"
+    what += "".join(hint for sign, hint in _HINTS if sign in what)
+    what += _quoting(text, {each.line for each in (mark, context) if each})
+    if mark is None:
+        raise ConfigError(f"{name}: {_shown(what)}") from error
+    raise _fault(name, mark, what) from error
+
+
+def _quoting(text: str, lines: set[int]) -> str:
+    """A hint where a faulty line holds what YAML takes for its own."""
+    held = "".join(line for number, line in enumerate(text.split("\n")) if number in lines)
+    return '; quote what holds `*`, `[` or `]`, as in "**.relu"' if any(c in held for c in "*[]") else ""
+
+
+def _shown(text: str) -> str:
+    """The text in one line: what no terminal should be given is escaped, and the middle of a long one left out."""
+    if len(text) > _LONGEST_MESSAGE:
+        text = f"{text[: _LONGEST_MESSAGE - 400]} ... {text[-400:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -122,8 +122,8 @@ class _Walk:
         info = dataclasses.replace(self.run.info, resumed=tally.planned)
         with guard(sink):
             sink.open(info)
-        events.run_started(info)
         try:
+            events.run_started(info)
             self._extract(info, tally)
             seconds = time.monotonic() - self.started
             self.output.finish(seconds)

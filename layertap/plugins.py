@@ -7,18 +7,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pluggy
 
 from layertap import hookspecs
-from layertap.contracts import ModelProvider, Observer, Plugin, Preprocessor, Reducer, Sink, Source
+from layertap.contracts import ModelProvider, Observer, Params, Plugin, Preprocessor, Reducer, Sink, Source
 from layertap.errors import ConfigError, LayertapError, PluginError, did_you_mean
 
 GROUP = "layertap"
@@ -33,10 +35,19 @@ KINDS: Mapping[str, type[Plugin]] = {
     "observer": Observer,
 }
 
+# Words of the pipeline and of a configuration that no plugin can take.
+_TAKEN_TYPES = {("preprocessor", "model")}
+_TAKEN_PARAMS = {"type", "params"}
+_TYPE_NAME = re.compile(r"[\w.-]+")
+
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """One type of one kind, and where it came from."""
+    """One type of one kind, and where it came from.
+
+    A plugin of the user's own has its file's name for a distribution and a digest of its text for a version, so that
+    an edited one is another one.
+    """
 
     kind: str
     type_name: str
@@ -65,16 +76,16 @@ class Plugins:
         """
         plugins = cls()
         for entry in _installed():
-            dist = entry.dist.name if entry.dist else "-"
-            name = f"{dist}:{entry.name}"
+            distribution, version = _origin(entry)
+            name = f"{distribution}:{entry.name}"
             try:
-                plugins._register(entry.load(), name, dist, entry.dist.version if entry.dist else "-")
-            except LayertapError:
-                raise
+                found = plugins._registered_by(entry.load(), name, distribution, version)
             except (Exception, SystemExit) as error:
                 plugins.failures[name] = _said(error)
+            else:
+                plugins._add(found)
         for reference in own:
-            plugins._register_own(reference)
+            plugins._add_own(reference)
         return plugins
 
     def find(self, kind: str, type_name: str) -> Registered:
@@ -98,84 +109,129 @@ class Plugins:
         for table in self.tables.values():
             yield from (table[name] for name in sorted(table))
 
-    def _register_own(self, reference: str) -> None:
+    def _add_own(self, reference: str) -> None:
         try:
-            module, name = _own_module(reference)
-            before = sum(1 for _ in self)
-            self._register(module, name, "-", "-")
-        except LayertapError:
-            raise
+            found = self._registered_by(*_own_module(reference))
         except (Exception, SystemExit) as error:
-            raise ConfigError(f"--plugin {reference}: {_said(error)}") from error
-        if sum(1 for _ in self) == before:
-            raise ConfigError(
-                f"--plugin {reference}: registers nothing; add a function such as "
-                "`@layertap.hookimpl def register_sources(register): register('name', Class)`"
-            )
+            hint = f"; there is a file {reference}.py" if Path(f"{reference}.py").is_file() else ""
+            raise ConfigError(f"--plugin {reference}: {_said(error)}{hint}") from error
+        self._add(found)
 
-    def _register(self, module: ModuleType, name: str, distribution: str, version: str) -> None:
+    def _registered_by(self, module: Any, name: str, distribution: str, version: str) -> list[Registered]:
+        """All that a plugin registers, none of which is in the tables before the whole plugin has passed."""
         manager = self._manager
+        if manager.is_registered(module):
+            return []
+        found: list[Registered] = []
+        file = getattr(module, "__file__", None) or "-"
+
+        def taker(kind: str) -> Callable[[str, type[Plugin]], None]:
+            def register(type_name: str, cls: type[Plugin]) -> None:
+                _check(kind, type_name, cls)
+                found.append(Registered(kind, type_name, cls, name, distribution, version, file))
+
+            return register
+
         others = manager.get_plugins()
         manager.register(module, name)
         try:
             manager.check_pending()
-            for kind, base in KINDS.items():
-
-                def register(type_name: str, cls: type[Plugin], kind: str = kind, base: type[Plugin] = base) -> None:
-                    if not (isinstance(cls, type) and issubclass(cls, base)):
-                        raise TypeError(f"{kind} {type_name!r} is no subclass of layertap.{base.__name__}")
-                    file = getattr(module, "__file__", None) or "-"
-                    self._add(Registered(kind, type_name, cls, name, distribution, version, file))
-
-                manager.subset_hook_caller(f"register_{kind}s", others)(register=register)
+            for kind in KINDS:
+                manager.subset_hook_caller(f"register_{kind}s", others)(register=taker(kind))
+            if not found:
+                raise TypeError(
+                    "registers nothing; add a function such as "
+                    "`@layertap.hookimpl def register_sources(register): register('name', Class)`"
+                )
         except BaseException:
             manager.unregister(module)
             raise
+        return found
 
-    def _add(self, new: Registered) -> None:
-        old = self.tables[new.kind].setdefault(new.type_name, new)
-        if old is not new:
-            raise PluginError(
-                f"two plugins register the {new.kind} type {new.type_name!r}: {old.plugin} ({old.file}) and "
-                f"{new.plugin} ({new.file}); uninstall one, or name those to load in {LIMIT}",
-                code=ConfigError.code,
-            )
+    def _add(self, found: Sequence[Registered]) -> None:
+        for new in found:
+            old = self.tables[new.kind].setdefault(new.type_name, new)
+            if old is not new:
+                raise PluginError(
+                    f"two plugins register the {new.kind} type {new.type_name!r}: {old.plugin} ({old.file}) and "
+                    f"{new.plugin} ({new.file}); uninstall one, or name those to load in {LIMIT}",
+                    code=ConfigError.code,
+                )
+
+
+def _check(kind: str, type_name: str, cls: type[Plugin]) -> None:
+    """Refuse a registration that could only go wrong later, in the middle of somebody's run."""
+    base = KINDS[kind]
+    if not (isinstance(type_name, str) and _TYPE_NAME.fullmatch(type_name)) or (kind, type_name) in _TAKEN_TYPES:
+        raise TypeError(f"{type_name!r} cannot be the name of a {kind}: letters, digits, `_`, `-` and `.`, not a word")
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise TypeError(f"{kind} {type_name!r} is no subclass of layertap.{base.__name__}")
+    if not (isinstance(cls.Params, type) and issubclass(cls.Params, Params)):
+        raise TypeError(f"{kind} {type_name!r}: its Params is no subclass of layertap.Params")
+    for taken in _TAKEN_PARAMS & cls.Params.model_fields.keys():
+        raise TypeError(f"{kind} {type_name!r}: no parameter can be named {taken!r}")
 
 
 def _installed() -> list[importlib.metadata.EntryPoint]:
-    entries = sorted(
-        importlib.metadata.entry_points(group=GROUP), key=lambda e: (e.dist.name if e.dist else "", e.name)
-    )
+    entries = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (_origin(entry), entry.name))
     limit = os.environ.get(LIMIT)
     if limit is None:
         return entries
     wanted = {word.strip() for word in limit.split(",") if word.strip()}
-    names = [({e.dist.name, e.name, f"{e.dist.name}:{e.name}"} if e.dist else {e.name}, e) for e in entries]
+    names = [({_origin(e)[0], e.name, f"{_origin(e)[0]}:{e.name}"}, e) for e in entries]
     known = set().union(*(aliases for aliases, _ in names))
     for word in sorted(wanted - known):
         raise ConfigError(f"{LIMIT}: no installed plugin or distribution is named {word!r}{did_you_mean(word, known)}")
     return [entry for aliases, entry in names if aliases & wanted]
 
 
-def _own_module(reference: str) -> tuple[ModuleType, str]:
+def _origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    """An entry point's distribution and version; half-removed installations have lost them."""
+    try:
+        facts = entry.dist.metadata if entry.dist else None
+    except Exception:  # whatever it is that importlib.metadata raises for a folder without METADATA
+        facts = None
+    known = {key: facts[key] for key in ("Name", "Version") if key in facts} if facts is not None else {}
+    return known.get("Name", "-"), known.get("Version", "-")
+
+
+def _own_module(reference: str) -> tuple[ModuleType, str, str, str]:
+    """The user's module, the plugin's name, and what stands for its distribution and version."""
     path = Path(reference)
     if path.suffix != ".py" and not path.is_file():
-        return importlib.import_module(reference), f"module:{reference}"
+        module = importlib.import_module(reference)
+        file = Path(getattr(module, "__file__", None) or "")
+        return module, f"module:{reference}", reference, _version_of(file.read_bytes()) if file.is_file() else "-"
     if not path.is_file():
         raise FileNotFoundError("no such file")
     path = path.resolve()
-    name = f"layertap_own_{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}_{path.stem}"
+    text = path.read_bytes()
+    # The text is part of the name: a file is run once as long as it stays the same, and again after an edit.
+    name = f"layertap_own_{_digest(os.fsencode(path))[:8]}_{_digest(text)[:8]}_{path.stem}"
+    return sys.modules.get(name) or _executed(name, path, text), f"file:{path}", path.name, _version_of(text)
+
+
+def _executed(name: str, path: Path, text: bytes) -> ModuleType:
+    """The module out of this very text: Python's cache of compiled files misses an edit within the same second."""
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None:
         raise ImportError("not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        exec(compile(text, path, "exec", dont_inherit=True), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise
-    return module, f"file:{path}"
+    return module
+
+
+def _version_of(text: bytes) -> str:
+    return f"sha256:{_digest(text)[:12]}"
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager
@@ -186,14 +242,24 @@ def guard(plugin: Plugin | type[Plugin]) -> Iterator[None]:
         yield
     except LayertapError:
         raise
-    except Exception as error:
+    # A plugin that calls sys.exit(0) must not end half a run as if all were well.
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and cls.extra is not None:
-            top = cls.__module__.partition(".")[0]
-            dist = importlib.metadata.packages_distributions().get(top, [top])[0]
+            dist = _distribution_of(cls)
             message = f"{_label(cls)} needs the package {error.name!r}: pip install '{dist}[{cls.extra}]'"
             raise PluginError(message, code=ConfigError.code) from error
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise PluginError(f"{_label(cls)} raised {_said(error)} (at {last.filename}:{last.lineno})") from error
+
+
+def _distribution_of(cls: type[Plugin]) -> str:
+    """The name to give to pip: that of the entry point which brought the class, or of its package's files."""
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        if entry.module == cls.__module__:
+            return _origin(entry)[0]
+    # Not the first choice: the files of an editable installation are not listed.
+    top = cls.__module__.partition(".")[0]
+    return importlib.metadata.packages_distributions().get(top, [top])[0]
 
 
 def _label(cls: type[Plugin]) -> str:
@@ -203,4 +269,6 @@ def _label(cls: type[Plugin]) -> str:
 
 def _said(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    hook = re.search(r"unknown hook '(\w+)'", said) if isinstance(error, pluggy.PluginValidationError) else None
+    return said + did_you_mean(hook[1], [f"register_{kind}s" for kind in KINDS]) if hook else said

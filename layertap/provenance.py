@@ -67,8 +67,10 @@ def _params(preprocessor: Preprocessor) -> dict[str, Any]:
 def _versions(config: RunConfig, plugins: Plugins) -> dict[str, str]:
     """The versions of the libraries that compute, and of every distribution whose plugins take part."""
     found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    for key, kind in PARTS.items():
-        registered = plugins.tables[kind].get(getattr(config, key).type)
+    used = [(kind, getattr(config, key).type) for key, kind in PARTS.items()]
+    used += [("reducer", spec.type) for tap in config.taps for spec in tap.reduce]
+    for kind, type_name in used:
+        registered = plugins.tables[kind].get(type_name)
         if registered is not None:
             found[registered.distribution] = registered.version
     return found

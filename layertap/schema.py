@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from layertap.config import MODEL_PREPROCESSOR, PARTS, RunConfig
 from layertap.grammar import Tap
-from layertap.plugins import Plugins
+from layertap.plugins import Plugins, guard
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -15,14 +16,18 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 def config_schema(plugins: Plugins) -> dict[str, Any]:
     """A JSON Schema (draft 2020-12) that editors check a YAML file against."""
     definitions: dict[str, Any] = {}
-    specs = {kind: _specs(kind, plugins, definitions) for kind in plugins.tables}
-    specs["preprocessor"]["anyOf"] += [_variant(MODEL_PREPROCESSOR, {"type": "object", "properties": {}})]
+    for kind in plugins.tables:
+        definitions[kind] = _kind(kind, plugins, definitions)
+    definitions["tap"] = _tap()
     base = RunConfig.model_json_schema()
-    properties = base["properties"]
+    defaults = RunConfig(source="-", sink="-").plain()
+    properties = {key: {**_about(about), **_static(about)} for key, about in base["properties"].items()}
     for key, kind in PARTS.items():
-        properties[key] = {**_about(properties[key]), **specs[kind]}
-    properties["observers"] = {**_about(properties["observers"]), "type": "array", "items": specs["observer"]}
-    properties["taps"] = {**_about(properties["taps"]), **_taps(specs["reducer"])}
+        properties[key] = {**_about(base["properties"][key]), **_ref(kind)}
+    properties["observers"] = {**_about(base["properties"]["observers"]), **_one_or_more("observer")}
+    properties["taps"] = {**_about(base["properties"]["taps"]), **_taps()}
+    for key in properties.keys() - set(base["required"]):
+        properties[key]["default"] = defaults[key]
     return {
         "$schema": DIALECT,
         "title": "layertap configuration",
@@ -35,15 +40,20 @@ def config_schema(plugins: Plugins) -> dict[str, Any]:
     }
 
 
-def _specs(kind: str, plugins: Plugins, definitions: dict[str, Any]) -> dict[str, Any]:
-    """A type's name alone, or a mapping with its parameters; for models also the short form TYPE/NAME."""
-    variants: list[Any] = []
+def _kind(kind: str, plugins: Plugins, definitions: dict[str, Any]) -> dict[str, Any]:
+    """A mapping with `type` and parameters, or the type alone where no parameter is required; TYPE/NAME for models."""
+    names = [MODEL_PREPROCESSOR] if kind == "preprocessor" else []
+    variants = [_variant(name, {"properties": {}}) for name in names]
     for name, registered in sorted(plugins.tables[kind].items()):
-        template = f"#/$defs/{kind}.{name}.{{model}}"
-        schema = registered.cls.Params.model_json_schema(ref_template=template)
+        with guard(registered.cls):
+            schema = registered.cls.Params.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
         definitions |= {f"{kind}.{name}.{inner}": body for inner, body in schema.pop("$defs", {}).items()}
         variants.append(_variant(name, schema))
-    return {"anyOf": [{"type": "string"}, *variants]}
+        names += [] if schema.get("required") else [name]
+    short: list[Any] = [{"enum": names}] if names else []
+    if kind == "model" and plugins.tables[kind]:
+        short.append({"type": "string", "pattern": f"^({'|'.join(map(re.escape, sorted(plugins.tables[kind])))})/."})
+    return {"anyOf": [*short, *variants]} if variants else {"not": {}}
 
 
 def _variant(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,16 +65,36 @@ def _variant(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _taps(reducer: Mapping[str, Any]) -> dict[str, Any]:
+def _tap() -> dict[str, Any]:
+    """A tap's string, or its long form."""
     long = Tap.model_json_schema()
-    one_or_more = {"anyOf": [reducer, {"type": "array", "items": reducer}]}
-    long["properties"]["reduce"] = {**_about(long["properties"]["reduce"]), **one_or_more}
     long.pop("$defs", None)
-    tap = {"anyOf": [{"type": "string"}, {"type": "object", **long}]}
-    return {
-        "anyOf": [{"type": "string"}, {"type": "array", "items": tap}, {"type": "object", "additionalProperties": tap}]
-    }
+    fields = long["properties"]
+    fields["reduce"] = {**_about(fields["reduce"]), **_one_or_more("reducer")}
+    items = fields["select"].pop("items")
+    fields["select"] = {**_about(fields["select"]), "anyOf": [items, {"type": "array", "items": items}]}
+    long["description"] = long["description"].partition("\n")[0]
+    return {"anyOf": [{"type": "string", "minLength": 1}, long]}
+
+
+def _taps() -> dict[str, Any]:
+    tap = _ref("tap")
+    listed = {"type": "array", "items": tap, "minItems": 1}
+    named = {"type": "object", "additionalProperties": tap, "minProperties": 1}
+    return {"anyOf": [{"type": "string", "minLength": 1}, listed, named]}
+
+
+def _one_or_more(kind: str) -> dict[str, Any]:
+    return {"anyOf": [_ref(kind), {"type": "array", "items": _ref(kind)}]}
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def _about(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: schema[key] for key in ("description", "default") if key in schema}
+    return {"description": schema["description"]} if "description" in schema else {}
+
+
+def _static(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in schema.items() if key not in ("title", "default")}
