@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pydantic
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layertap.contracts import Reducer
-from layertap.errors import TapError
+from layertap.errors import ConfigError, LayertapError, TapError, first_fault
 from layertap.grammar import Tap
 from layertap.plugins import Plugins, guard
 from layertap.records import TapInfo
@@ -20,35 +22,60 @@ from layertap.records import TapInfo
 _AXES = {1: "N", 2: "NC", 3: "NLC"}
 
 
+Hint = Callable[[str], str]
+"""Why a layer that exists may not have run, given its path."""
+
+
 @dataclass(slots=True)
 class Forward:
-    """What all captures of a tapped model share."""
+    """What all captures of a tapped model share, and how far the latest forward came."""
 
     detach: bool
     about: Mapping[str, Any]
     plugins: Plugins | None
+    began: bool = False
+    finished: bool = False
 
     def reducer(self, name: str, params: Mapping[str, Any]) -> Reducer:
         if self.plugins is None:
             self.plugins = Plugins.load()
         cls = self.plugins.find("reducer", name).cls
-        reducer = cls.of(**params)
+        try:
+            checked = cls.Params.model_validate(dict(params))
+        except pydantic.ValidationError as error:
+            where, what = first_fault(error)
+            raise ConfigError(f"the reducer {name!r}: {'.'.join(map(str, where))}: {what}") from error
+        with guard(cls):
+            reducer = cls(checked)
         assert isinstance(reducer, Reducer)
         return reducer
+
+
+@dataclass(slots=True)
+class _Way:
+    """The way of one call's values: reducers bound to what that call gave first, and how many rows it gave last.
+
+    Each call has its own, as the calls of one layer may differ in shape.
+    """
+
+    reducers: list[Reducer]
+    info: TapInfo | None = None
+    rows: int | None = None
 
 
 class Capture:
     """One tap on one layer: takes its calls' values as they come, and says what is wrong with them when asked."""
 
-    def __init__(self, tap: Tap, name: str, forward: Forward, *, of_pattern: bool) -> None:
+    def __init__(self, tap: Tap, name: str, forward: Forward, *, pattern: Tap | None) -> None:
         self.tap = tap
         self.name = name
-        self.of_pattern = of_pattern
+        self.pattern = pattern
+        """The glob or regular expression that brought it in."""
         self.calls = 0
-        self.shape: tuple[int, ...] = ()
-        self.info: TapInfo | None = None
+        self.strayed = False
+        """Whether another method of the model ran the layer since the latest forward: is its value the latest?"""
         self._forward = forward
-        self._reducers = [forward.reducer(spec.type, spec.params) for spec in tap.reduce]
+        self._ways = {0: _Way(self._reducers())}
         self._dtype: torch.dtype | None = getattr(torch, tap.dtype) if tap.dtype else None
         self._kept: dict[int, Tensor] = {}
         self._error: Exception | None = None
@@ -56,23 +83,31 @@ class Capture:
     def forget(self) -> None:
         """Make ready for the next forward: nothing of the last one may be read as the next one's."""
         self.calls = 0
+        self.strayed = False
         self._kept = {}
         self._error = None
 
     def offer(self, call: int, value: Any, expected: int | None) -> None:
-        """Keep call number `call`'s value if this tap wants it."""
+        """Keep call number `call`'s value if this tap wants it; `expected` is how many there will be, if known."""
         self.calls = call + 1
-        if self._error is not None or not self._wants(call, expected):
+        if not self._wants(call, expected):
             return
-        try:
-            if self.tap.call in (None, "last"):
-                self._kept.clear()
-            if call and self.tap.call is None:
-                return
-            self._kept[call] = self._keep(self._choose(value))
-        except Exception as error:
-            # Raised when the value is read: inside the forward, the model could swallow it.
-            self._error = error
+        if self.tap.call == "last":
+            # Whatever an earlier call gave, or what was wrong with it, is not asked for.
+            self._kept.clear()
+            self._error = None
+        if self.tap.call is None and call:
+            self._kept.clear()
+        elif self._error is None:
+            try:
+                self._kept[call] = self._keep(call, self._choose(value))
+            except (LayertapError, torch.OutOfMemoryError) as error:
+                # Raised when the value is read: inside the forward, the model could swallow it.
+                self._error = error
+            except Exception as error:
+                first = (str(error).splitlines() or [""])[0]
+                self._error = TapError(f"tap {self.name!r}: its value cannot be kept: {type(error).__name__}: {first}")
+                self._error.__cause__ = error
 
     def calls_needed(self, expected: int) -> int:
         """After how many calls of the layer this tap has all it wants, given how many there will be."""
@@ -80,50 +115,65 @@ class Capture:
             return self.tap.call + 1
         return expected
 
-    def names(self) -> list[str]:
-        """The names of its values: `:all` gives one a call."""
-        if self.tap.call != "all":
-            return [self.name]
-        if self.tap.name is not None:
-            return [f"{self.tap.name}:{call}" for call in range(self.calls)]
-        return [str(self.tap.model_copy(update={"call": call})) for call in range(self.calls)]
-
     @property
     def is_silent(self) -> bool:
-        """Whether a pattern brought it in and its layer did not run: it is passed over."""
-        return self.of_pattern and not self.calls
+        """Whether a pattern brought it in and its layer did not run in a whole forward: it is passed over."""
+        return self.pattern is not None and self._forward.finished and not self.calls and not self.strayed
 
-    def values(self) -> dict[str, Callable[[], Tensor]]:
+    @property
+    def infos(self) -> dict[str, TapInfo]:
+        """What its values are, by name, as far as it has any."""
+        ways = {self._name_of(call): self._ways[call].info for call in self._kept}
+        return {name: info for name, info in ways.items() if info is not None}
+
+    @property
+    def rows(self) -> dict[str, int | None]:
+        """The length of axis 0 of its values before reduction, by name; None for a scalar."""
+        return {self._name_of(call): self._ways[call].rows for call in self._kept}
+
+    def values(self, hint: Hint) -> dict[str, Callable[[], Tensor]]:
         """Its values by name, each to be called for; empty where it is silent."""
         if self.is_silent:
             return {}
         if self.tap.call == "all" and self.calls:
-            return {name: partial(self.value, call) for call, name in enumerate(self.names())}
-        return {self.name: self.value}
+            return {self._name_of(call): partial(self.value, hint, call) for call in range(self.calls)}
+        return {self.name: partial(self.value, hint)}
 
-    def value(self, call: int | None = None) -> Tensor:
-        """What it kept. Raises `TapError` where there is nothing, or nothing clear."""
-        self.check(lambda layer: "was the model itself called since the block was entered?")
+    def value(self, hint: Hint, call: int | None = None) -> Tensor:
+        """What it kept. Raises where there is nothing, or nothing clear."""
+        fault = self.fault(hint)
+        if fault is not None:
+            raise fault
         return self._kept[call] if call is not None else next(iter(self._kept.values()))
 
-    def check(self, hint: Callable[[str], str]) -> None:
-        """Raise what is wrong with the values of the latest forward, if anything is."""
-        layer = self.tap.layer
+    def fault(self, hint: Hint) -> Exception | None:
+        """What is wrong with the values of the latest forward, if anything is."""
+        layer, forward = self.tap.layer, self._forward
+        if self.strayed:
+            return TapError(
+                f"layer {layer!r} ran in another method than the model's forward, where one call cannot be told from "
+                "the next: use `taps.run(..., call=model.METHOD)`"
+            )
         if self._error is not None:
-            raise self._error
+            return self._error
         if not self.calls:
-            if not self.of_pattern:
-                raise TapError(f"layer {layer!r} did not run in the latest forward; {hint(layer)}")
-            return
+            if not forward.began:
+                return TapError(
+                    f"layer {layer!r} did not run in a forward: the model itself was not called since the block was "
+                    "entered; use `taps.run(..., call=...)` for another entry"
+                )
+            return TapError(f"layer {layer!r} did not run in the latest forward; {hint(layer)}")
         if self.tap.call is None and self.calls > 1:
-            choices = ", ".join(f"{layer}:{call}" for call in range(min(self.calls, 3)))
-            raise TapError(
-                f"layer {layer!r} runs {self.calls} times in one forward; choose {choices}"
-                f"{' ...' if self.calls > 3 else ''}, {layer}:last or {layer}:all"
+            return TapError(f"layer {layer!r} runs {self.calls} times in one forward; choose {self._calls()}")
+        if not forward.finished and not isinstance(self.tap.call, int):
+            return TapError(
+                f"layer {layer!r}: the latest forward did not finish, so how often it runs is not known; "
+                f"only a numbered call can be read, such as {self._string(0)}"
             )
         if not self._kept:
             last = self.calls - 1
-            raise TapError(f"{str(self.tap)!r}: layer {layer!r} runs {self.calls} times: calls go from 0 to {last}")
+            return TapError(f"{str(self.tap)!r}: layer {layer!r} runs {self.calls} times: calls go from 0 to {last}")
+        return None
 
     def _wants(self, call: int, expected: int | None) -> bool:
         wanted = self.tap.call
@@ -131,67 +181,117 @@ class Capture:
             return expected is None or call == expected - 1
         return wanted in (None, "all", call)
 
+    def _string(self, call: int | str) -> str:
+        return str(self.tap.model_copy(update={"call": call}))
+
+    def _calls(self) -> str:
+        numbered = ", ".join(self._string(call) for call in range(min(self.calls, 3)))
+        return f"{numbered}{' ...' if self.calls > 3 else ''}, {self._string('last')} or {self._string('all')}"
+
+    def _name_of(self, call: int) -> str:
+        """The name of one call's value: `:all` gives each its own."""
+        if self.tap.call != "all":
+            return self.name
+        return self._string(call) if self.tap.name is None else f"{self.tap.name}:{call}"
+
     def _choose(self, value: Any) -> Tensor:
         """The one tensor that the tap asks for out of what the layer returned or received."""
         keys = self.tap.select
         if self.tap.side == "input":
             args, kwargs = value
+            value = _Received({**dict(enumerate(args)), **kwargs})
             if not keys:
-                return _first((args, kwargs), self.tap)
-            value = args if isinstance(keys[0], int) else kwargs
+                return _first(value, self.tap)
         for done, key in enumerate(keys):
             try:
                 value = _item(value, key)
             except (LookupError, AttributeError):
-                raise TapError(f"{_where(self.tap, done)} has no [{key}]{_choices(value)}") from None
-        tensors = dict(tensors_of(value))
+                raise TapError(f"{_where(self.tap, done)} has no [{key}]{_choices(value, self.tap, done)}") from None
+        tensors = [tensor for _, tensor in tensors_of(value)]
         if len(tensors) == 1:
-            return next(iter(tensors.values()))
+            return tensors[0]
         if not tensors:
             raise TapError(f"{_where(self.tap, len(keys))} holds no tensor but {type(value).__name__}")
-        raise TapError(f"{_where(self.tap, len(keys))} holds {len(tensors)} tensors{_choices(value)}")
+        choices = _choices(value, self.tap, len(keys))
+        raise TapError(f"{_where(self.tap, len(keys))} holds {len(tensors)} tensors{choices}")
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _keep(self, call: int, tensor: Tensor) -> Tensor:
         """The tensor reduced and cast, sharing memory with nothing that anyone may change or hold on to."""
-        # Inside inference mode a copy would be an inference tensor, which cannot train a probe later.
-        with torch.inference_mode(False):
-            source = tensor.detach() if self._forward.detach else tensor
-            self._describe(source)
-            kept = source
-            for reducer in self._reducers:
-                with guard(reducer):
-                    kept = reducer(kept)
-            if self._dtype is not None:
-                kept = kept.to(self._dtype)
-            return kept if _is_own(kept, tensor) else kept.clone()
+        if tensor.is_nested:
+            raise TapError(f"tap {self.name!r}: its value is a nested tensor, whose rows have no one shape")
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            raise TapError(
+                f"tap {self.name!r}: its value lives inside a torch.func transform such as vmap, and ends there"
+            )
+        grad = torch.is_grad_enabled() and not self._forward.detach
+        # Inside inference mode a copy would be an inference tensor, which cannot train a probe later. Leaving that
+        # mode turns gradients on, even inside no_grad.
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            kept = tensor.detach() if self._forward.detach else tensor
+            way = self._way(call, kept)
+            for reducer in way.reducers:
+                with guard(reducer), _without_autocast(kept.device.type):
+                    kept = _reduced(reducer, kept)
+            cast = self._cast(kept)
+            # A cast is a copy that nobody else holds. All else may be a view of the layer's memory, or a buffer that
+            # a reducer uses again; clone() also drops the rest of a storage of which only a part is needed.
+            return cast if cast is not kept else kept.clone()
 
-    def _describe(self, tensor: Tensor) -> None:
-        self.shape = tuple(tensor.shape)
-        if self.info is not None:
-            return
+    def _cast(self, kept: Tensor) -> Tensor:
+        if self._dtype is None:
+            return kept
+        if kept.is_complex():
+            raise TapError(f"tap {self.name!r}: its value is complex, and {self.tap.dtype} would drop a part of it")
+        return kept.to(self._dtype)
+
+    def _way(self, call: int, tensor: Tensor) -> _Way:
+        way = self._ways.get(call)
+        if way is None:
+            way = self._ways[call] = _Way(self._reducers())
+        way.rows = tensor.shape[0] if tensor.shape else None
+        if way.info is None:
+            info = self._described(call, tensor)
+            for reducer in way.reducers:
+                with guard(reducer):
+                    reducer.bind(info)
+            way.info = info
+        return way
+
+    def _reducers(self) -> list[Reducer]:
+        return [self._forward.reducer(spec.type, spec.params) for spec in self.tap.reduce]
+
+    def _described(self, call: int, tensor: Tensor) -> TapInfo:
+        rank = len(tensor.shape)
         layout = self._forward.about.get("layout", "NCHW")
-        self.info = TapInfo(
-            name=self.name,
+        return TapInfo(
+            name=self._name_of(call),
             layer=self.tap.layer,
             side=self.tap.side,
-            call=self.tap.call,
+            call=call if self.tap.call == "all" else self.tap.call,
             select=self.tap.select,
-            shape=self.shape[1:],
+            shape=tuple(tensor.shape[1:]),
             dtype=str(tensor.dtype).removeprefix("torch."),
-            axes=(layout or "") if len(self.shape) == 4 else _AXES.get(len(self.shape), ""),
+            axes=(layout or "") if rank == 4 else _AXES.get(rank, ""),
             about=self._forward.about,
         )
-        for reducer in self._reducers:
-            with guard(reducer):
-                reducer.bind(self.info)
 
 
-def _is_own(kept: Tensor, original: Tensor) -> bool:
-    """Whether `kept` has a storage of its own, and no larger one than it needs."""
-    storage = kept.untyped_storage()
-    if storage.data_ptr() == original.untyped_storage().data_ptr():
-        return False
-    return storage.nbytes() <= kept.numel() * kept.element_size()
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast is how the model computes; a reducer computes in the dtype that it is given."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def _reduced(reducer: Reducer, value: Tensor) -> Tensor:
+    # Inference tensors keep no count of their changes.
+    version = None if value.is_inference() else value._version
+    reduced: object = reducer(value)
+    if not isinstance(reduced, Tensor):
+        raise TypeError(f"it returned {type(reduced).__name__}, not a tensor")
+    if version is not None and value._version != version:
+        raise ValueError("it changed the activation in place, which the model goes on to use")
+    return reduced
 
 
 def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -209,30 +309,59 @@ def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from tensors_of(getattr(value, field.name), f"{path}[{field.name}]")
 
 
+class _Received(dict[int | str, Any]):
+    """What a layer was called with: positional arguments by position, the others by keyword alone."""
+
+
 def _item(value: Any, key: int | str) -> Any:
-    if isinstance(value, Mapping):
-        if key in value or isinstance(key, str):
-            return value[key]
-        return list(value.values())[key]
-    if isinstance(value, (tuple, list)) and isinstance(key, int):
+    if isinstance(value, _Received):
         return value[key]
-    if isinstance(key, str) and (
+    if isinstance(value, Mapping):
+        # A key before a position, even where it is a string of digits: torchvision names pyramid levels so.
+        for same in (key, str(key)):
+            if same in value:
+                return value[same]
+        if isinstance(key, int):
+            return list(value.values())[key]
+    elif isinstance(value, (tuple, list)) and isinstance(key, int):
+        return value[key]
+    elif isinstance(key, str) and (
         key in getattr(value, "_fields", ()) or key in getattr(value, "__dataclass_fields__", ())
     ):
         return getattr(value, key)
     raise LookupError(key)
 
 
-def _first(received: tuple[tuple[Any, ...], dict[str, Any]], tap: Tap) -> Tensor:
+def _first(received: _Received, tap: Tap) -> Tensor:
     for _, tensor in tensors_of(received):
         return tensor
     raise TapError(f"layer {tap.layer!r} receives no tensor")
 
 
 def _where(tap: Tap, keys: int) -> str:
-    return f"tap {str(tap.model_copy(update={'select': tap.select[:keys]}))!r}"
+    return f"tap {_chosen(tap, keys)!r}"
 
 
-def _choices(value: Any) -> str:
-    paths = [path for path, _ in tensors_of(value)]
+def _chosen(tap: Tap, keys: int) -> str:
+    return str(tap.model_copy(update={"select": tap.select[:keys]}))
+
+
+def _choices(value: Any, tap: Tap, keys: int) -> str:
+    paths = [_chosen(tap, keys) + path for path, _ in tensors_of(value)]
     return f"; choose {', '.join(paths[:8])}{' ...' if len(paths) > 8 else ''}" if paths else ""
+
+
+def refuse_deaf(root: object) -> None:
+    """Refuse modules whose hooks would not fire, or would see a part of the batch."""
+    if not isinstance(root, nn.Module):
+        raise TapError(f"taps listen to an nn.Module, not to {type(root).__name__}")
+    for path, module in root.named_modules():
+        where = f"layer {path!r}" if path else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TapError(f"{where} is a ScriptModule, whose layers take no hooks: tap the eager model instead")
+        if isinstance(module, nn.DataParallel):
+            raise TapError(f"{where} is wrapped in DataParallel, which splits the batch: tap its `.module` instead")
+        if hasattr(module, "_orig_mod"):
+            raise TapError(f"{where} is compiled, and would pass over new hooks: tap its `._orig_mod` instead")
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise TapError(f"{where} was compiled in place, and would pass over new hooks: tap it before `.compile()`")

@@ -20,7 +20,36 @@ from layertap.errors import TapError, first_fault
 REGEX = "re:"
 ROOT = "."
 
-Call: TypeAlias = NonNegativeInt | Literal["last", "all"]
+# No leading zero, so that a string says the same after it was read; nine digits are more calls than any forward has.
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+_CALL = re.compile(rf"{_NUMBER.pattern}|last|all")
+
+
+def _call(value: Any) -> Any:
+    if value is None or value in ("last", "all") or _is_index(value):
+        return value
+    raise ValueError(f"is a call's number from 0 on, `last` or `all`, not {value!r}")
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, str) or _is_index(value):
+        return value
+    raise ValueError(f"is a name, or a position from 0 on, not {value!r}")
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, (int, float)):
+        raise ValueError(f"is a string, and this was read as {value!r}: quote it, as in '{value}'")
+    return value
+
+
+Call: TypeAlias = Annotated[NonNegativeInt | Literal["last", "all"] | None, BeforeValidator(_call)]
+Key: TypeAlias = Annotated[NonNegativeInt | StrictStr, BeforeValidator(_key)]
+Text: TypeAlias = Annotated[StrictStr, Field(min_length=1), BeforeValidator(_text)]
 TapsLike: TypeAlias = (
     "str | Tap | Iterable[str | Tap | Mapping[str, Any]] | Mapping[str, str | Tap | Mapping[str, Any]]"
 )
@@ -43,6 +72,8 @@ class Spec(pydantic.BaseModel):
             if "type" not in value:
                 raise ValueError("has no `type`: write `{type: NAME, ...}`")
             return {"type": value["type"], "params": {key: value[key] for key in value if key != "type"}}
+        if not isinstance(value, (Mapping, Spec)):
+            raise ValueError(f"is a type name or `{{type: NAME, ...}}`, not {value!r}")
         return value
 
 
@@ -55,28 +86,18 @@ class Tap(pydantic.BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layer: StrictStr = Field(min_length=1, description="an exact module path, `.`, a glob, or `re:` and a pattern")
+    layer: Text = Field(description="an exact module path, `.`, a glob, or `re:` and a pattern")
     side: Literal["output", "input"] = Field("output", description="listen to what the layer returns or receives")
-    call: Call | None = Field(None, description="which call of a layer that runs several times, `last`, or `all`")
-    select: tuple[NonNegativeInt | StrictStr, ...] = Field((), description="the way to one tensor in a structure")
-    name: StrictStr | None = Field(None, min_length=1, description="the values' name; the tap's string by default")
+    call: Call = Field(None, description="which call of a layer that runs several times, `last`, or `all`")
+    select: tuple[Key, ...] = Field((), description="the way to one tensor in a structure")
+    name: Text | None = Field(None, description="the values' name; the tap's string by default")
     reduce: tuple[Spec, ...] = Field((), description="reducers, applied in order on the device")
     dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = Field(None, description="how it is stored")
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return _parsed(value)
-        if isinstance(value, (bool, int, float)):
-            raise ValueError(f"a tap is a string, and this was read as the number {value!r}: quote it, '{value}'")
-        if isinstance(value, Mapping):
-            return {
-                key: [part] if key in ("reduce", "select") and _single(part) else part for key, part in value.items()
-            }
-        if isinstance(value, Tap):
-            return value
-        raise ValueError(f"a tap is a string or a mapping with `layer`, not {value!r}")
+        return value if isinstance(value, Tap) else _long(value)
 
     @pydantic.model_validator(mode="after")
     def _checked(self) -> Tap:
@@ -101,9 +122,11 @@ class Tap(pydantic.BaseModel):
 def matcher(layer: str) -> re.Pattern[str]:
     """The regular expression that a layer's whole path must match. Raises ValueError for a pattern that is none."""
     if layer.startswith(REGEX):
+        if layer == REGEX:
+            raise ValueError(f"{layer!r}: expected a regular expression after `{REGEX}`")
         try:
             return re.compile(layer.removeprefix(REGEX))
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{layer!r} is no regular expression: {error}") from error
     if "*" not in layer:
         return re.compile(re.escape(layer))
@@ -115,7 +138,7 @@ def matcher(layer: str) -> re.Pattern[str]:
             raise ValueError(f"{layer!r}: `**` stands alone between dots")
         else:
             pattern += r"\." + r"[^.]*".join(map(re.escape, part.split("*")))
-    # Every part brings its own dot, so that `**` may be no part at all; the lookahead puts one before the first.
+    # Every part brings its own dot, so that `**` may be no part at all; `matches` puts one before the first.
     return re.compile(pattern)
 
 
@@ -152,20 +175,39 @@ def _listed(value: Any) -> Any:
     raise ValueError(f"is a tap, a list of taps, or a mapping of name to tap, not {value!r}")
 
 
-def _named(name: str, tap: Any) -> Any:
-    if isinstance(tap, Mapping):
-        return {**tap, "name": name}
-    return Tap.model_validate(tap).model_copy(update={"name": name})
+def _named(name: str, tap: Any) -> Tap:
+    """The tap of a mapping under its name; what is wrong with it is told with that name, as a list's is by number."""
+    try:
+        long = {key: getattr(tap, key) for key in Tap.model_fields} if isinstance(tap, Tap) else _long(tap)
+        if long.get("name") not in (None, name):
+            raise ValueError(f"has another name inside, {long['name']!r}: leave that out")
+        return Tap(**{**long, "name": name})
+    except pydantic.ValidationError as error:
+        where, what = first_fault(error)
+        raise ValueError(f"{name!r}: {''.join(f'{key}: ' for key in where)}{what}") from error
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}") from error
 
 
-def _single(part: Any) -> bool:
-    return isinstance(part, (str, int, Mapping))
+def _long(value: Any) -> dict[str, Any]:
+    """The long form of a tap string or of a mapping that leaves out a list's brackets."""
+    if isinstance(value, str):
+        return _parsed(value)
+    if isinstance(value, (int, float)):
+        raise ValueError(f"a tap is a string, and this was read as {value!r}: quote it, as in '{value}'")
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a tap is a string or a mapping with `layer`, not {value!r}")
+    lists = ("reduce", "select")
+    return {str(key): [part] if key in lists and _is_single(part) else part for key, part in value.items()}
+
+
+def _is_single(part: Any) -> bool:
+    return isinstance(part, (str, int, Mapping, Spec))
 
 
 Taps: TypeAlias = Annotated[tuple[Tap, ...], BeforeValidator(_listed)]
 _TAPS: pydantic.TypeAdapter[tuple[Tap, ...]] = pydantic.TypeAdapter(Taps)
 
-_CALL = re.compile(r"\d+|last|all")
 _LONG = "the long form takes any name: {layer: NAME, ...}"
 
 
@@ -174,6 +216,8 @@ def _parsed(text: str) -> dict[str, Any]:
     at = 1 if text.startswith("<") else 0
     side = "input" if at else "output"
     if text.startswith(REGEX, at):
+        if len(text) == at + len(REGEX):
+            raise _fault(text, at + len(REGEX), f"expected a regular expression after `{REGEX}`")
         return {"layer": text[at:], "side": side}
     end = min((i for i in (text.find(":", at), text.find("[", at)) if i >= 0), default=len(text))
     layer, call, select = text[at:end], None, []
@@ -188,17 +232,17 @@ def _parsed(text: str) -> dict[str, Any]:
         found = _CALL.match(text, at + 1)
         if found is None:
             raise _fault(text, at + 1, "expected a call number, `last` or `all` after `:`")
-        call = int(found[0]) if found[0].isdigit() else found[0]
+        call = found[0] if found[0] in ("last", "all") else int(found[0])
         at = found.end()
     while text.startswith("[", at):
         end = text.find("]", at)
         key = text[at + 1 : end] if end >= 0 else ""
         if not key or "[" in key:
             raise _fault(text, at, "expected `[key]`; in YAML, quote a tap that holds `[`, `]` or `*`")
-        select.append(int(key) if key.isascii() and key.isdigit() else key)
+        select.append(int(key) if _NUMBER.fullmatch(key) else key)
         at = end + 1
     if at < len(text):
-        raise _fault(text, at, "expected the end, `:call` or `[key]`")
+        raise _fault(text, at, "expected the end or `[key]`")
     return {"layer": layer, "side": side, "call": call, "select": select}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layertap.captures import tensors_of
+from layertap.captures import refuse_deaf, tensors_of
 from layertap.errors import TapError
 
 
@@ -40,16 +40,19 @@ def survey(module: nn.Module, *args: Any, **kwargs: Any) -> list[LayerInfo]:
     """Every layer of `module`, the model itself (`.`) first, as a forward on the given arguments shows them.
 
     The model runs in eval mode without gradients; modes are put back afterwards. Raises `TapError` where no arguments
-    are given to run it on.
+    are given to run it on, or where hooks would not fire.
     """
     if not args and not kwargs:
         raise TapError(
             "layers() runs the model once: give it an input, such as layers(model, torch.zeros(1, 3, 224, 224))"
         )
+    refuse_deaf(module)
     seen = {layer: _Seen() for layer in module.modules()}
-    handles = [layer.register_forward_hook(_watch(seen[layer]), prepend=True) for layer in seen]
     modes = {layer: layer.training for layer in seen}
+    handles: list[torch.utils.hooks.RemovableHandle] = []
     try:
+        for layer, watched in seen.items():
+            handles.append(layer.register_forward_hook(_watch(watched), prepend=True))
         module.eval()
         with torch.no_grad():
             module(*args, **kwargs)

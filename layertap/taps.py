@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from functools import partial
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from layertap.captures import Capture, Forward
+from layertap.captures import Capture, Forward, refuse_deaf
 from layertap.errors import TapError, did_you_mean
 from layertap.grammar import ROOT, Tap, TapsLike, matcher, matches, parse_taps
 from layertap.plugins import Plugins
@@ -24,6 +26,28 @@ class _Stop(BaseException):
         self.owner = owner
 
 
+class _Hook:
+    """A hook for one module. A copy or a pickle of the module, made meanwhile, carries one that does nothing."""
+
+    def __init__(self, module: nn.Module, act: Callable[..., None]) -> None:
+        self._module = module
+        self._act = act
+
+    def __call__(self, module: nn.Module, *heard: Any) -> None:
+        # A shallow copy of the module shares its hooks: what it does is not what the tapped module does. And within a
+        # backward, checkpointing runs what it has run before: no call of the forward.
+        if module is self._module and torch._C._current_graph_task_id() == -1:
+            self._act(*heard)
+
+    def __reduce__(self) -> tuple[type[_NoHook], tuple[()]]:
+        return _NoHook, ()
+
+
+class _NoHook:
+    def __call__(self, *heard: Any) -> None:
+        pass
+
+
 class _Listener:
     """One side of one module: counts its calls and offers each value to the taps on it."""
 
@@ -33,27 +57,29 @@ class _Listener:
         self.captures: list[Capture] = []
         self.calls = 0
         self.expected: int | None = None
+        """How often the first forward of `run()` called it; None before that."""
+        self.expected_at_stop = 0
+        """How many of these calls come before all taps have what they want."""
+        self.needed = 0
+        """After how many calls every tap here has what it wants."""
 
-    def hear(self, value: Any) -> None:
+    def hear(self, value: Any, expected: int | None) -> None:
         call, self.calls = self.calls, self.calls + 1
         for capture in self.captures:
-            capture.offer(call, value, self.expected)
+            capture.offer(call, value, expected)
 
-    @property
-    def is_done(self) -> bool:
-        """Whether every tap here has what the first forward says it will get."""
-        expected = self.expected
-        if expected is None:
-            return False
-        return self.calls >= min(expected, max(capture.calls_needed(expected) for capture in self.captures))
+    def expect(self, calls: int) -> None:
+        self.expected, self.expected_at_stop = calls, 0
+        self.needed = min(calls, max(capture.calls_needed(calls) for capture in self.captures))
 
 
 class TappedModel(Mapping[str, Tensor]):
     """A module whose taps keep what their layers give; a mapping of tap names to the values of the latest forward.
 
     Hooks are attached on entering the `with` block and removed on leaving it, whatever happens. A value is what the
-    layer returned at that call, before anything changed it, in memory of its own. The module's mode, gradients and
-    other hooks are left alone.
+    layer returned at that call, or was called with, before anything changed it, in memory of its own. The module's
+    mode, gradients and other hooks are left alone. A forward is one call of the module itself, or what `run()` is told
+    to call.
 
     Args:
         module: any `nn.Module` that runs eagerly.
@@ -77,23 +103,29 @@ class TappedModel(Mapping[str, Tensor]):
         about: Mapping[str, Any] | None = None,
         plugins: Plugins | None = None,
     ) -> None:
-        _refuse_deaf(module)
+        refuse_deaf(module)
         self.module = module
         self.silent: list[str] = []
-        """Layers that a glob or pattern matched and that did not run in the first forward of `run()`."""
+        """Taps of layers that a glob or pattern matched and that did not run in the first forward of `run()`."""
         self._early_stop = early_stop
         self._forward = Forward(detach=detach, about=dict(about or {}), plugins=plugins)
         self._captures: dict[str, Capture] = {}
         self._listeners: dict[tuple[int, str], _Listener] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entry: object = None
+        self._heard: list[_Listener] = []
+        self._waiting = 0
         self._running = False
+        self._calls_of_root: list[FrameType] = []
         for tap in parse_taps(taps):
             self._add(tap)
 
     def __enter__(self) -> Self:
         if self._handles:
             raise TapError("these taps are open already; nest two `layertap.tap(...)` blocks instead")
+        self._begin()
+        self._forget(None)
+        self._forward.began = False
         try:
             self._attach()
         except BaseException:
@@ -106,6 +138,7 @@ class TappedModel(Mapping[str, Tensor]):
 
     def close(self) -> None:
         """Remove this object's hooks, and no others. Values stay readable. May be called twice."""
+        self._calls_of_root.clear()
         while self._handles:
             self._handles.pop().remove()
 
@@ -113,11 +146,11 @@ class TappedModel(Mapping[str, Tensor]):
         """The value of the latest forward. Raises `TapError` for a tap that did not fire, or not clearly."""
         capture = self._captures.get(name)
         if capture is not None and capture.tap.call != "all":
-            return capture.value()
+            return capture.value(self._hint)
         known = self._values_by_name()
         if name in known:
             return known[name]()
-        raise TapError(f"no tap is named {name!r}{did_you_mean(name, known)} (taps: {', '.join(known)})")
+        raise TapError(f"no tap is named {name!r}{did_you_mean(str(name), known)} (taps: {', '.join(known)})")
 
     def __contains__(self, name: object) -> bool:
         return name in self._values_by_name()
@@ -134,13 +167,13 @@ class TappedModel(Mapping[str, Tensor]):
 
     @property
     def infos(self) -> dict[str, TapInfo]:
-        """Every tap as its first value showed it; taps that have not fired yet are left out."""
-        return {name: c.info for c in self._captures.values() if c.info for name in c.names()}
+        """What each value of the latest forward is, as the first one under its name showed it."""
+        return {name: info for capture in self._captures.values() for name, info in capture.infos.items()}
 
     @property
     def batch_sizes(self) -> dict[str, int | None]:
-        """The length of axis 0 of each tap's latest value as its layer gave it; None for a scalar."""
-        return {name: c.shape[0] if c.shape else None for c in self._captures.values() for name in c.names()}
+        """The length of axis 0 of each value of the latest forward as its layer gave it; None for a scalar."""
+        return {name: rows for capture in self._captures.values() for name, rows in capture.rows.items()}
 
     def run(self, *args: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """One forward, and the value of every tap, in the order asked for.
@@ -171,38 +204,65 @@ class TappedModel(Mapping[str, Tensor]):
             name = found.label
             if name in self._captures:
                 raise TapError(f"two taps are named {name!r}: give one another `name`")
-            self._captures[name] = capture = Capture(found, name, self._forward, of_pattern=layer != tap.layer)
+            pattern = tap if layer != tap.layer else None
+            self._captures[name] = capture = Capture(found, name, self._forward, pattern=pattern)
             listener = self._listeners.setdefault((id(module), tap.side), _Listener(module, tap.side))
             listener.captures.append(capture)
 
     def _attach(self) -> None:
-        # The root's own hook is put in front of all others: a tap on the root's input comes after it.
+        # Each goes in front of all others. So the end of a forward comes after the root's own taps and before anyone
+        # else's hooks, and its beginning before a tap on the root's input.
+        root = self.module
+        self._handles.append(root.register_forward_hook(_Hook(root, self._on_root_done), prepend=True))
         for listener in self._listeners.values():
-            self._handles.append(self._hook(listener))
-        self._handles.append(self.module.register_forward_pre_hook(self._on_root, prepend=True))
+            self._handles.append(self._listen(listener))
+        self._handles.append(root.register_forward_pre_hook(_Hook(root, self._on_root), prepend=True))
 
-    def _hook(self, listener: _Listener) -> torch.utils.hooks.RemovableHandle:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._hear(listener, (args, kwargs))
-
-        def after(module: nn.Module, args: Any, output: Any) -> None:
-            self._hear(listener, output)
-
+    def _listen(self, listener: _Listener) -> torch.utils.hooks.RemovableHandle:
+        module, hear = listener.module, partial(self._hear, listener)
         if listener.side == "input":
-            return listener.module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
-        return listener.module.register_forward_hook(after, prepend=True)
+            hook = _Hook(module, lambda args, kwargs: hear((args, kwargs)))
+            return module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+        return module.register_forward_hook(_Hook(module, lambda args, output: hear(output)), prepend=True)
 
     def _hear(self, listener: _Listener, value: Any) -> None:
-        listener.hear(value)
-        if not (self._running and self._early_stop and listener.is_done):
+        if not (self._running or self._calls_of_root):
+            # Someone who calls a layer by itself does not mean a forward; someone in a method of the model may.
+            if _is_method_running(self.module):
+                for capture in listener.captures:
+                    capture.strayed = True
             return
-        if all(other.is_done for other in self._listeners.values()):
+        # Only run() holds the counts of the first forward against the later ones.
+        listener.hear(value, listener.expected if self._running else None)
+        if not self._running:
+            return
+        if listener.expected is None:
+            self._heard.append(listener)
+            return
+        self._waiting -= listener.calls == listener.needed
+        if self._early_stop and not self._waiting:
             raise _Stop(self)
 
-    def _on_root(self, module: nn.Module, args: Any) -> None:
-        # run() has begun the forward itself: its entry may call the root more than once.
-        if not self._running:
+    def _on_root(self, args: Any) -> None:
+        # run() has begun the forward itself: its entry may call the root more than once, or never.
+        if self._running:
+            return
+        self._drop_dead_calls()
+        if not self._calls_of_root:
             self._begin()
+        self._calls_of_root.append(sys._getframe(_CALLER))
+
+    def _on_root_done(self, args: Any, output: Any) -> None:
+        if self._running:
+            return
+        self._drop_dead_calls()
+        del self._calls_of_root[-1:]
+        self._forward.finished = not self._calls_of_root
+
+    def _drop_dead_calls(self) -> None:
+        """Forget calls of the root that ended in an exception: no hook tells, whatever was raised."""
+        while self._calls_of_root and not _is_running(self._calls_of_root[-1]):
+            self._calls_of_root.pop()
 
     def _walk(self, entry: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
         """One forward; whether it was stopped after the last tap."""
@@ -210,15 +270,31 @@ class TappedModel(Mapping[str, Tensor]):
         self._running = True
         try:
             entry(*args, **kwargs)
-        except _Stop as stop:
-            if stop.owner is not self:
+            stopped = False
+        except (_Stop, Exception) as error:
+            if not self._is_own_stop(error):
                 raise
-            return True
+            stopped = True
         finally:
             self._running = False
+        self._forward.finished = True
+        return stopped
+
+    def _is_own_stop(self, error: BaseException) -> bool:
+        """Whether this is our stop, or an exception that the model made of it on its way."""
+        reasons: list[BaseException] = [error]
+        # The list grows while it is walked, and an exception may be its own cause.
+        for reason in reasons:
+            if isinstance(reason, _Stop):
+                return reason.owner is self
+            reasons += [r for r in (reason.__cause__, reason.__context__) if r is not None and r not in reasons]
         return False
 
     def _begin(self) -> None:
+        self._forward.began, self._forward.finished = True, False
+        self._calls_of_root.clear()
+        self._heard.clear()
+        self._waiting = self._count_waiting()
         for listener in self._listeners.values():
             listener.calls = 0
             for capture in listener.captures:
@@ -231,34 +307,99 @@ class TappedModel(Mapping[str, Tensor]):
 
     def _count(self) -> None:
         """Take the first forward of an entry as the measure for the later ones."""
+        self._refuse_faults()
+        self._refuse_idle_patterns()
+        self.silent = [c.name for c in self._captures.values() if c.is_silent]
         for listener in self._listeners.values():
-            for capture in listener.captures:
-                capture.check(self._hint)
-        self.silent = [str(c.tap) for c in self._captures.values() if c.is_silent]
-        for listener in self._listeners.values():
-            listener.expected = listener.calls
+            listener.expect(listener.calls)
+        # The same calls again, up to where later forwards stop.
+        waiting = self._count_waiting()
+        for listener in self._heard:
+            if not waiting:
+                break
+            listener.expected_at_stop += 1
+            waiting -= listener.expected_at_stop == listener.needed
+
+    def _count_waiting(self) -> int:
+        """How many layers have yet to give something, at the beginning of a forward whose calls are known."""
+        return sum(1 for listener in self._listeners.values() if listener.needed)
 
     def _compare(self, stopped: bool) -> None:
         for listener in self._listeners.values():
-            if listener.calls == listener.expected:
-                continue
-            if stopped and listener.is_done and listener.calls < (listener.expected or 0):
-                continue
-            raise TapError(
-                f"layer {listener.captures[0].tap.layer!r} ran {listener.calls} times in this forward and "
-                f"{listener.expected} times in the first one: a tap needs a layer that runs the same way every time"
-            )
+            expected = listener.expected_at_stop if stopped else listener.expected
+            if listener.calls != expected:
+                raise TapError(
+                    f"layer {listener.captures[0].tap.layer!r} ran {listener.calls} times in this forward and "
+                    f"{expected} times in the first one{' up to the same tap' if stopped else ''}: a tap needs a layer "
+                    "that runs the same way every time"
+                )
+
+    def _refuse_faults(self) -> None:
+        """Raise the first tap's fault, and name the others that have one too: a glob often brings many."""
+        asked = [capture for capture in self._captures.values() if not capture.is_silent]
+        faults = {capture.name: fault for capture in asked if (fault := capture.fault(self._hint)) is not None}
+        if not faults:
+            return
+        first, *others = faults
+        if others and isinstance(faults[first], TapError):
+            raise TapError(f"{faults[first]} (these cannot be read either: {_listing(others)})") from faults[first]
+        raise faults[first]
+
+    def _refuse_idle_patterns(self) -> None:
+        patterns = {id(c.pattern): c.pattern for c in self._captures.values() if c.pattern is not None}
+        for pattern in patterns.values():
+            found = [capture for capture in self._captures.values() if capture.pattern is pattern]
+            if all(capture.is_silent for capture in found):
+                layers = [capture.tap.layer for capture in found]
+                raise TapError(f"no layer of {str(pattern)!r} ran ({_listing(layers)}); {self._hint(layers[0])}")
 
     def _values_by_name(self) -> dict[str, Callable[[], Tensor]]:
-        return {name: value for c in self._captures.values() for name, value in c.values().items()}
+        values: dict[str, Callable[[], Tensor]] = {}
+        for capture in self._captures.values():
+            for name, value in capture.values(self._hint).items():
+                if name in values:
+                    raise TapError(f"two taps are named {name!r}, one of them as a call of `:all`: leave one out")
+                values[name] = value
+        return values
 
     def _hint(self, layer: str) -> str:
         """Why a layer that exists did not run, where the reason is known."""
-        parent, _, child = layer.rpartition(".")
-        if child == "out_proj" and isinstance(self.module.get_submodule(parent), nn.MultiheadAttention):
-            return f"nn.MultiheadAttention uses its weights without calling it; tap {parent!r} instead"
+        parent = layer.rpartition(".")[0]
+        inside = layer.removeprefix(f"{parent}.")
+        if inside == "out_proj" and isinstance(self.module.get_submodule(parent), nn.MultiheadAttention):
+            return f"nn.MultiheadAttention uses its weights without calling it; tap {parent or ROOT!r} instead"
+        module = self.module if layer == ROOT else self.module.get_submodule(layer)
+        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            return f"a {type(module).__name__} only holds layers and is never called; tap those in it: {layer}.*"
         ran = [c.tap.layer for c in self._captures.values() if c.calls]
-        return f"taps that did: {', '.join(ran)}" if ran else "was the model itself called? else run(..., call=...)"
+        return f"taps that did: {_listing(ran)}" if ran else "was the model itself called? else run(..., call=...)"
+
+
+_CALLER = 2
+"""From a root's hook through `_Hook` up to the frame of the call that runs the hooks."""
+
+
+def _is_running(call: FrameType) -> bool:
+    """Whether this call is still on the way: one of the callers of what runs now."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _is_method_running(owner: nn.Module) -> bool:
+    """Whether one of the callers of what runs now is a method of `owner`."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is owner:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _listing(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def tap(module: nn.Module, taps: TapsLike, *, detach: bool = True) -> TappedModel:
@@ -281,7 +422,12 @@ def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
     if not tap.is_pattern:
         raise TapError(f"the model has no layer {tap.layer!r}{did_you_mean(tap.layer, every) or _inside(tap, every)}")
     pattern = matcher(tap.layer)
-    found = [(p, m) for p, m in root.named_modules() if p and matches(pattern, tap.layer, p)]
+    # A module under several matching names is heard once; one that is shared may match under its second name alone.
+    first: dict[nn.Module, str] = {}
+    for path, module in every.items():
+        if matches(pattern, tap.layer, path):
+            first.setdefault(module, path)
+    found = [(path, module) for module, path in first.items()]
     if not found:
         raise TapError(f"no layer matches {tap.layer!r}; the model has {', '.join(dict(root.named_children()))}")
     if len(found) > 1 and tap.name is not None:
@@ -298,17 +444,3 @@ def _inside(tap: Tap, every: Mapping[str, nn.Module]) -> str:
     children = [p for p in every if p.startswith(head) and "." not in p[len(head) :]]
     listed = ", ".join(children[:12]) + (", ..." if len(children) > 12 else "")
     return f"; {parent or 'the model'} has {listed}" if children else f"; {parent!r} has no layers inside"
-
-
-def _refuse_deaf(root: nn.Module) -> None:
-    """Refuse modules whose hooks would not fire, or would see a part of the batch."""
-    for path, module in root.named_modules():
-        where = f"layer {path!r}" if path else "the model"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TapError(f"{where} is a ScriptModule, whose layers take no hooks: tap the eager model instead")
-        if isinstance(module, nn.DataParallel):
-            raise TapError(f"{where} is wrapped in DataParallel, which splits the batch: tap its `.module` instead")
-        if hasattr(module, "_orig_mod"):
-            raise TapError(f"{where} is compiled, and would pass over new hooks: tap its `._orig_mod` instead")
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            raise TapError(f"{where} was compiled in place, and would pass over new hooks: tap it before `.compile()`")
