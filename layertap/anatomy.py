@@ -14,13 +14,13 @@ from torch import Tensor
 from layertap import parts
 from layertap.config import RunConfig, load_config
 from layertap.errors import ConfigError, LayertapError, PluginError, TapError, WeightsError
+from layertap.finding import find_layers
 from layertap.grammar import Spec, Tap
 from layertap.line import ready
 from layertap.plugins import Plugins, guard
 from layertap.records import LoadedModel
 from layertap.stream import Slot
 from layertap.survey import LayerInfo, survey
-from layertap.taps import find_layers
 
 _CONFIGS = (".yaml", ".yml")
 

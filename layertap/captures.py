@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +10,14 @@ from typing import Any
 
 import pydantic
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layertap.contracts import Reducer
 from layertap.errors import ConfigError, LayertapError, TapError, first_fault
 from layertap.grammar import Tap
 from layertap.plugins import Plugins, guard
 from layertap.records import TapInfo
+from layertap.structures import Received, item_of, tensors_of
 
 _AXES = {1: "N", 2: "NC", 3: "NLC"}
 
@@ -199,12 +199,12 @@ class Capture:
         keys = self.tap.select
         if self.tap.side == "input":
             args, kwargs = value
-            value = _Received({**dict(enumerate(args)), **kwargs})
+            value = Received({**dict(enumerate(args)), **kwargs})
             if not keys:
                 return _first(value, self.tap)
         for done, key in enumerate(keys):
             try:
-                value = _item(value, key)
+                value = item_of(value, key)
             except (LookupError, AttributeError):
                 raise TapError(f"{_where(self.tap, done)} has no [{key}]{_choices(value, self.tap, done)}") from None
         tensors = [tensor for _, tensor in tensors_of(value)]
@@ -219,10 +219,6 @@ class Capture:
         """The tensor reduced and cast, sharing memory with nothing that anyone may change or hold on to."""
         if tensor.is_nested:
             raise TapError(f"tap {self.name!r}: its value is a nested tensor, whose rows have no one shape")
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            raise TapError(
-                f"tap {self.name!r}: its value lives inside a torch.func transform such as vmap, and ends there"
-            )
         grad = torch.is_grad_enabled() and not self._forward.detach
         # Inside inference mode a copy would be an inference tensor, which cannot train a probe later. Leaving that
         # mode turns gradients on, even inside no_grad.
@@ -294,45 +290,7 @@ def _reduced(reducer: Reducer, value: Tensor) -> Tensor:
     return reduced
 
 
-def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a nest of mappings, sequences and dataclasses, with the selector that leads to it."""
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from tensors_of(item, f"{path}[{key}]")
-    elif isinstance(value, (tuple, list)):
-        for index, item in enumerate(value):
-            yield from tensors_of(item, f"{path}[{index}]")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from tensors_of(getattr(value, field.name), f"{path}[{field.name}]")
-
-
-class _Received(dict[int | str, Any]):
-    """What a layer was called with: positional arguments by position, the others by keyword alone."""
-
-
-def _item(value: Any, key: int | str) -> Any:
-    if isinstance(value, _Received):
-        return value[key]
-    if isinstance(value, Mapping):
-        # A key before a position, even where it is a string of digits: torchvision names pyramid levels so.
-        for same in (key, str(key)):
-            if same in value:
-                return value[same]
-        if isinstance(key, int):
-            return list(value.values())[key]
-    elif isinstance(value, (tuple, list)) and isinstance(key, int):
-        return value[key]
-    elif isinstance(key, str) and (
-        key in getattr(value, "_fields", ()) or key in getattr(value, "__dataclass_fields__", ())
-    ):
-        return getattr(value, key)
-    raise LookupError(key)
-
-
-def _first(received: _Received, tap: Tap) -> Tensor:
+def _first(received: Received, tap: Tap) -> Tensor:
     for _, tensor in tensors_of(received):
         return tensor
     raise TapError(f"layer {tap.layer!r} receives no tensor")
@@ -349,19 +307,3 @@ def _chosen(tap: Tap, keys: int) -> str:
 def _choices(value: Any, tap: Tap, keys: int) -> str:
     paths = [_chosen(tap, keys) + path for path, _ in tensors_of(value)]
     return f"; choose {', '.join(paths[:8])}{' ...' if len(paths) > 8 else ''}" if paths else ""
-
-
-def refuse_deaf(root: object) -> None:
-    """Refuse modules whose hooks would not fire, or would see a part of the batch."""
-    if not isinstance(root, nn.Module):
-        raise TapError(f"taps listen to an nn.Module, not to {type(root).__name__}")
-    for path, module in root.named_modules():
-        where = f"layer {path!r}" if path else "the model"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise TapError(f"{where} is a ScriptModule, whose layers take no hooks: tap the eager model instead")
-        if isinstance(module, nn.DataParallel):
-            raise TapError(f"{where} is wrapped in DataParallel, which splits the batch: tap its `.module` instead")
-        if hasattr(module, "_orig_mod"):
-            raise TapError(f"{where} is compiled, and would pass over new hooks: tap its `._orig_mod` instead")
-        if getattr(module, "_compiled_call_impl", None) is not None:
-            raise TapError(f"{where} was compiled in place, and would pass over new hooks: tap it before `.compile()`")

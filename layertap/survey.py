@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layertap.captures import refuse_deaf, tensors_of
 from layertap.errors import TapError
+from layertap.hooks import refuse_deaf
+from layertap.structures import tensors_of
 
 
 @dataclass(frozen=True, slots=True)

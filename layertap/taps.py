@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType, TracebackType
@@ -11,9 +10,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from layertap.captures import Capture, Forward, refuse_deaf
+from layertap.captures import Capture, Forward
 from layertap.errors import TapError, did_you_mean
-from layertap.grammar import ROOT, Tap, TapsLike, matcher, matches, parse_taps
+from layertap.finding import find_layers
+from layertap.grammar import ROOT, Tap, TapsLike, parse_taps
+from layertap.hooks import Hook, caller, is_method_running, is_running, refuse_deaf
 from layertap.plugins import Plugins
 from layertap.records import TapInfo
 
@@ -24,28 +25,6 @@ class _Stop(BaseException):
     def __init__(self, owner: TappedModel) -> None:
         super().__init__("layertap stops the forward after its last tap")
         self.owner = owner
-
-
-class _Hook:
-    """A hook for one module. A copy or a pickle of the module, made meanwhile, carries one that does nothing."""
-
-    def __init__(self, module: nn.Module, act: Callable[..., None]) -> None:
-        self._module = module
-        self._act = act
-
-    def __call__(self, module: nn.Module, *heard: Any) -> None:
-        # A shallow copy of the module shares its hooks: what it does is not what the tapped module does. And within a
-        # backward, checkpointing runs what it has run before: no call of the forward.
-        if module is self._module and torch._C._current_graph_task_id() == -1:
-            self._act(*heard)
-
-    def __reduce__(self) -> tuple[type[_NoHook], tuple[()]]:
-        return _NoHook, ()
-
-
-class _NoHook:
-    def __call__(self, *heard: Any) -> None:
-        pass
 
 
 class _Listener:
@@ -213,22 +192,22 @@ class TappedModel(Mapping[str, Tensor]):
         # Each goes in front of all others. So the end of a forward comes after the root's own taps and before anyone
         # else's hooks, and its beginning before a tap on the root's input.
         root = self.module
-        self._handles.append(root.register_forward_hook(_Hook(root, self._on_root_done), prepend=True))
+        self._handles.append(root.register_forward_hook(Hook(root, self._on_root_done), prepend=True))
         for listener in self._listeners.values():
             self._handles.append(self._listen(listener))
-        self._handles.append(root.register_forward_pre_hook(_Hook(root, self._on_root), prepend=True))
+        self._handles.append(root.register_forward_pre_hook(Hook(root, self._on_root), prepend=True))
 
     def _listen(self, listener: _Listener) -> torch.utils.hooks.RemovableHandle:
         module, hear = listener.module, partial(self._hear, listener)
         if listener.side == "input":
-            hook = _Hook(module, lambda args, kwargs: hear((args, kwargs)))
+            hook = Hook(module, lambda args, kwargs: hear((args, kwargs)))
             return module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
-        return module.register_forward_hook(_Hook(module, lambda args, output: hear(output)), prepend=True)
+        return module.register_forward_hook(Hook(module, lambda args, output: hear(output)), prepend=True)
 
     def _hear(self, listener: _Listener, value: Any) -> None:
         if not (self._running or self._calls_of_root):
             # Someone who calls a layer by itself does not mean a forward; someone in a method of the model may.
-            if _is_method_running(self.module):
+            if is_method_running(self.module):
                 for capture in listener.captures:
                     capture.strayed = True
             return
@@ -250,7 +229,7 @@ class TappedModel(Mapping[str, Tensor]):
         self._drop_dead_calls()
         if not self._calls_of_root:
             self._begin()
-        self._calls_of_root.append(sys._getframe(_CALLER))
+        self._calls_of_root.append(caller())
 
     def _on_root_done(self, args: Any, output: Any) -> None:
         if self._running:
@@ -261,7 +240,7 @@ class TappedModel(Mapping[str, Tensor]):
 
     def _drop_dead_calls(self) -> None:
         """Forget calls of the root that ended in an exception: no hook tells, whatever was raised."""
-        while self._calls_of_root and not _is_running(self._calls_of_root[-1]):
+        while self._calls_of_root and not is_running(self._calls_of_root[-1]):
             self._calls_of_root.pop()
 
     def _walk(self, entry: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
@@ -375,29 +354,6 @@ class TappedModel(Mapping[str, Tensor]):
         return f"taps that did: {_listing(ran)}" if ran else "was the model itself called? else run(..., call=...)"
 
 
-_CALLER = 2
-"""From a root's hook through `_Hook` up to the frame of the call that runs the hooks."""
-
-
-def _is_running(call: FrameType) -> bool:
-    """Whether this call is still on the way: one of the callers of what runs now."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame is not call:
-        frame = frame.f_back
-    return frame is not None
-
-
-def _is_method_running(owner: nn.Module) -> bool:
-    """Whether one of the callers of what runs now is a method of `owner`."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        code = frame.f_code
-        if code.co_argcount and frame.f_locals.get(code.co_varnames[0]) is owner:
-            return True
-        frame = frame.f_back
-    return False
-
-
 def _listing(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -409,38 +365,3 @@ def tap(module: nn.Module, taps: TapsLike, *, detach: bool = True) -> TappedMode
     memory of its own. With `detach=False` they stay in the autograd graph. Raises `TapError`.
     """
     return TappedModel(module, taps, detach=detach)
-
-
-def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
-    """The layers of a tap, by path. An exact path wins over a pattern, so that odd module names stay reachable."""
-    if tap.layer == ROOT:
-        return [(ROOT, root)]
-    every = dict(root.named_modules(remove_duplicate=False))
-    del every[""]
-    if tap.layer in every:
-        return [(tap.layer, every[tap.layer])]
-    if not tap.is_pattern:
-        raise TapError(f"the model has no layer {tap.layer!r}{did_you_mean(tap.layer, every) or _inside(tap, every)}")
-    pattern = matcher(tap.layer)
-    # A module under several matching names is heard once; one that is shared may match under its second name alone.
-    first: dict[nn.Module, str] = {}
-    for path, module in every.items():
-        if matches(pattern, tap.layer, path):
-            first.setdefault(module, path)
-    found = [(path, module) for module, path in first.items()]
-    if not found:
-        raise TapError(f"no layer matches {tap.layer!r}; the model has {', '.join(dict(root.named_children()))}")
-    if len(found) > 1 and tap.name is not None:
-        raise TapError(f"{tap.layer!r} matches {len(found)} layers, which cannot all be named {tap.name!r}")
-    return found
-
-
-def _inside(tap: Tap, every: Mapping[str, nn.Module]) -> str:
-    """The children of the longest part of the path that does exist."""
-    parent = tap.layer
-    while parent and parent not in every:
-        parent = parent.rpartition(".")[0]
-    head = f"{parent}." if parent else ""
-    children = [p for p in every if p.startswith(head) and "." not in p[len(head) :]]
-    listed = ", ".join(children[:12]) + (", ..." if len(children) > 12 else "")
-    return f"; {parent or 'the model'} has {listed}" if children else f"; {parent!r} has no layers inside"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import layertap
 from layertap import TapError
-from tests.models import DEVICES, Recorder, Returning, chain, noise, out_of_place, seeded
+from tests.models import DEVICES, Returning, chain, noise, out_of_place, seeded
 
 
 def plain_values(model, x, layers):
@@ -344,11 +344,3 @@ def test_nested_value_is_refused():
         model(noise(2, 3))
         with pytest.raises(TapError, match="nested tensor, whose rows have no one shape"):
             taps["."]
-
-
-def test_value_inside_vmap_is_refused():
-    model = nn.Sequential(nn.Linear(3, 2), Recorder())
-    with layertap.tap(model, "0") as taps:
-        torch.func.vmap(model)(noise(4, 3))
-        with pytest.raises(TapError, match="vmap"):
-            taps["0"]
