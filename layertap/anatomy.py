@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from layertap import parts
 from layertap.config import RunConfig, load_config
-from layertap.errors import ConfigError, LayertapError, PluginError, TapError, WeightsError
-from layertap.finding import find_layers
+from layertap.contracts import Preprocessor
+from layertap.errors import ConfigError, TapError, WeightsError
+from layertap.finding import find_layers, why_silent
 from layertap.grammar import Spec, Tap
-from layertap.line import ready
+from layertap.line import model_guard, ready
 from layertap.plugins import Plugins, guard
 from layertap.records import LoadedModel
+from layertap.shards import numpy_dtype
 from layertap.stream import Slot
 from layertap.survey import LayerInfo, survey
 
@@ -27,14 +29,18 @@ _CONFIGS = (".yaml", ".yml")
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """Every layer of a model as a forward on `images` zeros shows it, and the taps by layer.
+    """Every layer of a model as a forward shows it.
 
-    `unmatched` are the reasons why taps of the configuration lie nowhere.
+    `shapes` are the layers' output shapes by selector, an axis that grows with the number of images written as `N` (or
+    `4N`, for windows or frames), `sizes` the bytes of one image's output, `taps` the configuration's taps by layer,
+    `silent` why a layer never ran, where that is known. `unmatched` are the reasons why taps lie nowhere.
     """
 
     layers: Sequence[LayerInfo]
-    images: int
+    shapes: Mapping[str, Mapping[str, list[int | str]]]
+    sizes: Mapping[str, int]
     taps: Mapping[str, Sequence[str]]
+    silent: Mapping[str, str]
     unmatched: Sequence[str]
 
 
@@ -53,16 +59,19 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
         config = load_config(whole, overrides, known, of=("model", "preprocess", "taps"))
     loaded = _loaded(config, known)
     preprocessor = parts.configured_preprocessor(config, known, loaded)
-    slot = Slot.of(preprocessor)
-    images = 2
-    with guard(preprocessor):
-        inputs = preprocessor.finish(torch.zeros((images, *slot.shape), dtype=slot.dtype))
-    with ready(loaded.module, torch.device("cpu")):
-        layers = _survey(loaded, inputs)
+    few, more = (_surveyed(loaded, preprocessor, images) for images in (2, 3))
     # A model's name alone asks for no taps, unless the overrides do.
     asked = is_file or "taps" in (overrides or {})
     taps, unmatched = _marks(config.taps if asked else (), loaded)
-    return Anatomy(layers, images, taps, unmatched)
+    silent = {layer.name: why_silent(loaded.module, layer.name) for layer in few if not layer.calls}
+    return Anatomy(
+        layers=few,
+        shapes={a.name: _by_images(a, b) for a, b in zip(few, more, strict=True)},
+        sizes={layer.name: _bytes(layer) // 2 for layer in few},
+        taps=taps,
+        silent={name: reason for name, reason in silent.items() if reason is not None},
+        unmatched=unmatched,
+    )
 
 
 def _loaded(config: RunConfig, plugins: Plugins) -> LoadedModel:
@@ -74,16 +83,28 @@ def _loaded(config: RunConfig, plugins: Plugins) -> LoadedModel:
     return parts.configured_model(config, plugins)
 
 
-def _survey(loaded: LoadedModel, inputs: Tensor) -> list[LayerInfo]:
-    try:
+def _surveyed(loaded: LoadedModel, preprocessor: Preprocessor, images: int) -> list[LayerInfo]:
+    slot = Slot.of(preprocessor)
+    with guard(preprocessor):
+        inputs = preprocessor.finish(torch.zeros((images, *slot.shape), dtype=slot.dtype))
+    with ready(loaded.module, torch.device("cpu")), model_guard(inputs):
         return survey(loaded.module, inputs)
-    except LayertapError:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())
-        raise PluginError(
-            f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {said}"
-        ) from error
+
+
+def _by_images(few: LayerInfo, more: LayerInfo) -> dict[str, list[int | str]]:
+    pairs = ((path, zip(shape, more.shapes[path], strict=True)) for path, shape in few.shapes.items())
+    return {path: [_axis(of_two, of_three) for of_two, of_three in axes] for path, axes in pairs}
+
+
+def _axis(of_two: int, of_three: int) -> int | str:
+    if of_two == of_three:
+        return of_two
+    each = of_three - of_two
+    return f"{each if each > 1 else ''}N" if 2 * each == of_two else "?"
+
+
+def _bytes(layer: LayerInfo) -> int:
+    return sum(math.prod(shape) * numpy_dtype(layer.dtypes[path]).itemsize for path, shape in layer.shapes.items())
 
 
 def _marks(taps: Sequence[Tap], loaded: LoadedModel) -> tuple[dict[str, list[str]], list[str]]:

@@ -10,17 +10,15 @@ from typing import Any
 
 import pydantic
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from layertap.axes import axes_of
 from layertap.contracts import Reducer
 from layertap.errors import ConfigError, LayertapError, TapError, first_fault
 from layertap.grammar import Tap
 from layertap.plugins import Plugins, guard
 from layertap.records import TapInfo
 from layertap.structures import Received, item_of, tensors_of
-
-_AXES = {1: "N", 2: "NC", 3: "NLC"}
-
 
 Hint = Callable[[str], str]
 """Why a layer that exists may not have run, given its path."""
@@ -30,6 +28,7 @@ Hint = Callable[[str], str]
 class Forward:
     """What all captures of a tapped model share, and how far the latest forward came."""
 
+    model: nn.Module
     detach: bool
     about: Mapping[str, Any]
     plugins: Plugins | None
@@ -66,7 +65,7 @@ class _Way:
 class Capture:
     """One tap on one layer: takes its calls' values as they come, and says what is wrong with them when asked."""
 
-    def __init__(self, tap: Tap, name: str, forward: Forward, *, pattern: Tap | None) -> None:
+    def __init__(self, tap: Tap, name: str, layer: nn.Module, forward: Forward, *, pattern: Tap | None) -> None:
         self.tap = tap
         self.name = name
         self.pattern = pattern
@@ -74,6 +73,7 @@ class Capture:
         self.calls = 0
         self.strayed = False
         """Whether another method of the model ran the layer since the latest forward: is its value the latest?"""
+        self._layer = layer
         self._forward = forward
         self._ways = {0: _Way(self._reducers())}
         self._dtype: torch.dtype | None = getattr(torch, tap.dtype) if tap.dtype else None
@@ -257,8 +257,7 @@ class Capture:
         return [self._forward.reducer(spec.type, spec.params) for spec in self.tap.reduce]
 
     def _described(self, call: int, tensor: Tensor) -> TapInfo:
-        rank = len(tensor.shape)
-        layout = self._forward.about.get("layout", "NCHW")
+        forward = self._forward
         return TapInfo(
             name=self._name_of(call),
             layer=self.tap.layer,
@@ -267,8 +266,9 @@ class Capture:
             select=self.tap.select,
             shape=tuple(tensor.shape[1:]),
             dtype=str(tensor.dtype).removeprefix("torch."),
-            axes=(layout or "") if rank == 4 else _AXES.get(rank, ""),
-            about=self._forward.about,
+            axes=axes_of(tuple(tensor.shape), self._layer, forward.model, forward.about),
+            about=forward.about,
+            reduce=tuple(spec.type for spec in self.tap.reduce),
         )
 
 

@@ -7,15 +7,12 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
+from layertap import printing
 from layertap.errors import ConfigError, LayertapError
-
-if TYPE_CHECKING:
-    from layertap.anatomy import Anatomy
-    from layertap.records import Report
 
 SOME_FAILED, INTERRUPTED, TERMINATED = 3, 130, 143
 
@@ -88,9 +85,9 @@ def run(
 
     report = pipeline.run(loaded, plugins=own)
     if as_json:
-        typer.echo(json.dumps(_report_data(report), indent=2))
+        typer.echo(json.dumps(printing.report_data(report), indent=2))
     elif not quiet:
-        typer.echo(_summary(report))
+        typer.echo(printing.report_text(report))
     return SOME_FAILED if report.failed else 0
 
 
@@ -102,17 +99,36 @@ def layers(
     plugin: Own = None,
     as_json: Json = False,
 ) -> None:
-    """List every layer: type, output shape, calls a forward, parameters, and what the taps match."""
+    """List every layer: output, calls a forward, size, share of compute, parameters, and what the taps match."""
     from layertap.anatomy import look_at
     from layertap.config import parse_overrides
 
     found = look_at(target, parse_overrides(overrides or []), [*context.obj, *(plugin or [])])
     if as_json:
-        typer.echo(json.dumps([_layer_data(found, index) for index in range(len(found.layers))], indent=2))
+        typer.echo(json.dumps([printing.layer_data(found, layer) for layer in found.layers], indent=2))
     else:
-        _print_table(["layer", "type", "output", "calls", "parameters", "tap"], _layer_rows(found))
+        printing.print_table(printing.LAYER_COLUMNS, printing.layer_rows(found))
     for reason in found.unmatched:
         typer.echo(reason, err=True)
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: Overrides = None,
+    plugin: Own = None,
+    as_json: Json = False,
+) -> None:
+    """Say what `run` would do, before an image is read: taps, shapes, bytes, and where the forward stops."""
+    from layertap.config import parse_overrides
+    from layertap.forecast import forecast
+
+    found = forecast(config, parse_overrides(overrides or []), [*context.obj, *(plugin or [])])
+    if as_json:
+        typer.echo(json.dumps(printing.forecast_data(found), indent=2))
+    else:
+        typer.echo(printing.forecast_text(found))
 
 
 @app.command()
@@ -121,12 +137,11 @@ def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -
     from layertap.plugins import Plugins
 
     known = Plugins.load([*context.obj, *(plugin or [])])
-    columns = ["kind", "type", "distribution", "version", "file"]
     rows = [[r.kind, r.type_name, r.distribution, r.version, r.file] for r in known]
     if as_json:
-        typer.echo(json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2))
+        typer.echo(json.dumps([dict(zip(printing.PLUGIN_COLUMNS, row, strict=True)) for row in rows], indent=2))
     elif sys.stdout.isatty():
-        _print_table(columns, rows)
+        printing.print_table(printing.PLUGIN_COLUMNS, rows)
     else:
         for row in rows:
             typer.echo("\t".join(row))
@@ -197,86 +212,3 @@ def _catch(number: signal.Signals, code: int) -> None:
     # Who was started with a signal ignored (nohup, a shell's background) shall go on ignoring it.
     if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, stop)
-
-
-def _report_data(report: Report) -> dict[str, Any]:
-    return {
-        "planned": report.planned,
-        "kept": report.kept,
-        "failed": report.failed,
-        "reasons": dict(report.reasons),
-        "seconds": round(report.seconds, 3),
-        "path": None if report.path is None else str(report.path),
-        "stored": report.stored,
-        "already": report.already,
-        "taps": {n: {"shape": [report.kept, *c.shape], "dtype": c.dtype} for n, c in report.columns.items()},
-        "nonfinite": dict(report.nonfinite),
-    }
-
-
-def _summary(report: Report) -> str:
-    done = "was complete already" if report.already else f"in {report.seconds:.1f} s"
-    lines = [f"{report.kept} of {report.planned} images kept, {report.failed} failed, {done}"]
-    where = f" -> {report.path}" if report.path else ""
-    lines += [f"  {name}: {c.dtype} {(report.kept, *c.shape)}{where}" for name, c in report.columns.items()]
-    lines += [f"  {count} values of {name} are not finite" for name, count in report.nonfinite.items() if count]
-    if report.failed:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
-        lines.append(f"  failed: {reasons}" + (f" (listed in {report.path / 'failures.csv'})" if report.path else ""))
-    if not report.stored:
-        lines.append("  nothing is kept on disk: this sink has no output folder")
-    return "\n".join(lines)
-
-
-def _layer_data(found: Anatomy, index: int) -> dict[str, Any]:
-    layer = found.layers[index]
-    return {
-        "layer": layer.name,
-        "type": layer.type,
-        "calls": layer.calls,
-        "shapes": {path: _per_image(shape, found.images) for path, shape in layer.shapes.items()},
-        "parameters": layer.parameters,
-        "aliases": list(layer.aliases),
-        "taps": list(found.taps.get(layer.name, [])),
-    }
-
-
-def _layer_rows(found: Anatomy) -> list[list[str]]:
-    rows = []
-    for layer in found.layers:
-        depth = 0 if layer.name == "." else layer.name.count(".") + 1
-        shapes = [f"{path}{_shape(_per_image(shape, found.images))}" for path, shape in layer.shapes.items()]
-        output = " ".join(shapes) if layer.calls else "never ran"
-        taps = ", ".join(found.taps.get(layer.name, []))
-        mark = f"<- {taps}" if taps else ""
-        rows.append(["  " * depth + layer.name, layer.type, output, str(layer.calls), f"{layer.parameters:,}", mark])
-    return rows
-
-
-def _per_image(shape: tuple[int, ...], images: int) -> list[int | str]:
-    return ["N" if axis == 0 and length == images else length for axis, length in enumerate(shape)]
-
-
-def _shape(shape: list[int | str]) -> str:
-    return f"({', '.join(map(str, shape))})"
-
-
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    if not sys.stdout.isatty():
-        # In a pipe there is no width to keep to: a line stays a line.
-        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-        for row in (columns, *rows):
-            typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for number, column in enumerate(columns):
-        # The name is there to be copied: on a narrow terminal all else folds first.
-        longest = max(len(row[0]) for row in rows) if rows and not number else None
-        table.add_column(column, overflow="fold", min_width=longest)
-    for row in rows:
-        table.add_row(*(Text(cell, style="bold" if row[-1].startswith("<-") else "") for cell in row))
-    Console(highlight=False).print(table)

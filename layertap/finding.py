@@ -34,6 +34,19 @@ def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
     return found
 
 
+def why_silent(root: nn.Module, layer: str) -> str | None:
+    """Why a layer is never called, where its kind tells; None where it does not."""
+    if layer == ROOT:
+        return None
+    parent, _, name = layer.rpartition(".")
+    if name == "out_proj" and isinstance(root.get_submodule(parent), nn.MultiheadAttention):
+        return f"nn.MultiheadAttention uses its weights without calling it; tap {parent or ROOT!r} instead"
+    module = root.get_submodule(layer)
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return f"a {type(module).__name__} only holds layers and is never called; tap those in it: {layer}.*"
+    return None
+
+
 def _inside(tap: Tap, every: Mapping[str, nn.Module]) -> str:
     """The children of the longest part of the path that does exist."""
     parent = tap.layer

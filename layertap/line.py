@@ -70,16 +70,22 @@ class Line:
     def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
         with guard(self.preprocessor):
             inputs = self.preprocessor.finish(pixels.to(self.device))
-        try:
-            with torch.no_grad():
-                return self.tapped.run(inputs)
-        except LayertapError:
-            raise
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            raise PluginError(
-                f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {lines[0]}"
-            ) from error
+        with torch.no_grad(), model_guard(inputs):
+            return self.tapped.run(inputs)
+
+
+@contextmanager
+def model_guard(inputs: Tensor) -> Iterator[None]:
+    """Turn what a model raises into one clean `PluginError`; layertap's own errors pass."""
+    try:
+        yield
+    except LayertapError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise PluginError(
+            f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {lines[0]}"
+        ) from error
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def _column(column: Column) -> dict[str, Any]:
         "shape": list(column.shape),
         "dtype": column.dtype,
         "file": column.file,
+        "reduce": list(tap.reduce),
         "raw": {"shape": list(tap.shape), "dtype": tap.dtype, "axes": tap.axes},
         "nonfinite": None,
     }

@@ -81,8 +81,8 @@ class LoadedModel:
     """A model ready to tap: the module, its own preprocessing, and facts about it.
 
     `about` must survive JSON. The core reads `weights` (what they are), `weights_sha256` (64 digits, None where they
-    are not a file), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps; NCHW where it is missing, None where it is
-    not known) and `num_prefix_tokens`; all of it goes into the manifest.
+    are not a file), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps; None where they have no one layout) and
+    `num_prefix_tokens`; all of it goes into the manifest.
     """
 
     module: nn.Module
@@ -95,7 +95,8 @@ class TapInfo:
     """A tap as the probe found it.
 
     `shape` is one image's value as the layer returned it (no batch axis), `axes` names the axes with the batch first
-    (`NC`, `NCHW`, `NHWC`, `NLC`; empty where they are not known), `about` are the model's facts.
+    (`NC`, `NCHW`, `NHWC`, `NLC`; empty where they are not known), `about` are the model's facts, `reduce` the types of
+    the reducers it goes through.
     """
 
     name: str
@@ -107,6 +108,7 @@ class TapInfo:
     dtype: str
     axes: str
     about: Mapping[str, Any] = field(default_factory=dict)
+    reduce: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,15 @@
-"""One forward, watched from every layer: what ran, how often, with what shapes."""
+"""One forward, watched from every layer: what ran, how often, with what shapes, after how much of the compute."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from layertap.errors import TapError
 from layertap.hooks import refuse_deaf
@@ -19,7 +22,8 @@ class LayerInfo:
 
     `calls` is how often it ran, `shapes` and `dtypes` what its tensors were at the first call, by their selector (an
     empty one for a layer that returns one tensor), `parameters` counts its own and those of the layers inside it,
-    `aliases` are its other paths.
+    `aliases` are its other paths. `compute` holds, a call, which share of the forward's multiplications (convolutions,
+    matrix products and attention, as torch counts them) was done when it began and when it returned.
     """
 
     name: str
@@ -29,12 +33,14 @@ class LayerInfo:
     dtypes: dict[str, str]
     parameters: int
     aliases: tuple[str, ...] = ()
+    compute: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(slots=True)
 class _Seen:
-    calls: int = 0
     tensors: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    began: list[int] = field(default_factory=list)
+    done: list[tuple[int, int]] = field(default_factory=list)
 
 
 def survey(module: nn.Module, *args: Any, **kwargs: Any) -> list[LayerInfo]:
@@ -51,27 +57,47 @@ def survey(module: nn.Module, *args: Any, **kwargs: Any) -> list[LayerInfo]:
     seen = {layer: _Seen() for layer in module.modules()}
     modes = {layer: layer.training for layer in seen}
     handles: list[torch.utils.hooks.RemovableHandle] = []
+    counter = FlopCounterMode(display=False)
     try:
         for layer, watched in seen.items():
-            handles.append(layer.register_forward_hook(_watch(watched), prepend=True))
+            handles.append(layer.register_forward_pre_hook(_begin(watched, counter), prepend=True))
+            handles.append(layer.register_forward_hook(_end(watched, counter), prepend=True))
         module.eval()
-        with torch.no_grad():
+        # The fused attention of torch is one operation that the counter does not know.
+        with torch.no_grad(), _unfused_attention(), counter:
             module(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
         for layer, mode in modes.items():
             layer.training = mode
-    return _listed(module, seen)
+    return _listed(module, seen, counter.get_total_flops())
 
 
-def _watch(seen: _Seen) -> Any:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if not seen.calls:
-            seen.tensors = {path: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for path, t in _outputs(output)}
-        seen.calls += 1
+def _begin(seen: _Seen, counter: FlopCounterMode) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any) -> None:
+        seen.began.append(counter.get_total_flops())
 
     return hook
+
+
+def _end(seen: _Seen, counter: FlopCounterMode) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if not seen.done:
+            seen.tensors = {path: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for path, t in _outputs(output)}
+        seen.done.append((seen.began.pop(), counter.get_total_flops()))
+
+    return hook
+
+
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def _outputs(output: Any) -> list[tuple[str, Tensor]]:
@@ -79,7 +105,7 @@ def _outputs(output: Any) -> list[tuple[str, Tensor]]:
     return [("", found[0][1])] if len(found) == 1 else found
 
 
-def _listed(module: nn.Module, seen: dict[nn.Module, _Seen]) -> list[LayerInfo]:
+def _listed(module: nn.Module, seen: dict[nn.Module, _Seen], total: int) -> list[LayerInfo]:
     paths: dict[nn.Module, list[str]] = {}
     for path, layer in module.named_modules(remove_duplicate=False):
         paths.setdefault(layer, []).append(path or ".")
@@ -87,11 +113,12 @@ def _listed(module: nn.Module, seen: dict[nn.Module, _Seen]) -> list[LayerInfo]:
         LayerInfo(
             name=names[0],
             type=type(layer).__name__,
-            calls=seen[layer].calls,
+            calls=len(seen[layer].done),
             shapes={path: shape for path, (shape, _) in seen[layer].tensors.items()},
             dtypes={path: dtype for path, (_, dtype) in seen[layer].tensors.items()},
             parameters=sum(parameter.numel() for parameter in layer.parameters()),
             aliases=tuple(names[1:]),
+            compute=tuple((began / total, done / total) for began, done in seen[layer].done) if total else (),
         )
         for layer, names in paths.items()
     ]

