@@ -103,6 +103,14 @@ def test_every_command_option_and_key_that_exists_is_named():
     assert {key for key in RunConfig.model_fields if not re.search(rf"`{key}`|\b{key}:", README)} == set()
 
 
+def test_every_installed_type_is_named():
+    from layertap.plugins import Plugins
+
+    own = [known for known in Plugins.load() if known.distribution == "layertap"]
+    assert {known.type_name for known in own if f"`{known.type_name}`" not in README} == set()
+    assert {known.cls.extra for known in own if known.cls.extra and f"`{known.cls.extra}`" not in README} == set()
+
+
 def test_commands_of_the_first_screen_are_targets_of_the_makefile():
     makefile = (ROOT / "Makefile").read_text()
     for command in re.findall(r"^make (\w+)", block("sh", "make demo"), flags=re.MULTILINE):

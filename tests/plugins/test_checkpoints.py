@@ -158,11 +158,10 @@ def test_a_state_that_fits_is_loaded_whole_under_any_prefix(prefix):
     assert all(torch.equal(loaded[key], value) for key, value in origin.items())
 
 
-def test_what_data_parallel_and_compile_save_is_understood():
+def test_what_data_parallel_saves_is_understood():
     origin = tiny()
-    for wrapped in (nn.DataParallel(origin), torch.compile(origin)):
-        loaded = fitted(wrapped.state_dict()).state_dict()
-        assert all(torch.equal(loaded[key], value) for key, value in origin.state_dict().items())
+    loaded = fitted(nn.DataParallel(origin).state_dict()).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in origin.state_dict().items())
 
 
 def test_a_prefix_that_the_model_has_itself_is_kept():
