@@ -62,16 +62,25 @@ class Line:
                     raise TapError(
                         f"tap {name!r} gave {_shown(value)} in batch {number}, and {column.shape} in the probe"
                     )
-            kept = [index for index in range(len(batch.records)) if index not in batch.failures]
-            records = [batch.records[index] for index in kept]
-            rows = slice(None) if len(kept) == len(batch.records) else torch.tensor(kept, dtype=torch.long)
-            yield batch, Activations(records, {name: value.cpu()[rows] for name, value in values.items()})
+            yield batch, _kept(batch, values)
 
     def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        with guard(self.preprocessor):
-            inputs = self.preprocessor.finish(pixels.to(self.device))
-        with torch.no_grad(), model_guard(inputs):
-            return self.tapped.run(inputs)
+        # A caller's inference mode would make values that cannot train a probe; leaving it turns gradients on.
+        with torch.inference_mode(False), torch.no_grad():
+            with guard(self.preprocessor):
+                inputs = self.preprocessor.finish(pixels.to(self.device))
+            with model_guard(inputs):
+                values = self.tapped.run(inputs)
+            return {name: value.cpu() for name, value in values.items()}
+
+
+def _kept(batch: Batch, values: Mapping[str, Tensor]) -> Activations:
+    """The rows of the records that are good."""
+    if not batch.failures:
+        return Activations(batch.records, values)
+    kept = [index for index in range(len(batch.records)) if index not in batch.failures]
+    with torch.inference_mode(False):
+        return Activations([batch.records[index] for index in kept], {n: value[kept] for n, value in values.items()})
 
 
 @contextmanager

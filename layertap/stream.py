@@ -46,8 +46,9 @@ class Slot:
         return cls(tuple(prepared.shape), prepared.dtype)
 
     def batch(self, count: int) -> Tensor:
-        """Room for `count` prepared images."""
-        return torch.empty((count, *self.shape), dtype=self.dtype)
+        """Room for `count` prepared images, for threads to fill that a caller's inference mode does not reach."""
+        with torch.inference_mode(False):
+            return torch.empty((count, *self.shape), dtype=self.dtype)
 
 
 def default_workers() -> int:

@@ -350,7 +350,7 @@ class TappedModel(Mapping[str, Tensor]):
         if known is not None:
             return known
         ran = [c.tap.layer for c in self._captures.values() if c.calls]
-        return f"taps that did: {_listing(ran)}" if ran else "was the model itself called? else run(..., call=...)"
+        return f"taps that did: {_listing(ran)}" if ran else "does the model call it, for this input?"
 
 
 def _listing(names: Sequence[str], most: int = 8) -> str:

@@ -75,6 +75,17 @@ def test_images_may_be_paths_bytes_pictures_arrays_and_records(photos):
     assert all(torch.equal(row, batch.values["0"][0]) for row in batch.values["0"])
 
 
+def test_values_taken_in_inference_mode_can_train_a_probe(photos, tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    images = [*sorted(photos.rglob("*.jpg"))[:3], tmp_path / "text.jpg"]
+    with torch.inference_mode():
+        (batch,) = layertap.extract(small(), images, ["3"], preprocess=squash, device="cpu", on_error="skip")
+    probe = nn.Linear(batch.values["3"].shape[1], 2)
+    probe(batch.values["3"]).sum().backward()
+    assert probe.weight.grad is not None
+    assert not batch.values["3"].requires_grad
+
+
 def test_endless_images_are_taken_as_they_are_needed(photographs):
     taken = 0
 

@@ -360,7 +360,7 @@ def test_entry_that_does_not_reach_the_tap_is_refused_with_the_cure():
     model = seeded(Entries)
     with layertap.tap(model, "image") as taps:
         assert fault_of(taps.run, noise(2, 3), call=model.encode_text).endswith(
-            "was the model itself called? else run(..., call=...)"
+            "does the model call it, for this input?"
         )
 
 
