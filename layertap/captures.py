@@ -52,14 +52,14 @@ class Forward:
 
 @dataclass(slots=True)
 class _Way:
-    """The way of one call's values: reducers bound to what that call gave first, and how many rows it gave last.
+    """The way of one call's values: reducers bound to what that call gave first, and the shape it gave last.
 
     Each call has its own, as the calls of one layer may differ in shape.
     """
 
     reducers: list[Reducer]
     info: TapInfo | None = None
-    rows: int | None = None
+    shape: tuple[int, ...] = ()
 
 
 class Capture:
@@ -127,9 +127,9 @@ class Capture:
         return {name: info for name, info in ways.items() if info is not None}
 
     @property
-    def rows(self) -> dict[str, int | None]:
-        """The length of axis 0 of its values before reduction, by name; None for a scalar."""
-        return {self._name_of(call): self._ways[call].rows for call in self._kept}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shapes of its values before reduction, by name."""
+        return {self._name_of(call): self._ways[call].shape for call in self._kept}
 
     def values(self, hint: Hint) -> dict[str, Callable[[], Tensor]]:
         """Its values by name, each to be called for; empty where it is silent."""
@@ -244,7 +244,7 @@ class Capture:
         way = self._ways.get(call)
         if way is None:
             way = self._ways[call] = _Way(self._reducers())
-        way.rows = tensor.shape[0] if tensor.shape else None
+        way.shape = tuple(tensor.shape)
         if way.info is None:
             info = self._described(call, tensor)
             for reducer in way.reducers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -32,6 +32,16 @@ def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
     if len(found) > 1 and tap.name is not None:
         raise TapError(f"{tap.layer!r} matches {len(found)} layers, which cannot all be named {tap.name!r}")
     return found
+
+
+def unfused(root: nn.Module, layers: Iterable[str]) -> list[str]:
+    """The transformer blocks that leave torch's fused inference path because one of these layers is tapped.
+
+    torch does so by itself for a block with hooks on it or in it; the last bits of its values change with that.
+    """
+    tapped = [f"{layer}." for layer in layers]
+    blocks = [path for path, module in root.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    return [path or ROOT for path in blocks if any(layer.startswith(f"{path}." if path else "") for layer in tapped)]
 
 
 def why_silent(root: nn.Module, layer: str) -> str | None:

@@ -69,6 +69,11 @@ def refuse_deaf(root: object) -> None:
             raise TapError(f"{where} is a ScriptModule, whose layers take no hooks: tap the eager model instead")
         if isinstance(module, nn.DataParallel):
             raise TapError(f"{where} is wrapped in DataParallel, which splits the batch: tap its `.module` instead")
+        if (
+            "FullyShardedDataParallel" in (names := {cls.__name__ for cls in type(module).__mro__})
+            or "FSDPModule" in names
+        ):
+            raise TapError(f"{where} is sharded by FSDP, whose layers do not hold their weights: tap the whole model")
         if hasattr(module, "_orig_mod"):
             raise TapError(f"{where} is compiled, and would pass over new hooks: tap its `._orig_mod` instead")
         if getattr(module, "_compiled_call_impl", None) is not None:

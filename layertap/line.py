@@ -32,26 +32,27 @@ class Line:
 
         Raises `TapError` for a tap whose values are not one row an image, and `PluginError` where the model raises.
         """
-        columns: dict[str, Column] = {}
-        for count in (2, 3):
-            values = self._forward(torch.zeros((count, *self.slot.shape), dtype=self.slot.dtype))
-            for name, length in self.tapped.batch_sizes.items():
-                if name in values and (length != count or values[name].shape[:1] != (count,)):
-                    raise TapError(_not_the_batch(name, count, self.tapped, values[name]))
-            infos, files = self.tapped.infos, stems(values)
-            found = {n: Column(infos[n], tuple(v.shape[1:]), _dtype(v), files[n]) for n, v in values.items()}
-            for name, column in columns.items():
-                if found.get(name) != column:
-                    raise TapError(f"tap {name!r}: its values change shape with the number of images")
-            columns = found
-        return columns
+        (few, of_two), (more, of_three) = self._probed(2), self._probed(3)
+        for name, value in more.items():
+            if (of_two.get(name, ())[:1], of_three[name][:1]) != ((2,), (3,)):
+                raise TapError(_not_the_batch(name, of_two.get(name, ()), of_three[name]))
+            if value.shape[:1] != (3,):
+                shape = tuple(value.shape)
+                raise TapError(f"tap {name!r}: its reducers made {shape} out of 3 images; axis 0 must stay the batch")
+            if value.shape[1:] != few[name].shape[1:] or value.dtype != few[name].dtype:
+                raise TapError(f"tap {name!r}: its values change shape or dtype with the number of images")
+        infos, files = self.tapped.infos, stems(more)
+        return {n: Column(infos[n], tuple(v.shape[1:]), _dtype(v), files[n]) for n, v in more.items()}
 
     def activations(
         self, batches: Iterable[Batch], columns: Mapping[str, Column]
     ) -> Iterator[tuple[Batch, Activations]]:
         """Each batch through the model: the rows of the records that are good, on the CPU."""
         for number, batch in enumerate(batches):
-            values = self._forward(batch.pixels)
+            try:
+                values = self._forward(batch.pixels)
+            except TapError as error:
+                raise TapError(f"batch {number}: {error}; the probe saw it otherwise, on zeros") from error
             for name, column in columns.items():
                 value = values.get(name)
                 if (
@@ -63,6 +64,11 @@ class Line:
                         f"tap {name!r} gave {_shown(value)} in batch {number}, and {column.shape} in the probe"
                     )
             yield batch, _kept(batch, values)
+
+    def _probed(self, images: int) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+        """The values of that many black images, and their shapes before reduction."""
+        values = self._forward(torch.zeros((images, *self.slot.shape), dtype=self.slot.dtype))
+        return values, self.tapped.shapes
 
     def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
         # A caller's inference mode would make values that cannot train a probe; leaving it turns gradients on.
@@ -142,12 +148,7 @@ def _shown(value: Tensor | None) -> str:
     return "nothing" if value is None else f"{tuple(value.shape)} {_dtype(value)}"
 
 
-def _not_the_batch(name: str, count: int, tapped: TappedModel, value: Tensor) -> str:
-    info = tapped.infos[name]
-    raw = tapped.batch_sizes[name]
-    shape = (*(() if raw is None else (raw,)), *info.shape)
-    if raw == count:
-        return f"tap {name!r}: its reducers made {tuple(value.shape)} out of {count} images; axis 0 must stay the batch"
-    others = [axis for axis, length in enumerate(shape) if length == count]
-    seen = f"; axis {others[0]} seems to be" if others else ""
-    return f"tap {name!r}: axis 0 of its value is not the image: {count} images gave the shape {shape}{seen}"
+def _not_the_batch(name: str, of_two: tuple[int, ...], of_three: tuple[int, ...]) -> str:
+    axes = [axis for axis, lengths in enumerate(zip(of_two, of_three, strict=False)) if lengths == (2, 3)]
+    seen = f"; axis {axes[0]} is" if axes else ""
+    return f"tap {name!r}: axis 0 of its value is not the image: 2 images gave {of_two}, and 3 gave {of_three}{seen}"

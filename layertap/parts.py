@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pydantic
@@ -60,7 +61,7 @@ def given_model(model: ModelLike, plugins: Plugins) -> LoadedModel:
     if isinstance(model, LoadedModel):
         return model
     if isinstance(model, nn.Module):
-        return LoadedModel(model)
+        return LoadedModel(_eager(model))
     return load_model(_part("model", model_short(model), plugins))
 
 
@@ -102,6 +103,15 @@ class FunctionPreprocessor(Preprocessor):
 
     def prepare(self, image: Image.Image) -> Tensor:
         return self._function(image.convert("RGB"))
+
+
+def _eager(model: nn.Module) -> nn.Module:
+    """The module behind `torch.compile`, whose compiled code would pass over new hooks."""
+    eager = getattr(model, "_orig_mod", None)
+    if eager is None:
+        return model
+    warnings.warn("the model is compiled; layertap taps and runs the eager module behind it", stacklevel=4)
+    return cast(nn.Module, eager)
 
 
 def _own(loaded: LoadedModel, cure: str) -> Preprocessor:

@@ -11,6 +11,7 @@ import torch
 
 from layertap.config import PARTS, RunConfig
 from layertap.contracts import Preprocessor
+from layertap.finding import unfused
 from layertap.plugins import Plugins
 from layertap.prepared import Prepared
 from layertap.records import Column
@@ -27,6 +28,7 @@ def manifest(this: Prepared) -> dict[str, Any]:
         "fingerprint": _fingerprint(this),
         "model": dict(info.about),
         "taps": {name: _column(column) for name, column in info.columns.items()},
+        "unfused": unfused(this.line.tapped.module, [column.tap.layer for column in info.columns.values()]),
         "planned": info.planned,
         "batch_size": info.batch_size,
         "shard_rows": info.shard_rows,

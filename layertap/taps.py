@@ -152,9 +152,9 @@ class TappedModel(Mapping[str, Tensor]):
         return {name: info for capture in self._captures.values() for name, info in capture.infos.items()}
 
     @property
-    def batch_sizes(self) -> dict[str, int | None]:
-        """The length of axis 0 of each value of the latest forward as its layer gave it; None for a scalar."""
-        return {name: rows for capture in self._captures.values() for name, rows in capture.rows.items()}
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of each value of the latest forward as its layer gave it, before reducers."""
+        return {name: shape for capture in self._captures.values() for name, shape in capture.shapes.items()}
 
     def run(self, *args: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """One forward, and the value of every tap, in the order asked for.

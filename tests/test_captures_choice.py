@@ -126,7 +126,7 @@ def test_info_and_rows_of_all_calls_are_their_own(repeated):
             "r:2": (6, 5, 5),
         }
         assert [(info.name, info.call) for info in infos.values()] == [("r:0", 0), ("r:1", 1), ("r:2", 2)]
-        assert taps.batch_sizes == {"r:0": 2, "r:1": 2, "r:2": 2}
+        assert taps.shapes == {name: (2, *info.shape) for name, info in infos.items()}
 
 
 # Structures

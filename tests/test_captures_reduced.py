@@ -180,7 +180,7 @@ def test_reducer_sees_what_the_tap_listens_to():
         assert info.about == about
         assert (tapped.infos["<layer:0"].side, tapped.infos["<layer:0"].call) == ("input", 0)
         assert tapped.infos["layer[row]"].shape == ()
-        assert tapped.batch_sizes == {"layer[map]": 2, "layer[row]": None, "<layer:0": 2}
+        assert tapped.shapes == {"layer[map]": (2, 4, 5, 3), "layer[row]": (), "<layer:0": (2, 4, 5, 3)}
 
 
 def test_reducer_that_raises_is_named_when_the_value_is_read_and_does_not_stop_the_model(own):

@@ -86,6 +86,57 @@ def test_values_taken_in_inference_mode_can_train_a_probe(photos, tmp_path):
     assert not batch.values["3"].requires_grad
 
 
+class TokensFirst(nn.Module):
+    """Puts the tokens before the batch, as some CLIP towers do inside, or folds windows into it."""
+
+    def __init__(self, windows: bool):
+        super().__init__()
+        self.inner = nn.Identity()
+        self.windows = windows
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2)  # (N, C, L)
+        return self.inner(tokens.reshape(-1, 3, 4) if self.windows else tokens.permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [3, 2])  # as many tokens as the probe has images must not pass either
+def test_value_with_its_tokens_first_is_refused_with_the_axis_seen(photographs, size):
+    def prepare(image: Image.Image) -> torch.Tensor:
+        return to_tensor(image.resize((1, size)))
+
+    with pytest.raises(layertap.TapError, match=r"axis 0 of its value is not the image: .*; axis 1 is$"):
+        next(layertap.extract(TokensFirst(False), photographs, "inner", preprocess=prepare, device="cpu"))
+
+
+def test_windows_folded_into_the_batch_are_refused(photographs):
+    with pytest.raises(layertap.TapError, match=r"not the image: 2 images gave .* and 3 gave .*[0-9]\)$"):
+        next(layertap.extract(TokensFirst(True), photographs, "inner", preprocess=squash, device="cpu"))
+
+
+def test_layer_that_runs_otherwise_on_a_later_batch_is_told_with_its_batch(photographs):
+    class Moody(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.always, self.extra = nn.Identity(), nn.Identity()
+
+        def forward(self, x):
+            x = self.always(x)
+            return self.extra(x) if x.mean() < 0.9 else x
+
+    white = Image.new("RGB", (20, 20), "white")
+    with pytest.raises(layertap.TapError, match=r"batch 1: .*'extra'"):
+        list(layertap.extract(Moody(), [photographs[0], white], "extra", preprocess=squash, batch_size=1, device="cpu"))
+
+
+def test_compiled_model_is_run_eagerly_with_a_notice(photos):
+    model = small()
+    compiled = torch.compile(model, backend="eager")
+    with pytest.warns(UserWarning, match="eager module"):
+        (batch, *_) = layertap.extract(compiled, photos, "0", preprocess=squash, device="cpu")
+    (plain, *_) = layertap.extract(model, photos, "0", preprocess=squash, device="cpu")
+    assert torch.equal(batch.values["0"], plain.values["0"])
+
+
 def test_endless_images_are_taken_as_they_are_needed(photographs):
     taken = 0
 

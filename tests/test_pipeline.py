@@ -272,3 +272,21 @@ def test_nonfinite_values_are_counted(photos, tmp_path):
 def test_model_is_in_eval_mode_and_dropout_rests(photos):
     first, second = run(photos, None), run(photos, None)
     assert np.array_equal(first.values["classifier"], second.values["classifier"])
+
+
+def test_manifest_names_the_blocks_that_a_tap_takes_off_the_fused_path(photos, tmp_path):
+    import torch
+    from torch import nn
+
+    from layertap.finding import unfused
+
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 8, batch_first=True), 3).eval()
+    assert unfused(encoder, ["layers.1.linear1", "layers.2"]) == ["layers.1", "layers.2"]
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        plain = encoder(x)
+        with layertap.tap(encoder, "layers.1.linear1") as taps:
+            assert torch.allclose(encoder(x), plain, atol=1e-6)
+            assert taps["layers.1.linear1"].shape == (2, 3, 8)
+    run(photos, tmp_path / "out")
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["unfused"] == []
