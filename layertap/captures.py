@@ -186,7 +186,10 @@ class Capture:
 
     def _calls(self) -> str:
         numbered = ", ".join(self._string(call) for call in range(min(self.calls, 3)))
-        return f"{numbered}{' ...' if self.calls > 3 else ''}, {self._string('last')} or {self._string('all')}"
+        choices = f"{numbered}{' ...' if self.calls > 3 else ''}, {self._string('last')} or {self._string('all')}"
+        if self.pattern is None:
+            return choices
+        return f"{choices}; for all that match, {self.pattern.model_copy(update={'call': 'all'})}"
 
     def _name_of(self, call: int) -> str:
         """The name of one call's value: `:all` gives each its own."""

@@ -119,9 +119,25 @@ class RunConfig(pydantic.BaseModel):
         try:
             yield
         except (ConfigError, TapError, WeightsError) as error:
+            key, _, said = str(error).partition(": ")
+            if said and key.split(".")[0] == where[0]:
+                where = tuple(key.split("."))  # the part has named its own key
+            else:
+                said = str(error)
+                where = (*where, *self._inside(where, said))
             # In place: a plugin may have made a class of its own, whose constructor is not ours to call.
-            error.args = (str(self._document.fault(where, str(error))),)
+            error.args = (str(self._document.fault(where, said)),)
             raise
+
+    def _inside(self, where: Where, said: str) -> Where:
+        """Which key below `where` an error is about: the one that it names, or whose value it quotes."""
+        if where == ("taps",):
+            named = [index for index, tap in enumerate(self.taps) if repr(tap.layer) in said or repr(tap.label) in said]
+            return tuple(named[:1])
+        spec = getattr(self, str(where[0]))
+        if len(where) > 1 or not isinstance(spec, Spec):
+            return ()
+        return tuple(key for key, value in spec.params.items() if value and repr(value) in said)[:1]
 
     def check(self, plugins: Plugins, of: Collection[str]) -> None:
         """Raise `ConfigError` for the first type or parameter under the keys `of` that no installed plugin knows."""
@@ -161,6 +177,8 @@ def _registered(kind: str, spec: Spec, plugins: Plugins, document: Document, whe
         hint = ""
         if kind == "source" and ("/" in spec.type or Path(spec.type).exists()):
             hint = f" (for a folder of images: {{type: folder, path: {spec.type}}})"
+        if kind == "preprocessor":
+            hint = f" (or `{MODEL_PREPROCESSOR}`, what came with the model)"
         if kind == "model" and plugins.tables[kind]:
             hint = f" (TYPE/NAME, as in {next(iter(plugins.tables[kind]))}/{spec.type.rpartition('/')[2]})"
         raise document.fault((*where, "type"), f"{error}{hint}") from error

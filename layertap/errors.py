@@ -82,15 +82,17 @@ class UnsafeError(LayertapError):
     code = 8
 
 
-def did_you_mean(wrong: str, known: Iterable[str], *, most: int = 3) -> str:
+def did_you_mean(wrong: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> str:
     """`"; did you mean 'a' or 'b'?"` for the names nearest to `wrong`, or an empty string."""
-    near = difflib.get_close_matches(wrong, list(known), n=most, cutoff=0.6)
+    near = difflib.get_close_matches(wrong, list(known), n=most, cutoff=cutoff)
     return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
 def first_fault(error: pydantic.ValidationError) -> tuple[tuple[int | str, ...], str]:
     """Where the first fault of a pydantic validation lies, and what it is, in one line for the user."""
-    fault = error.errors(include_url=False)[0]
+    faults = error.errors(include_url=False)
+    # A misspelt key is why another one is missing, not the other way round.
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     where, kind, value = fault["loc"], fault["type"], fault["input"]
     if kind == "extra_forbidden":
         return where, "unknown key"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from layertap.contracts import Plugin
-from layertap.errors import LayertapError
+from layertap.errors import LayertapError, PluginError, did_you_mean
 from layertap.hookspecs import PROJECT, RunEvents
 from layertap.plugins import guard
 
@@ -37,6 +37,14 @@ class _Manager(pluggy.PluginManager):
         return super().parse_hookimpl_opts(plugin, name) or (_OPTIONS if _is_event(plugin, name) else None)
 
 
+def _refuse_misspelt(observer: Plugin) -> None:
+    """A method named almost like an event is one that would silently never be called."""
+    for name in sorted(set(dir(observer)) - set(_EVENTS)):
+        near = did_you_mean(name, _EVENTS, most=1, cutoff=0.85)
+        if near and callable(getattr(type(observer), name, None)):
+            raise PluginError(f"the observer {type(observer).__name__} has a method {name!r}, which is no event{near}")
+
+
 class Events:
     """Tells one run's observers what happens, in the order in which they are written.
 
@@ -45,6 +53,9 @@ class Events:
     """
 
     def __init__(self, observers: Iterable[Plugin]) -> None:
+        observers = list(observers)
+        for observer in observers:
+            _refuse_misspelt(observer)
         # A manager each: what one of them raises is told in its name.
         self._observers = [(observer, _managed(observer)) for observer in observers]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from layertap import parts, provenance
 from layertap.config import ConfigLike, load_config
 from layertap.contracts import FileSink, Sink
-from layertap.errors import ImageError
+from layertap.errors import ConfigError, ImageError
 from layertap.grammar import TapsLike
 from layertap.line import Line, find_device, ready
 from layertap.outputs import FolderOutput, Output, SinkOutput, Tally, Writer
@@ -90,6 +90,9 @@ def extract(
         ImageError: an image cannot be used, unless `on_error` is `skip`.
         LayertapError: the model, a tap or the device is not as asked for.
     """
+    for name, number in (("batch_size", batch_size), ("workers", 1 if workers is None else workers)):
+        if not isinstance(number, int) or number < 1:
+            raise ConfigError(f"extract: {name} is a whole number from 1, not {number!r}")
     known = Plugins.load(plugins)
     where = find_device(device)
     loaded = parts.given_model(model, known)

@@ -95,7 +95,9 @@ class Plugins:
             return table[type_name]
         message = f"no {kind} has the type {type_name!r}{did_you_mean(type_name, table)}"
         if table:
-            message += f" (installed: {', '.join(sorted(table))})"
+            message += (
+                f" (installed: {', '.join(sorted(table))}; `--plugin FILE`, or `plugins=` in Python, adds your own)"
+            )
         elif not any(self.tables.values()):
             message += " (no plugin is installed: install layertap itself, `pip install -e .` in a checkout)"
         for name, reason in self.failures.items():

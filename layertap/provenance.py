@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,14 +44,15 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
     """Everything that can change a value or the place of a row, by name; two runs with equal ones give equal bytes."""
     info, preprocessor = this.info, this.line.preprocessor
     return {
-        "model": info.config["model"],
-        "about": dict(info.about),
+        "model": _without_place(info.config["model"], info.about),
+        "about": _without_place(info.about, info.about),
         "taps": info.config["taps"],
         "columns": {name: [list(column.shape), column.dtype] for name, column in info.columns.items()},
         "preprocess": {"class": type(preprocessor).__name__, **_params(preprocessor)},
-        "source": info.config["source"],
+        "source": info.config["source"]["type"],
         "images": this.plan.count,
         "ids": this.plan.digest,
+        "files": this.plan.contents,
         "sink": info.config["sink"]["type"],
         "batch_size": info.batch_size,
         "shard_rows": info.shard_rows,
@@ -59,6 +61,12 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
         "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         **{f"version of {name}": version for name, version in _versions(this.config, this.plugins).items()},
     }
+
+
+def _without_place(facts: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts about a model without where its weights lie, if their digest says what they are."""
+    places = ("weights", "weights_file") if about.get("weights_sha256") else ()
+    return {key: value for key, value in facts.items() if key not in places}
 
 
 def _params(preprocessor: Preprocessor) -> dict[str, Any]:

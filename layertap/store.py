@@ -34,6 +34,9 @@ RUNNING, COMPLETE = "running", "complete"
 
 LOCKED, FOREIGN = 5, 6
 
+# Parts of a fingerprint that change with another part, which says more.
+_IMPLIED = {"images": ("ids", "files"), "ids": ("files",), "taps": ("columns", "shard_rows"), "model": ("about",)}
+
 
 class Store:
     """The output folder of one run, open for writing. Made by `open_store`."""
@@ -188,6 +191,8 @@ def open_store(path: Path, sink: FileSink, manifest: dict[str, Any]) -> Iterator
 
     Raises `StoreError`: 5 another run holds it, 6 it is another configuration's or not ours, 7 it cannot be written.
     """
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path}: is a file, and the output is a folder; choose another path", code=FOREIGN)
     with _storage(path):
         path.mkdir(parents=True, exist_ok=True)
     store = Store(path, sink, {"layertap": FORMAT, **manifest})
@@ -242,6 +247,8 @@ def _locked(path: Path) -> int:
 def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     old, new = found["fingerprint"], wanted["fingerprint"]
     changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    implied = {after for before in changed for after in _IMPLIED.get(before, ())}
+    changed = [key for key in changed if key not in implied]
     if changed:
         shown = "; ".join(f"{key} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in changed)
         raise StoreError(

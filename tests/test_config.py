@@ -597,7 +597,7 @@ def test_fault_of_a_part_is_told_where_the_part_stands(tmp_path):
     (tmp_path / "c.yaml").write_text("\n\nsource: {type: folder, path: absent}\nsink: {type: npy, path: OUT}\n")
     with pytest.raises(ConfigError) as caught:
         layertap.run(tmp_path / "c.yaml", overrides={"sink.path": str(tmp_path / "out")})
-    assert str(caught.value).startswith(f"{tmp_path}/c.yaml:3:1: source: source folder: cannot use 'absent'")
+    assert str(caught.value).startswith(f"{tmp_path}/c.yaml:3:24: source.path: cannot use 'absent'")
     assert not (tmp_path / "out").exists()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import layertap
+from layertap.events import Events
 
 TINY = str(Path(__file__).parent / "outsider" / "tiny.py")
 
@@ -165,7 +166,7 @@ def test_observer_that_raises_does_not_hide_why_a_run_ended(run):
 
 @pytest.mark.parametrize(
     ("observer", "said"),
-    [("misspelt", "the observer Misspelt raised PluginValidationError: unknown hook 'run_finnished'"),
+    [("misspelt", "the observer Misspelt has a method 'run_finnished', which is no event; did you mean"),
      ("greedy", "the observer Greedy raised PluginValidationError: Plugin ")],
 )  # fmt: skip
 def test_event_that_does_not_exist_is_told_before_the_run(run, tmp_path, observer, said):
@@ -177,3 +178,12 @@ def test_event_that_does_not_exist_is_told_before_the_run(run, tmp_path, observe
 
 def test_no_observer_is_fine(run):
     assert run() == []
+
+
+def test_method_named_almost_like_an_event_is_told():
+    class Nearly(layertap.Observer):
+        def batch_don(self, run, count):
+            raise AssertionError
+
+    with pytest.raises(layertap.PluginError, match="'batch_don', which is no event; did you mean 'batch_done'"):
+        Events([Nearly()])

@@ -147,22 +147,29 @@ def test_images_of_every_kind_give_a_row(tmp_path, photographs):
 
 def test_interrupted_run_goes_on_and_ends_with_the_same_bytes(photos, tmp_path):
     run(photos, tmp_path / "whole", shard_rows=4)
-    with pytest.raises(layertap.ImageError):
-        broken(photos, tmp_path)
+    with pytest.raises(layertap.PluginError, match="stopped"):
+        run(photos, tmp_path / "out", shard_rows=4, observers=[{"type": "stop", "after": 12}])
     unfinished = layertap.open(tmp_path / "out")
     assert not unfinished.is_complete
-    assert unfinished["classifier"].shape[0] == len(unfinished.ids) < 20
-    (tmp_path / "photos/dogs/00.jpg").write_bytes((photos / "dogs/00.jpg").read_bytes())
-    report = run(tmp_path / "photos", tmp_path / "out", shard_rows=4)
+    assert unfinished["classifier"].shape[0] == len(unfinished.ids) == 8
+    report = run(photos, tmp_path / "out", shard_rows=4)
     assert report.kept == 20
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def broken(photos: Path, tmp_path: Path) -> None:
-    """A run that stops at the eleventh image."""
+def test_same_run_from_another_place_is_the_same_run(photos, tmp_path):
+    run(photos, tmp_path / "out")
+    shutil.copytree(photos, tmp_path / "moved")  # keeps modification times, as a move does
+    assert run(tmp_path / "moved", tmp_path / "out").already
+
+
+@pytest.mark.parametrize("change", [lambda path: path.touch(), lambda path: path.write_bytes(b"other")])
+def test_changed_image_behind_the_same_name_is_refused(photos, tmp_path, change):
     shutil.copytree(photos, tmp_path / "photos")
-    (tmp_path / "photos/dogs/00.jpg").write_bytes(b"")
-    run(tmp_path / "photos", tmp_path / "out", shard_rows=4, on_error="fail")
+    run(tmp_path / "photos", tmp_path / "out")
+    change(tmp_path / "photos/cats/03.jpg")
+    with pytest.raises(layertap.StoreError, match="another configuration: files was"):
+        run(tmp_path / "photos", tmp_path / "out")
 
 
 def test_complete_output_is_left_as_it_is(photos, tmp_path):
@@ -191,6 +198,12 @@ def test_output_of_another_configuration_is_refused_with_the_difference(photos, 
         run(photos, tmp_path / "out", **changes)
     assert refused.value.code == 6
     assert contents(tmp_path / "out") == before
+
+
+def test_file_in_the_place_of_the_output_is_told(photos, tmp_path):
+    (tmp_path / "out").write_text("precious")
+    with pytest.raises(layertap.StoreError, match="is a file"):
+        run(photos, tmp_path / "out")
 
 
 def test_folder_that_is_not_ours_is_refused_untouched(photos, tmp_path):
@@ -223,7 +236,7 @@ def test_what_can_be_known_before_is_told_before_the_output_exists(photos, tmp_p
 
 def test_empty_folder_is_an_error_before_the_output_exists(tmp_path):
     (tmp_path / "photos").mkdir()
-    with pytest.raises(layertap.ConfigError, match="source: "):
+    with pytest.raises(layertap.ConfigError, match=r"source\.path: no images"):
         run(tmp_path / "photos", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -290,3 +303,16 @@ def test_manifest_names_the_blocks_that_a_tap_takes_off_the_fused_path(photos, t
             assert taps["layers.1.linear1"].shape == (2, 3, 8)
     run(photos, tmp_path / "out")
     assert json.loads((tmp_path / "out/manifest.json").read_text())["unfused"] == []
+
+
+def test_record_with_data_of_another_kind_is_told_before_the_run(photos, tmp_path):
+    (tmp_path / "wrong.py").write_text(
+        "import layertap\n"
+        "class Wrong(layertap.Source):\n"
+        "    def records(self):\n"
+        "        yield layertap.ImageRecord('a', 'a.jpg')\n"
+        "@layertap.hookimpl\n"
+        "def register_sources(register): register('wrong', Wrong)\n"
+    )
+    with pytest.raises(layertap.PluginError, match="gives 'a' data of type str"):
+        layertap.run(config(photos, None, source="wrong"), plugins=[TINY, str(tmp_path / "wrong.py")])

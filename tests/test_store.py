@@ -53,24 +53,21 @@ def test_killed_run_resumes_to_the_same_bytes(photos, tmp_path, how):
     assert not (tmp_path / "out/parts").exists()
 
 
+def stop(photos: Path, out: Path) -> None:
+    """An output with two shards of four, left by a run that stopped."""
+    with pytest.raises(layertap.PluginError, match="stopped"):
+        run(photos, out, shard_rows=4, observers=[{"type": "stop", "after": 12}])
+
+
 def test_part_without_a_commit_record_does_not_exist(photos, tmp_path):
     run(photos, tmp_path / "whole", shard_rows=4)
-    stop(photos, tmp_path)
+    stop(photos, tmp_path / "out")
     part = tmp_path / "out/parts/00004"
     part.mkdir()
     np.save(part / "classifier.npy", np.full((4, 10), 7.0))
     assert len(layertap.open(tmp_path / "out").ids) == 8
-    (tmp_path / "photos/dogs/00.jpg").write_bytes((photos / "dogs/00.jpg").read_bytes())
-    run(tmp_path / "photos", tmp_path / "out", shard_rows=4)
+    run(photos, tmp_path / "out", shard_rows=4)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def stop(photos: Path, tmp_path: Path) -> None:
-    """An output with two shards of four, left by a run that stopped at the eleventh image."""
-    shutil.copytree(photos, tmp_path / "photos")
-    (tmp_path / "photos/dogs/00.jpg").write_bytes(b"")
-    with pytest.raises(layertap.ImageError):
-        run(tmp_path / "photos", tmp_path / "out", shard_rows=4, on_error="fail")
 
 
 def test_sink_that_cannot_write_ends_the_run_cleanly_and_it_resumes(photos, tmp_path):
@@ -153,10 +150,9 @@ def test_reader_beside_a_run_sees_whole_commits_only(photos, tmp_path):
 
 def test_crash_while_sweeping_is_swept_by_the_next_run(photos, tmp_path):
     run(photos, tmp_path / "out", shard_rows=4)
-    (tmp_path / "stopped").mkdir()
     stop(photos, tmp_path / "stopped")
     for name in ("parts", "commits"):
-        shutil.copytree(tmp_path / "stopped/out" / name, tmp_path / "out" / name)
+        shutil.copytree(tmp_path / "stopped" / name, tmp_path / "out" / name)
     before = contents(tmp_path / "out")
     assert run(photos, tmp_path / "out", shard_rows=4).already
     assert contents(tmp_path / "out") == before

@@ -53,6 +53,26 @@ class Tiny(layertap.ModelProvider):
         return layertap.LoadedModel(module, Squash.of(), about)
 
 
+class Stop(layertap.Observer):
+    """Ends a run after so many images, as a fault would."""
+
+    class Params(layertap.Params):
+        after: int = Field(description="images")
+
+    params: Params
+    seen = 0
+
+    def batch_done(self, count: int) -> None:
+        self.seen += count
+        if self.seen >= self.params.after:
+            raise RuntimeError("stopped")
+
+
+@layertap.hookimpl
+def register_observers(register: Any) -> None:
+    register("stop", Stop)
+
+
 @layertap.hookimpl
 def register_models(register: Any) -> None:
     register("tiny", Tiny)

@@ -39,7 +39,7 @@ class FolderSource(layertap.Source):
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise layertap.ConfigError(
-                f"source folder: cannot use {path!r}: {reason}; a relative path starts at the working directory"
+                f"source.path: cannot use {path!r}: {reason}; a relative path starts at the working directory"
             ) from error
         if is_folder:
             yield from self._below(os.fsencode(path))
@@ -61,7 +61,7 @@ class FolderSource(layertap.Source):
         if not taken:
             patterns = ", ".join(self.params.include)
             raise layertap.ConfigError(
-                f"source folder: no images in {self.params.path!r} match {patterns} ({passed_over} other files were "
+                f"source.path: no images in {self.params.path!r} match {patterns} ({passed_over} other files were "
                 "passed over; folders that are links or begin with a dot are not entered)"
             )
 
@@ -89,7 +89,7 @@ def _listing(root: bytes, folder: bytes) -> list[bytes]:
                     found.append(folder + entry.name + b"/")
     except OSError as error:
         where = os.fsdecode(os.path.join(root, folder))
-        raise layertap.ConfigError(f"source folder: cannot list {where!r}: {error.strerror}") from error
+        raise layertap.ConfigError(f"source.path: cannot list {where!r}: {error.strerror}") from error
     found.sort(reverse=True)
     return found
 

@@ -39,7 +39,7 @@ class SamplesSource(layertap.Source):
             path = folder / name
             if not path.is_file():
                 raise layertap.ConfigError(
-                    f"source samples: {name} is not in {str(folder)!r}; install another version of scikit-image"
+                    f"source.type: samples: {name} is not in {str(folder)!r}; install another version of scikit-image"
                 )
             yield layertap.ImageRecord(name, path, {"label": path.stem})
 
