@@ -52,7 +52,7 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
         "source": info.config["source"]["type"],
         "images": this.plan.count,
         "ids": this.plan.digest,
-        "files": this.plan.contents,
+        "file sizes and times": this.plan.contents,
         "sink": info.config["sink"]["type"],
         "batch_size": info.batch_size,
         "shard_rows": info.shard_rows,

@@ -34,8 +34,10 @@ RUNNING, COMPLETE = "running", "complete"
 
 LOCKED, FOREIGN = 5, 6
 
+_FILES = "file sizes and times"
+
 # Parts of a fingerprint that change with another part, which says more.
-_IMPLIED = {"images": ("ids", "files"), "ids": ("files",), "taps": ("columns", "shard_rows"), "model": ("about",)}
+_IMPLIED = {"images": ("ids", _FILES), "ids": (_FILES,), "taps": ("columns", "shard_rows"), "model": ("about",)}
 
 
 class Store:
