@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from layertap import parts
 from layertap.config import RunConfig, load_config
@@ -59,7 +60,8 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
         config = load_config(whole, overrides, known, of=("model", "preprocess", "taps"))
     loaded = _loaded(config, known)
     preprocessor = parts.configured_preprocessor(config, known, loaded)
-    few, more = (_surveyed(loaded, preprocessor, images) for images in (2, 3))
+    slot = Slot.of(preprocessor)
+    few, more = (_surveyed(loaded, preprocessor, slot.zeros(images)) for images in (2, 3))
     # A model's name alone asks for no taps, unless the overrides do.
     asked = is_file or "taps" in (overrides or {})
     taps, unmatched = _marks(config.taps if asked else (), loaded)
@@ -83,10 +85,9 @@ def _loaded(config: RunConfig, plugins: Plugins) -> LoadedModel:
     return parts.configured_model(config, plugins)
 
 
-def _surveyed(loaded: LoadedModel, preprocessor: Preprocessor, images: int) -> list[LayerInfo]:
-    slot = Slot.of(preprocessor)
+def _surveyed(loaded: LoadedModel, preprocessor: Preprocessor, pixels: Tensor) -> list[LayerInfo]:
     with guard(preprocessor):
-        inputs = preprocessor.finish(torch.zeros((images, *slot.shape), dtype=slot.dtype))
+        inputs = preprocessor.finish(pixels)
     with ready(loaded.module, torch.device("cpu")), model_guard(inputs):
         return survey(loaded.module, inputs)
 

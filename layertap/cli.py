@@ -76,16 +76,17 @@ def run(
     from layertap.config import load_config, parse_overrides
     from layertap.plugins import Plugins
 
-    own = [*context.obj, *(plugin or [])]
-    loaded = load_config(config, parse_overrides(overrides or []), Plugins.load(own))
+    known = Plugins.load(_own(context, plugin))
+    loaded = load_config(config, parse_overrides(overrides or []), known)
     if quiet:
         loaded = loaded.model_copy(update={"observers": tuple(o for o in loaded.observers if o.type != "progress")})
 
-    from layertap import pipeline
+    # After the configuration is checked: its faults need not wait for torch.
+    from layertap.pipeline import run_loaded
 
-    report = pipeline.run(loaded, plugins=own)
+    report = run_loaded(loaded, known)
     if as_json:
-        typer.echo(json.dumps(printing.report_data(report), indent=2))
+        _print_json(printing.report_data(report))
     elif not quiet:
         typer.echo(printing.report_text(report))
     return SOME_FAILED if report.failed else 0
@@ -103,9 +104,9 @@ def layers(
     from layertap.anatomy import look_at
     from layertap.config import parse_overrides
 
-    found = look_at(target, parse_overrides(overrides or []), [*context.obj, *(plugin or [])])
+    found = look_at(target, parse_overrides(overrides or []), _own(context, plugin))
     if as_json:
-        typer.echo(json.dumps([printing.layer_data(found, layer) for layer in found.layers], indent=2))
+        _print_json([printing.layer_data(found, layer) for layer in found.layers])
     else:
         printing.print_table(printing.LAYER_COLUMNS, printing.layer_rows(found))
     for reason in found.unmatched:
@@ -124,9 +125,9 @@ def plan(
     from layertap.config import parse_overrides
     from layertap.forecast import forecast
 
-    found = forecast(config, parse_overrides(overrides or []), [*context.obj, *(plugin or [])])
+    found = forecast(config, parse_overrides(overrides or []), _own(context, plugin))
     if as_json:
-        typer.echo(json.dumps(printing.forecast_data(found), indent=2))
+        _print_json(printing.forecast_data(found))
     else:
         typer.echo(printing.forecast_text(found))
 
@@ -136,10 +137,10 @@ def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -
     """List every plugin: kind, type, distribution, version and file."""
     from layertap.plugins import Plugins
 
-    known = Plugins.load([*context.obj, *(plugin or [])])
+    known = Plugins.load(_own(context, plugin))
     rows = [[r.kind, r.type_name, r.distribution, r.version, r.file] for r in known]
     if as_json:
-        typer.echo(json.dumps([dict(zip(printing.PLUGIN_COLUMNS, row, strict=True)) for row in rows], indent=2))
+        _print_json([dict(zip(printing.PLUGIN_COLUMNS, row, strict=True)) for row in rows])
     elif sys.stdout.isatty():
         printing.print_table(printing.PLUGIN_COLUMNS, rows)
     else:
@@ -155,7 +156,7 @@ def schema(context: typer.Context, plugin: Own = None) -> None:
     from layertap.plugins import Plugins
     from layertap.schema import config_schema
 
-    typer.echo(json.dumps(config_schema(Plugins.load([*context.obj, *(plugin or [])])), indent=2))
+    _print_json(config_schema(Plugins.load(_own(context, plugin))))
 
 
 @app.command()
@@ -171,7 +172,7 @@ def init(
     from layertap.schema import config_schema
 
     text = files("layertap").joinpath("starter.yaml").read_text("utf-8")
-    described = config_schema(Plugins.load([*context.obj, *(plugin or [])]))
+    described = config_schema(Plugins.load(_own(context, plugin)))
     schema_path = path.with_name("layertap.schema.json")
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -182,6 +183,15 @@ def init(
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from error
     typer.echo(f"wrote {path} and {schema_path}; now: layertap run {path} source.path=YOUR_IMAGES/")
+
+
+def _own(context: typer.Context, plugin: list[str] | None) -> list[str]:
+    """The user's own plugins, named before the command word and after it."""
+    return [*context.obj, *(plugin or [])]
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2))
 
 
 def main() -> NoReturn:

@@ -333,10 +333,6 @@ def _reread(tap: Tap) -> Tap | None:
 
 def _first_fault(error: pydantic.ValidationError, data: Mapping[str, Any]) -> tuple[Where, str]:
     """Where in `data` the fault lies that is to be told, and what it is."""
-    for fault in error.errors(include_url=False):
-        # A misspelt key comes before the one that is missing for it.
-        if fault["type"] == "extra_forbidden":
-            return as_written(fault["loc"], data), "unknown key"
     where, what = first_fault(error)
     if where == ("taps",) and isinstance(data.get("taps"), Mapping):
         return _in_mapping(data["taps"], what)

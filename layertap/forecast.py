@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from layertap.config import ConfigLike, load_config
 from layertap.line import model_guard
 from layertap.plugins import Plugins
 from layertap.prepared import Prepared, prepared
 from layertap.records import Column
-from layertap.shards import numpy_dtype
+from layertap.shards import row_bytes
 from layertap.store import read_manifest
 from layertap.survey import survey
 
@@ -63,7 +60,7 @@ def forecast(config: ConfigLike, overrides: Mapping[str, Any] | None = None, plu
             batch_size=info.batch_size,
             shard_rows=info.shard_rows,
             columns=info.columns,
-            row_bytes=sum(math.prod(c.shape) * numpy_dtype(c.dtype).itemsize for c in info.columns.values()),
+            row_bytes=row_bytes(info.columns),
             stop=stop,
             compute=compute,
             silent=this.line.tapped.silent,
@@ -78,7 +75,7 @@ def _stop(this: Prepared) -> tuple[str | None, float | None]:
     if not this.config.early_stop:
         return None, 1.0
     line = this.line
-    inputs = line.preprocessor.finish(torch.zeros((2, *line.slot.shape), dtype=line.slot.dtype).to(line.device))
+    inputs = line.inputs(line.slot.zeros(2))
     with model_guard(inputs):
         layers = survey(line.tapped.module, inputs)
     compute = {name: layer.compute for layer in layers for name in (layer.name, *layer.aliases)}

@@ -65,16 +65,19 @@ class Line:
                     )
             yield batch, _kept(batch, values)
 
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """A prepared batch as the model takes it, on its device."""
+        with guard(self.preprocessor):
+            return self.preprocessor.finish(pixels.to(self.device))
+
     def _probed(self, images: int) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
         """The values of that many black images, and their shapes before reduction."""
-        values = self._forward(torch.zeros((images, *self.slot.shape), dtype=self.slot.dtype))
-        return values, self.tapped.shapes
+        return self._forward(self.slot.zeros(images)), self.tapped.shapes
 
     def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
         # A caller's inference mode would make values that cannot train a probe; leaving it turns gradients on.
         with torch.inference_mode(False), torch.no_grad():
-            with guard(self.preprocessor):
-                inputs = self.preprocessor.finish(pixels.to(self.device))
+            inputs = self.inputs(pixels)
             with model_guard(inputs):
                 values = self.tapped.run(inputs)
             return {name: value.cpu() for name, value in values.items()}

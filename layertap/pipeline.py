@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layertap import parts, provenance
-from layertap.config import ConfigLike, load_config
+from layertap.config import ConfigLike, RunConfig, load_config
 from layertap.contracts import FileSink, Sink
 from layertap.errors import ConfigError, ImageError
 from layertap.grammar import TapsLike
@@ -45,9 +45,13 @@ def run(config: ConfigLike, *, overrides: Mapping[str, Any] | None = None, plugi
         LayertapError: before the first image for all that can be known then, and then nothing is written.
     """
     known = Plugins.load(plugins)
-    loaded = load_config(config, overrides, known)
+    return run_loaded(load_config(config, overrides, known), known)
+
+
+def run_loaded(config: RunConfig, plugins: Plugins) -> Report:
+    """`run`, for a configuration that is loaded and checked already."""
     started = time.monotonic()
-    with prepared(loaded, known) as this, ExitStack() as stack:
+    with prepared(config, plugins) as this, ExitStack() as stack:
         sink, info = this.sink, this.info
         output: Output = SinkOutput(sink)
         if isinstance(sink, FileSink):

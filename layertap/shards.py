@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +19,14 @@ _SHARD_BYTES = 64_000_000
 _MOST_ROWS = 1_024
 
 
+def row_bytes(columns: Mapping[str, Column]) -> int:
+    """What one image takes as it is stored, all taps together."""
+    return sum(math.prod(column.shape) * numpy_dtype(column.dtype).itemsize for column in columns.values())
+
+
 def default_rows(columns: Mapping[str, Column], batch_size: int) -> int:
     """Rows in a shard: about 64 MB, a whole number of batches, at least one, at most 1,024 rows where a batch fits."""
-    row = sum(int(np.prod(c.shape, dtype=np.int64)) * numpy_dtype(c.dtype).itemsize for c in columns.values())
-    batches = min(_SHARD_BYTES // max(1, row * batch_size), _MOST_ROWS // batch_size)
+    batches = min(_SHARD_BYTES // max(1, row_bytes(columns) * batch_size), _MOST_ROWS // batch_size)
     return max(1, batches) * batch_size
 
 

@@ -50,6 +50,10 @@ class Slot:
         with torch.inference_mode(False):
             return torch.empty((count, *self.shape), dtype=self.dtype)
 
+    def zeros(self, count: int) -> Tensor:
+        """A batch of black images, to probe a model with."""
+        return self.batch(count).zero_()
+
 
 def default_workers() -> int:
     """One decoding thread a core that this process may use."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 import layertap
-from layertap_plugins.preprocessors.imagenet import MAX_PIXELS
+from layertap_plugins.preprocessors.images import refuse_strip
 
 if TYPE_CHECKING:
     import torch
@@ -55,12 +55,7 @@ class Composed(layertap.Preprocessor):
         """The image as uint8 `(3, H, W)`. Raises `ImageError`: `empty`, `aspect` (too long a strip) or `mode`."""
         from torchvision.transforms.functional import pil_to_tensor  # type: ignore[import-untyped]
 
-        short, long = sorted(image.size)
-        if short == 0:
-            raise layertap.ImageError("empty")
-        side = self.shorter_side
-        if side is not None and side * int(side * long / short) > MAX_PIXELS:
-            raise layertap.ImageError("aspect")
+        refuse_strip(image, self.shorter_side)
         try:
             if self.converts_first and image.mode != "RGB":
                 image = image.convert("RGB")

@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from pydantic import Field
 
 import layertap
+from layertap_plugins.preprocessors.images import as_rgb, refuse_strip
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
     from torch import Tensor
-
-# Beyond it Pillow itself warns of a decompression bomb; a strip one pixel wide would get there by being resized.
-MAX_PIXELS = 89_478_485
 
 Mean: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 Std: TypeAlias = Annotated[float, Field(ge=1e-6, le=1)]
@@ -46,16 +44,8 @@ class ImageNet(layertap.Preprocessor):
         from torchvision.transforms import functional as F
 
         resize, crop = self.params.resize, self.params.crop
-        short, long = sorted(image.size)
-        if short == 0:
-            raise layertap.ImageError("empty")
-        if resize * int(resize * long / short) > MAX_PIXELS:
-            raise layertap.ImageError("aspect")
-        if image.mode != "RGB":
-            try:
-                image = image.convert("RGB")
-            except ValueError as error:
-                raise layertap.ImageError("mode", f"no conversion from the mode {image.mode} to RGB") from error
+        refuse_strip(image, resize)
+        image = as_rgb(image)
         image = F.resize(image, [resize], interpolation=InterpolationMode(self.params.interpolation))
         pixels: Tensor = F.pil_to_tensor(F.center_crop(image, [crop]))
         return pixels

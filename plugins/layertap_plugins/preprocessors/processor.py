@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 import layertap
-from layertap_plugins.preprocessors.imagenet import MAX_PIXELS
+from layertap_plugins.preprocessors.images import as_rgb, refuse_strip
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,17 +72,8 @@ class ImageProcessor(layertap.Preprocessor):
 
         Raises `ImageError`: `empty`, `aspect` (too long a strip), `mode`, or `shape` (several crops or none).
         """
-        short, long = sorted(image.size)
-        if short == 0:
-            raise layertap.ImageError("empty")
-        side = self._shorter_side
-        if side is not None and side * int(side * long / short) > MAX_PIXELS:
-            raise layertap.ImageError("aspect")
-        if image.mode != "RGB":
-            try:
-                image = image.convert("RGB")
-            except ValueError as error:
-                raise layertap.ImageError("mode", f"no conversion from the mode {image.mode} to RGB") from error
+        refuse_strip(image, self._shorter_side)
+        image = as_rgb(image)
         ours = {"do_rescale": False, "do_normalize": False} if self.params.split else {}
         pixels = self._processor(image, return_tensors="pt", **ours)["pixel_values"]
         if len(pixels) != 1:
