@@ -73,7 +73,7 @@ def run(
     as_json: Json = False,
 ) -> int:
     """Extract what CONFIG asks for. The same command finishes a run that was interrupted."""
-    from layertap.config import load_config, parse_overrides
+    from layertap.loading import load_config, parse_overrides
     from layertap.plugins import Plugins
 
     known = Plugins.load(_own(context, plugin))
@@ -102,7 +102,7 @@ def layers(
 ) -> None:
     """List every layer: output, calls a forward, size, share of compute, parameters, and what the taps match."""
     from layertap.anatomy import look_at
-    from layertap.config import parse_overrides
+    from layertap.loading import parse_overrides
 
     found = look_at(target, parse_overrides(overrides or []), _own(context, plugin))
     if as_json:
@@ -122,8 +122,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what `run` would do, before an image is read: taps, shapes, bytes, and where the forward stops."""
-    from layertap.config import parse_overrides
     from layertap.forecast import forecast
+    from layertap.loading import parse_overrides
 
     found = forecast(config, parse_overrides(overrides or []), _own(context, plugin))
     if as_json:

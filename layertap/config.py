@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import types
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from layertap.contracts import Plugin
-from layertap.document import Document, Where, as_written, parse_value, read_document
+from layertap.document import Document, Where, as_written
 from layertap.errors import ConfigError, TapError, WeightsError, did_you_mean, first_fault
 from layertap.grammar import Spec, Tap, Taps
 from layertap.plugins import Plugins, Registered, guard
 
-ConfigLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | RunConfig"
-
-COMMAND_LINE = "command line"
 MODEL_PREPROCESSOR = "model"
 """The word of `preprocess:` that stands for the preprocessor which came with the model."""
 
@@ -99,10 +94,27 @@ class RunConfig(pydantic.BaseModel):
         # Where it was read does not make it another configuration.
         return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented
 
+    @classmethod
+    def of(cls, document: Document) -> RunConfig:
+        """The configuration in a document, whose places tell where its faults stand. Raises `ConfigError`."""
+        document.data = document.plain(document.data, (), data_of)
+        try:
+            result = cls.model_validate(document.data)
+        except pydantic.ValidationError as error:
+            where, what = _first_fault(error, document.data)
+            raise _located(document, where, what, _fields_at(where)) from error
+        result._document = document
+        return result
+
+    def document(self) -> Document:
+        """A document that holds the same, to lay overrides over: what is done to it leaves this one as it is."""
+        known = self._document
+        return Document(known.name, self.plain(), dict(known.places), dict(known.overridden))
+
     def plain(self) -> dict[str, Any]:
         """The configuration as it would be written: plain data that `load_config` reads back to the same."""
         data = {key: getattr(self, key) for key in type(self).model_fields}
-        return {key: self._document.plain(value, (key,), _data) for key, value in data.items()}
+        return {key: self._document.plain(value, (key,), data_of) for key, value in data.items()}
 
     def build(self, key: str, plugins: Plugins) -> Plugin:
         """The plugin that `key` names (`source`, `sink`, `model`, `preprocess`), with its parameters validated."""
@@ -187,7 +199,7 @@ def _registered(kind: str, spec: Spec, plugins: Plugins, document: Document, whe
 def _params(registered: Registered, spec: Spec, document: Document, where: Where) -> pydantic.BaseModel:
     model = registered.cls.Params
     # As JSON, so that strict types still let a list be a tuple and a string a path.
-    text = json.dumps(document.plain(spec.params, where, _data))
+    text = json.dumps(document.plain(spec.params, where, data_of))
     with guard(registered.cls):
         try:
             return model.model_validate_json(text, strict=True)
@@ -201,116 +213,7 @@ def _params(registered: Registered, spec: Spec, document: Document, where: Where
             raise _located(document, (*where, *place), what, fields) from error
 
 
-def load_config(
-    config: ConfigLike,
-    overrides: Mapping[str, Any] | None,
-    plugins: Plugins,
-    *,
-    of: Collection[str] = tuple(RunConfig.model_fields),
-) -> RunConfig:
-    """The configuration in a YAML file, a mapping or a RunConfig, with `overrides` laid over it and every part checked.
-
-    Keys of `overrides` may be dotted (`source.path`); a mapping given whole replaces the old one. `of`: the keys whose
-    plugins matter; by default all of them. Raises `ConfigError`: `file:line:column: key: what`.
-    """
-    document = _document_of(config)
-    for key, value in (overrides or {}).items():
-        _override(document, key, value, plugins)
-    document.data = document.plain(document.data, (), _data)
-    try:
-        result = RunConfig.model_validate(document.data)
-    except pydantic.ValidationError as error:
-        where, what = _first_fault(error, document.data)
-        raise _located(document, where, what, _fields_at(where)) from error
-    result._document = document
-    result.check(plugins, of)
-    return result
-
-
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` arguments as overrides; each value waits as text until the field it meets is known."""
-    result: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"{COMMAND_LINE}: {argument!r} is no override: write key=value, as in batch_size=32")
-        result[key] = Typed(value)
-    return result
-
-
-class Typed(str):
-    """A value as typed on the command line: raw text for a field that is a string, YAML for any other."""
-
-
-def _document_of(config: ConfigLike) -> Document:
-    if isinstance(config, RunConfig):
-        known = config._document
-        return Document(known.name, config.plain(), dict(known.places), dict(known.overridden))
-    if isinstance(config, Mapping):
-        return Document("config", {str(key): value for key, value in config.items()})
-    return read_document(Path(config))
-
-
-def _override(document: Document, key: str, value: Any, plugins: Plugins) -> None:
-    where = tuple(key.split("."))
-    label = COMMAND_LINE if isinstance(value, Typed) else "overrides"
-    if where[0] not in RunConfig.model_fields:
-        raise ConfigError(f"{label}: {key}: unknown key{did_you_mean(where[0], RunConfig.model_fields)}")
-    target = document.data
-    if len(where) > 1:
-        if where[0] not in PARTS:
-            raise ConfigError(f"{label}: {key}: {where[0]} has no keys inside; give it whole")
-        if "" in where:
-            raise ConfigError(f"{label}: {key}: a key's name is missing beside a dot")
-        target = document.data[where[0]] = _opened(where[0], document.data.get(where[0]))
-        for depth, part in enumerate(where[1:-1], 2):
-            inner = target.get(part, {})
-            if not isinstance(inner, Mapping):
-                raise ConfigError(f"{label}: {key}: {'.'.join(where[:depth])} is {inner!r} and has no keys inside")
-            target[part] = target = dict(inner)
-    if isinstance(value, Typed) and not _takes_text(where, document.data, plugins):
-        value = parse_value(value, f"{COMMAND_LINE}: {key}")
-    target[where[-1]] = str(value) if isinstance(value, Typed) else value
-    document.override(where, label)
-
-
-def _opened(key: str, value: Any) -> dict[str, Any]:
-    """The mapping behind a part's short form or default, so that single keys can be laid over it."""
-    if value is None:
-        value = RunConfig.model_fields[key].default
-        if not isinstance(value, Spec):
-            return {}
-    value = _data(model_short(value) if key == "model" else value)
-    return dict(value) if isinstance(value, Mapping) else {"type": value}
-
-
-def _takes_text(where: tuple[str, ...], data: Mapping[str, Any], plugins: Plugins) -> bool:
-    """Whether the field at `where` is a string, so that `001` or `a: b` on the command line is meant as it stands."""
-    if len(where) == 1:
-        return _is_text(RunConfig.model_fields[where[0]].annotation)
-    if len(where) > 2:
-        return False
-    if where[1] == "type":
-        return True
-    table = plugins.tables[PARTS[where[0]]]
-    found = table.get(str(data[where[0]].get("type")))
-    field = found.cls.Params.model_fields.get(where[1]) if found else None
-    return field is not None and _is_text(field.annotation)
-
-
-def _is_text(annotation: Any) -> bool:
-    """Whether all that an annotation allows (beside None) is text; `str | int` leaves the choice to YAML."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _is_text(arguments[0])
-    if origin is Literal:
-        return all(isinstance(argument, str) for argument in arguments)
-    if origin in (Union, types.UnionType):
-        return all(_is_text(argument) for argument in arguments if argument is not type(None))
-    return isinstance(annotation, type) and issubclass(annotation, (str, os.PathLike))
-
-
-def _data(value: Any) -> Any:
+def data_of(value: Any) -> Any:
     """Objects of ours as the data that one would write for them."""
     if isinstance(value, Spec):
         return {"type": value.type, **value.params}
@@ -321,7 +224,7 @@ def _written_tap(tap: Tap) -> str | dict[str, Any]:
     if tap == _reread(tap):
         return str(tap)
     long = tap.model_dump(mode="json", exclude_defaults=True)
-    return {**long, "reduce": [_data(spec) for spec in tap.reduce]} if tap.reduce else long
+    return {**long, "reduce": [data_of(spec) for spec in tap.reduce]} if tap.reduce else long
 
 
 def _reread(tap: Tap) -> Tap | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layertap.config import ConfigLike, load_config
 from layertap.line import model_guard
+from layertap.loading import ConfigLike, load_config
 from layertap.plugins import Plugins
 from layertap.prepared import Prepared, prepared
 from layertap.records import Column

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layertap import parts, provenance
-from layertap.config import ConfigLike, RunConfig, load_config
+from layertap.config import RunConfig
 from layertap.contracts import FileSink, Sink
 from layertap.errors import ConfigError, ImageError
 from layertap.grammar import TapsLike
 from layertap.line import Line, find_device, ready
+from layertap.loading import ConfigLike, load_config
 from layertap.outputs import FolderOutput, Output, SinkOutput, Tally, Writer
 from layertap.plugins import Plugins, guard
 from layertap.prepared import Prepared, prepared

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import layertap
-from layertap.config import load_config, parse_overrides
 from layertap.errors import ConfigError
+from layertap.loading import load_config, parse_overrides
 from layertap.plugins import Plugins
 
 BASE = "source: samples\nsink: {type: npy, path: f/}\n"
@@ -628,7 +628,7 @@ HOSTILE = {
 }
 WATCH = """
 import builtins, json, os, sys
-from layertap.config import load_config
+from layertap.loading import load_config
 from layertap.errors import ConfigError
 from layertap.plugins import Plugins
 plugins = Plugins.load()

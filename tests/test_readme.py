@@ -53,7 +53,7 @@ def test_first_yaml_runs(place, weights):
 
 def test_first_yaml_is_the_default_config(place):
     (place / "alexnet.yaml").write_text(block("yaml", "# alexnet.yaml"))
-    from layertap.config import load_config
+    from layertap.loading import load_config
     from layertap.plugins import Plugins
 
     plugins = Plugins.load()

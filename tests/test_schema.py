@@ -10,9 +10,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from layertap.config import RunConfig, load_config
+from layertap.config import RunConfig
 from layertap.document import read_document
 from layertap.errors import ConfigError
+from layertap.loading import load_config
 from layertap.plugins import KINDS, Plugins
 from layertap.schema import config_schema
 
