@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from layertap.contracts import Plugin
 from layertap.document import Document, Where, as_written
 from layertap.errors import ConfigError, TapError, WeightsError, did_you_mean, first_fault
+from layertap.formats import STANDARD, Format
 from layertap.grammar import Spec, Tap, Taps
 from layertap.plugins import Plugins, Registered, guard
 
@@ -43,6 +44,11 @@ def _spec_list(value: Any) -> Any:
     return [value] if isinstance(value, (str, Mapping)) else value
 
 
+def _upper_list(value: Any) -> Any:
+    value = [value] if isinstance(value, str) else value
+    return [item.upper() if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+
 def _device(value: Any) -> Any:
     if isinstance(value, str) and not _DEVICE.fullmatch(value):
         raise ValueError(f"is auto, cpu, cuda, cuda:N or mps, not {value!r}")
@@ -52,6 +58,8 @@ def _device(value: Any) -> Any:
 Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1)]
 ModelSpec: TypeAlias = Annotated[Spec, BeforeValidator(model_short)]
 Specs: TypeAlias = Annotated[tuple[Spec, ...], BeforeValidator(_spec_list)]
+Formats: TypeAlias = Annotated[tuple[Format, ...], BeforeValidator(_upper_list)]
+Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
 Share: TypeAlias = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
@@ -75,9 +83,20 @@ class RunConfig(pydantic.BaseModel):
     workers: Positive | None = Field(None, description="decoding threads; one a core by default")
     limit: Positive | None = Field(None, description="only the first N records")
     shard_rows: Positive | None = Field(None, description="rows in one commit, a multiple of batch_size")
+    mode: Literal["resume", "new"] = Field(
+        "resume", description="go on with an output of the same configuration, or replace what layertap wrote there"
+    )
     on_error: Literal["skip", "fail"] = Field("skip", description="what a bad image does: be listed, or stop the run")
     max_failures: Annotated[int, Field(strict=True, ge=0)] | Share = Field(
         0.05, description="stop after this many failures, or this share of the images (never before 100 failures)"
+    )
+    nonfinite: Literal["keep", "fail"] = Field(
+        "keep", description="what an activation that is NaN or infinite does: be counted, or stop the run"
+    )
+    formats: Formats = Field((), description=f"image formats to open besides {', '.join(STANDARD)}")
+    image_timeout: Seconds = Field(10.0, description="seconds in which an image must be decoded and prepared")
+    isolation: Literal["thread", "process"] = Field(
+        "thread", description="where images are decoded: in threads, or in processes that a hostile one may kill"
     )
     early_stop: Annotated[bool, Field(strict=True)] = Field(True, description="stop a forward after the last tap")
     observers: Specs = Field((Spec(type="progress"),), description="who watches the run")

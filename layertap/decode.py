@@ -1,7 +1,7 @@
-"""From a record to a decoded image, in two stages: `read` gives its bytes, `decode` its pixels.
+"""From an image's encoded bytes to its pixels.
 
-Both raise `ImageError` with a code of `REASONS` (a source's callable may raise its own), print nothing and change no
-global state, so that any number of threads can decode at once. Only the formats of `FORMATS` are opened. An image that
+`decode` raises `ImageError` with a code of `layertap.reasons`, prints nothing and changes no global state, so that any
+number of threads can decode at once. Only the formats of `layertap.formats` are opened. An image that
 ends early is refused, never filled up.
 
 Pillow's own readers are called without `Image.open`, because that warns, and neither printing nor muting a warning is
@@ -10,14 +10,10 @@ safe on many threads. What makes the readers themselves warn is kept from them: 
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from io import BytesIO
-from pathlib import Path
 
 import PIL.ImageFile
 from PIL import Image
@@ -28,42 +24,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from layertap.errors import ConfigError, ImageError, LayertapError
-from layertap.records import ImageRecord
-
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-
-REASONS: Mapping[str, str] = {
-    # read
-    "not_found": "no such file, or a link that leads nowhere",
-    "not_regular": "a folder, pipe, socket or device, not a regular file",
-    "permission": "the file may not be read",
-    "path_too_long": "the path is longer than the system allows",
-    "io_error": "the system could not read the file",
-    "file_too_large": "the file is larger than 512 MiB",
-    "empty": "there are 0 bytes",
-    # decode
-    "lfs_pointer": "a Git LFS pointer instead of the image; run `git lfs pull`",
-    "format_not_allowed": f"a format that is not opened; convert it to one of {', '.join(FORMATS)}",
-    "codec_missing": "HEIC, AVIF or JPEG XL, for which there is no decoder here",
-    "not_image": "no image at all",
-    "truncated": "the data ends before the image does",
-    "corrupt": "the data is damaged",
-    "unsupported_mode": "a variant of its format that Pillow cannot read, such as a 12-bit JPEG",
-    "too_large": "more than 89,478,485 pixels",
-    "metadata_too_large": "text or a colour profile that unpacks to more than Pillow allows",
-    # prepare
-    "shape": "prepared to another shape or dtype than the other images",
-    "aspect": "too long and thin to resize",
-    "too_small": "smaller than the model can take",
-    # any stage
-    "out_of_memory": "not enough memory for this image",
-    "error": "the source or the preprocessor raised",
-}
-
-# The decoders need a file in one piece, so it costs its size on every worker at once. The largest image under the pixel
-# cap is 341 MiB without any compression (a 32-bit BMP), which leaves room for metadata.
-MAX_BYTES = 512 * 2**20
+from layertap.errors import ConfigError, ImageError
+from layertap.reasons import refusal
 
 # Where Pillow starts to warn of a decompression bomb: 256 MiB as RGB.
 MAX_PIXELS = 89_478_485
@@ -101,47 +63,11 @@ _FLI = (b"\x11\xaf", b"\x12\xaf")
 _JPEG_XL = (b"\xff\n", b"\0\0\0\x0cJXL ")
 _HEIF_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 
-_ERRNOS = {
-    errno.ENOENT: "not_found",
-    errno.ENOTDIR: "not_found",
-    errno.ELOOP: "not_found",
-    errno.EACCES: "permission",
-    errno.EPERM: "permission",
-    errno.ENXIO: "not_regular",  # a socket, or a device without a driver
-    errno.ENODEV: "not_regular",
-    errno.ENAMETOOLONG: "path_too_long",
-    errno.ENOMEM: "out_of_memory",
-}
 
-
-def read(record: ImageRecord) -> bytes | Image.Image:
-    """The record's encoded bytes, or the image where its source gives one. Raises `ImageError`."""
-    data: object = record.data
-    try:
-        if isinstance(data, Path):
-            data = _read_file(data)
-        elif callable(data):
-            data = data()
-    except LayertapError:
-        raise
-    except OSError as error:
-        raise _failure(_ERRNOS.get(error.errno or 0, "io_error")) from error
-    except Exception as error:
-        raise _failure("out_of_memory" if isinstance(error, MemoryError) else "error") from error
-    if isinstance(data, Image.Image):
-        return data
-    if not isinstance(data, bytes):
-        raise ImageError("error", f"error: the source gave {type(data).__name__}, not bytes or an image")
-    if not data:
-        raise _failure("empty")
-    if len(data) > MAX_BYTES:
-        raise _failure("file_too_large")
-    return data
-
-
-def decode(data: bytes | Image.Image) -> Image.Image:
+def decode(data: bytes | Image.Image, formats: Collection[str] = ()) -> Image.Image:
     """The image, loaded, its first frame where it has several. Raises `ImageError`.
 
+    `formats` are those of `layertap.formats.OPTIONAL` that are opened besides the standard ones.
     Mode, palette and EXIF block are as the file has them: 16-bit, CMYK and rotated images come as such.
     """
     file: BytesIO | None = None
@@ -156,7 +82,7 @@ def decode(data: bytes | Image.Image) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:
-        raise _failure(_reason(error, file)) from error
+        raise refusal(_reason(error, file)) from error
     return image
 
 
@@ -164,7 +90,7 @@ def _reader(data: bytes) -> tuple[type[ImageFile], BytesIO]:
     """What reads this data, and the data in the form that it may be given."""
     reader = next((reader for magic, reader in _MAGICS.items() if data.startswith(magic)), None)
     if reader is None or (reader is WebPImageFile and data[8:12] != b"WEBP"):
-        raise _failure(_refusal(data))
+        raise refusal(_refusal(data))
     if reader is PngImageFile:
         data = _still(data)
     elif reader is GifImageFile:
@@ -173,7 +99,7 @@ def _reader(data: bytes) -> tuple[type[ImageFile], BytesIO]:
 
 
 def _refusal(data: bytes) -> str:
-    """Why data that is none of `FORMATS` is refused, from a look at its first bytes."""
+    """Why data of no format that may be opened is refused, from a look at its first bytes."""
     if data.startswith(b"version https://git-lfs"):
         return "lfs_pointer"
     if data.startswith(_JPEG_XL) or (data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS):
@@ -192,7 +118,7 @@ def _is_svg(data: bytes) -> bool:
 
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
-        raise _failure("too_large")
+        raise refusal("too_large")
 
 
 def _still(data: bytes) -> bytes:
@@ -209,7 +135,7 @@ def _still(data: bytes) -> bytes:
         if end > len(data):
             break
         if kind == b"IDAT" and zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
-            raise _failure("corrupt")
+            raise refusal("corrupt")
         if kind not in (b"acTL", b"fcTL", b"fdAT"):
             kept.append(view[at:end])
         at = end
@@ -241,25 +167,6 @@ def _after_extension(data: bytes, at: int) -> int:
     while data[at]:
         at += data[at] + 1
     return at + 1
-
-
-def _read_file(path: Path) -> bytes:
-    # Opening a FIFO that nobody writes to must not hang, and only a descriptor tells surely what the file is.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise _failure("not_regular")
-        if facts.st_size > MAX_BYTES:
-            raise _failure("file_too_large")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(facts.st_size)
-    finally:
-        os.close(descriptor)
-
-
-def _failure(reason: str) -> ImageError:
-    return ImageError(reason, f"{reason}: {REASONS[reason]}")
 
 
 def _reason(error: Exception, file: BytesIO | None) -> str:

@@ -20,7 +20,7 @@ from layertap.loading import ConfigLike, load_config
 from layertap.outputs import FolderOutput, Output, SinkOutput, Tally, Writer
 from layertap.plugins import Plugins, guard
 from layertap.prepared import Prepared, prepared
-from layertap.records import Activations, Batch, Failure, Report, RunInfo
+from layertap.records import Activations, Batch, Failure, Planned, Report, RunInfo
 from layertap.shards import gather
 from layertap.store import open_store
 from layertap.stream import Slot, batches, default_workers
@@ -107,7 +107,8 @@ def extract(
         line = Line(tapped, preprocessor, slot, where)
         columns = line.probe()
         records = parts.given_records(images, known)
-        stream = batches(records, preprocessor, slot, batch_size=batch_size, workers=workers or default_workers())
+        planned = (Planned(record) for record in records)
+        stream = batches(planned, preprocessor, slot, batch_size=batch_size, workers=workers or default_workers())
         with closing(stream):
             for batch, activations in line.activations(stream, columns):
                 if on_error == "fail":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+import zlib
+from collections.abc import Container, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -12,9 +14,13 @@ from PIL import Image
 from layertap.contracts import Source
 from layertap.errors import ConfigError, PluginError
 from layertap.plugins import guard
-from layertap.records import ImageRecord
+from layertap.reading import stamp_of
+from layertap.reasons import refusal
+from layertap.records import ImageRecord, Planned
 
 _TAKEN = ("row", "id")
+
+_PAGE = 4096
 
 
 class Plan:
@@ -27,31 +33,61 @@ class Plan:
     def __init__(self, source: Source, limit: int | None = None) -> None:
         self._source = source
         self._limit = limit
+        # Packed, because the ids of a million images are a hundred megabytes.
+        self._pages: list[bytes] = []
         ids, contents = hashlib.sha256(), hashlib.sha256()
         self.count = 0
-        for record in self._checked():
-            ids.update(record.id.encode() + b"\0")
-            contents.update(_content(record))
-            self.count += 1
+        entries = self._entries_of_the_source()
+        while page := list(islice(entries, _PAGE)):
+            for record_id, stamp in page:
+                ids.update(record_id.encode() + b"\0")
+                contents.update(f"{stamp};".encode())
+            self.count += len(page)
+            self._pages.append(zlib.compress(json.dumps(page).encode()))
         if not self.count:
             raise ConfigError(f"{type(source).__name__} gives no images")
         self.digest = ids.hexdigest()
         self.contents = contents.hexdigest()
 
-    def records(self, first: int = 0) -> Iterator[ImageRecord]:
-        """The records again, from number `first` on. Raises `PluginError` where the source gives others than before."""
+    def records(self, first: int = 0, stop: int | None = None) -> Iterator[Planned]:
+        """The records again, from number `first` up to `stop`.
+
+        What the source gives now and did not then is passed over; what it does not give any more fails as `vanished`.
+        """
+        given = self._listed()
+        record = next(given, None)
+        places: Mapping[str, int] | None = None
+        for number, (record_id, stamp) in enumerate(self.entries(0, stop)):
+            while record is not None and record.id != record_id:
+                if places is None:
+                    places = {planned: place for place, (planned, _) in enumerate(self.entries())}
+                if places.get(record.id, -1) > number:
+                    break
+                record = next(given, None)
+            if record is None or record.id != record_id:
+                current = ImageRecord(record_id, _vanished)
+            else:
+                current, record = record, next(given, None)
+            if number >= first:
+                yield Planned(current, stamp)
+
+    def entries(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[str, str | None]]:
+        """Id and stamp of the planned records from number `first` up to `stop`."""
+        stop = self.count if stop is None else min(stop, self.count)
+        for number in range(first // _PAGE, -(-stop // _PAGE)):
+            page = json.loads(zlib.decompress(self._pages[number]))
+            yield from islice(map(tuple, page), max(first - number * _PAGE, 0), stop - number * _PAGE)
+
+    def digest_of(self, first: int, count: int, without: Container[str]) -> str:
+        """What stands for `count` records from `first` on and their files, the ids in `without` left out."""
         digest = hashlib.sha256()
-        count = 0
-        for record in self._listed():
-            digest.update(record.id.encode() + b"\0")
-            count += 1
-            if count > first:
-                yield record
-        if (count, digest.hexdigest()) != (self.count, self.digest):
-            raise PluginError(
-                f"the source {type(self._source).__name__} changed during the run: it gave {count} images that are not "
-                f"the {self.count} of the plan; the output holds what was committed before"
-            )
+        for record_id, stamp in self.entries(first, first + count):
+            if record_id not in without:
+                digest.update(f"{record_id}\0{stamp};".encode())
+        return digest.hexdigest()
+
+    def _entries_of_the_source(self) -> Iterator[tuple[str, str | None]]:
+        return ((record.id, stamp_of(record)) for record in self._checked())
 
     def _listed(self) -> Iterator[ImageRecord]:
         with guard(self._source):
@@ -87,12 +123,5 @@ class Plan:
             yield record
 
 
-def _content(record: ImageRecord) -> bytes:
-    """What tells a changed file from the one of an earlier run without reading it; a file that is gone is one too."""
-    if not isinstance(record.data, Path):
-        return b"-"
-    try:
-        found = record.data.stat()
-    except OSError:
-        return b"gone"
-    return f"{found.st_size} {found.st_mtime_ns};".encode()
+def _vanished() -> bytes:
+    raise refusal("vanished")

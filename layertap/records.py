@@ -34,6 +34,14 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """A record of a plan; `stamp` is its file's size and time as the plan found them, None where there is no file."""
+
+    record: ImageRecord
+    stamp: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """A planned image that gives no row: the `stage` it failed at (`read`, `decode`, `prepare`) and a fixed code."""
 
@@ -47,12 +55,14 @@ class Batch:
     """Consecutive records of the plan and their prepared pixels, one slot each.
 
     `pixels` has shape `(len(records), *prepared)`. A record that failed keeps its slot, filled with zeros, and is
-    listed in `failures` under its slot number.
+    listed in `failures` under its slot number. `notes` holds, for a slot, what was left out or converted on the way to
+    RGB, as fixed words such as `cmyk`.
     """
 
     records: Sequence[ImageRecord]
     pixels: Tensor
     failures: Mapping[int, Failure] = field(default_factory=dict)
+    notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from PIL import Image
@@ -18,12 +18,23 @@ from layertap import decode
 from layertap.contracts import Preprocessor
 from layertap.errors import ImageError, PluginError
 from layertap.plugins import guard
-from layertap.records import Batch, Failure, ImageRecord
+from layertap.reading import read
+from layertap.records import Batch, Failure, Planned
+from layertap.timing import Stopwatch
 
 T = TypeVar("T")
 
 # Batches in memory ahead of the model: one that it works on next, and one that is being decoded meanwhile.
 _AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How images are decoded: which formats besides the standard ones, within how many seconds an image, and where."""
+
+    formats: tuple[str, ...] = ()
+    timeout: float = 10.0
+    isolation: Literal["thread", "process"] = "thread"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +72,14 @@ def default_workers() -> int:
 
 
 def batches(
-    records: Iterable[ImageRecord], preprocessor: Preprocessor, slot: Slot, *, batch_size: int, workers: int
+    planned: Iterable[Planned],
+    preprocessor: Preprocessor,
+    slot: Slot,
+    *,
+    batch_size: int,
+    workers: int,
+    decoding: Decoding = Decoding(),
+    stopwatch: Stopwatch | None = None,
 ) -> Generator[Batch, None, None]:
     """Batch i is records `[i * batch_size, (i + 1) * batch_size)`, whatever fails and however many workers there are.
 
@@ -71,7 +89,7 @@ def batches(
     pool = ThreadPoolExecutor(workers, thread_name_prefix="layertap-decode")
     waiting: deque[_Pending] = deque()
     try:
-        for group in _groups(records, batch_size):
+        for group in _groups(planned, batch_size):
             waiting.append(_Pending(group, preprocessor, slot, pool))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().done()
@@ -84,13 +102,11 @@ def batches(
 class _Pending:
     """A batch whose slots are being filled."""
 
-    def __init__(
-        self, records: list[ImageRecord], preprocessor: Preprocessor, slot: Slot, pool: ThreadPoolExecutor
-    ) -> None:
-        self.records = records
-        self.pixels = slot.batch(len(records))
+    def __init__(self, group: list[Planned], preprocessor: Preprocessor, slot: Slot, pool: ThreadPoolExecutor) -> None:
+        self.records = [planned.record for planned in group]
+        self.pixels = slot.batch(len(group))
         self.futures: list[Future[Failure | None]] = [
-            pool.submit(_fill, record, preprocessor, self.pixels[index]) for index, record in enumerate(records)
+            pool.submit(_fill, planned, preprocessor, self.pixels[index]) for index, planned in enumerate(group)
         ]
 
     def done(self) -> Batch:
@@ -98,11 +114,11 @@ class _Pending:
         return Batch(self.records, self.pixels, {index: failure for index, failure in found if failure is not None})
 
 
-def _fill(record: ImageRecord, preprocessor: Preprocessor, slot: Tensor) -> Failure | None:
+def _fill(planned: Planned, preprocessor: Preprocessor, slot: Tensor) -> Failure | None:
     """Read, decode and prepare one image into its slot; the failure if it cannot be."""
     stage = "read"
     try:
-        data = decode.read(record)
+        data = read(planned)
         stage = "decode"
         image = decode.decode(data)
         stage = "prepare"
@@ -120,7 +136,7 @@ def _fill(record: ImageRecord, preprocessor: Preprocessor, slot: Tensor) -> Fail
     else:
         return None
     slot.zero_()
-    return Failure(record, stage, reason)
+    return Failure(planned.record, stage, reason)
 
 
 def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

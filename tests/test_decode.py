@@ -16,9 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from layertap.decode import FORMATS, MAX_BYTES, MAX_PIXELS, REASONS, decode, read
+from layertap.decode import MAX_PIXELS, decode
 from layertap.errors import ConfigError, ImageError
-from layertap.records import ImageRecord
+from layertap.formats import STANDARD
+from layertap.reading import MAX_BYTES, read
+from layertap.reasons import REASONS
+from layertap.records import ImageRecord, Planned
 
 PHOTO = Image.merge("RGB", [Image.effect_noise((48, 32), sigma) for sigma in (20, 40, 60)])
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -61,7 +64,7 @@ def reason_of(data):
 
 def reason_of_reading(data):
     with pytest.raises(ImageError) as caught:
-        read(ImageRecord("an image", data))
+        read(Planned(ImageRecord("an image", data)))
     return caught.value.reason
 
 
@@ -87,7 +90,7 @@ def test_decode_gives_what_pillow_gives(name):
     with Image.open(io.BytesIO(GOOD[name])) as expected:
         assert (image.mode, image.size, image.format) == (expected.mode, expected.size, expected.format)
         assert image.tobytes() == expected.tobytes()
-    assert image.format in FORMATS
+    assert image.format in STANDARD
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ def test_decode_reads_a_jpeg_with_an_archive_behind_it():
 
 
 def test_decode_takes_no_notice_of_a_file_name():
-    assert decode(read(ImageRecord("photo.jpg", GOOD["PNG"]))).format == "PNG"
+    assert decode(read(Planned(ImageRecord("photo.jpg", GOOD["PNG"])))).format == "PNG"
 
 
 # Bad data
@@ -383,10 +386,10 @@ def test_mutated_bytes_give_an_image_or_a_known_reason(data):
 
 
 def test_read_passes_bytes_and_images():
-    assert read(ImageRecord("a", JPEG)) is JPEG
-    assert read(ImageRecord("a", PHOTO)) is PHOTO
-    assert read(ImageRecord("a", lambda: JPEG)) is JPEG
-    assert read(ImageRecord("a", lambda: PHOTO)) is PHOTO
+    assert read(Planned(ImageRecord("a", JPEG))) is JPEG
+    assert read(Planned(ImageRecord("a", PHOTO))) is PHOTO
+    assert read(Planned(ImageRecord("a", lambda: JPEG))) is JPEG
+    assert read(Planned(ImageRecord("a", lambda: PHOTO))) is PHOTO
 
 
 def test_decode_loads_an_image_that_the_source_opened(tmp_path):
@@ -403,7 +406,7 @@ def test_read_gives_the_bytes_of_a_file_and_of_a_link_to_one(tmp_path):
     path, link = tmp_path / "a.jpg", tmp_path / "b.jpg"
     path.write_bytes(JPEG)
     link.symlink_to(path)
-    assert read(ImageRecord("a", path)) == read(ImageRecord("b", link)) == JPEG
+    assert read(Planned(ImageRecord("a", path))) == read(Planned(ImageRecord("b", link))) == JPEG
 
 
 def test_a_file_that_cannot_be_read_gets_its_reason(tmp_path):
@@ -449,7 +452,7 @@ def test_reading_leaves_no_descriptor_open(tmp_path):
         first = os.dup(0)
         os.close(first)
         try:
-            read(ImageRecord("a", path))
+            read(Planned(ImageRecord("a", path)))
         except ImageError as error:
             assert error.reason == "not_regular"  # noqa: PT017
         second = os.dup(0)
@@ -487,7 +490,7 @@ def test_other_errors_of_layertap_pass_through_a_callable():
         raise ConfigError("the index is missing")
 
     with pytest.raises(ConfigError):
-        read(ImageRecord("a", data))
+        read(Planned(ImageRecord("a", data)))
 
 
 def test_every_reason_is_a_code_with_a_meaning():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import layertap
+from layertap.records import Planned
 from layertap.stream import Slot, batches
 
 
@@ -29,8 +30,8 @@ class Shade(layertap.Preprocessor):
         return torch.full((2,) if shade != 15 else (3,), shade, dtype=torch.uint8)
 
 
-def record(shade: int) -> layertap.ImageRecord:
-    return layertap.ImageRecord(str(shade), Image.new("L", (2, 2), shade))
+def record(shade: int) -> Planned:
+    return Planned(layertap.ImageRecord(str(shade), Image.new("L", (2, 2), shade)))
 
 
 @settings(max_examples=25, deadline=None)

@@ -10,7 +10,9 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 import layertap
-from layertap.decode import decode, read
+from layertap.decode import decode
+from layertap.reading import read
+from layertap.records import Planned
 from layertap_plugins.sources.samples import SamplesSource
 
 
@@ -21,7 +23,7 @@ def test_samples_are_decodable_photographs_sorted_by_name():
     assert {"motorcycle_left.png", "motorcycle_right.png"} <= set(ids)
     assert 8 <= len(ids) <= 16
     assert all(record.meta == {"label": record.id.partition(".")[0]} for record in records)
-    assert {decode(read(record)).mode for record in records} == {"L", "RGB"}
+    assert {decode(read(Planned(record))).mode for record in records} == {"L", "RGB"}
     assert list(SamplesSource.of().records()) == records
 
 

@@ -1,0 +1,55 @@
+"""The fixed codes for which an image gives no row: what each means, and which may be gone the next time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from layertap.errors import ImageError
+
+REASONS: Mapping[str, str] = {
+    # read
+    "not_found": "no such file, or a link that leads nowhere",
+    "not_regular": "a folder, pipe, socket or device, not a regular file",
+    "permission": "the file may not be read",
+    "path_too_long": "the path is longer than the system allows",
+    "io_error": "the system could not read the file",
+    "file_too_large": "the file is larger than 512 MiB",
+    "empty": "there are 0 bytes",
+    "vanished": "the source gave it when the run was planned, and not any more when its turn came",
+    "changed": "its file is not the one that the run was planned with: another size or modification time",
+    "outside_root": "a link that leads out of the source's folder",
+    # decode
+    "lfs_pointer": "a Git LFS pointer instead of the image; run `git lfs pull`",
+    "format_not_allowed": "a format that is not opened; convert it, or add it to `formats` if it is one that can be",
+    "codec_missing": "HEIC, AVIF or JPEG XL, for which there is no decoder here",
+    "not_image": "no image at all",
+    "truncated": "the data ends before the image does",
+    "corrupt": "the data is damaged",
+    "unsupported_mode": "a variant of its format that Pillow cannot read, such as a 12-bit JPEG",
+    "too_large": "more than 89,478,485 pixels",
+    "metadata_too_large": "text or a colour profile that unpacks to more than Pillow allows",
+    # prepare
+    "shape": "prepared to another shape or dtype than the other images",
+    "aspect": "too long and thin to resize",
+    "too_small": "smaller than the model can take",
+    # any stage
+    "timeout": "it took longer than `image_timeout` seconds",
+    "decoder_crash": "the process that decoded it died (with `isolation: process`)",
+    "out_of_memory": "not enough memory for this image",
+    "error": "the source or the preprocessor raised",
+}
+
+# What has to do with the moment, not with the image: worth another try with `--retry-failed`. So is whatever code a
+# source raises of its own while it reads.
+_PASSING = frozenset({"not_found", "vanished", "changed", "permission", "io_error", "out_of_memory", "timeout"})
+_LASTING_READS = frozenset({"not_regular", "path_too_long", "file_too_large", "empty", "outside_root"})
+
+
+def may_pass(stage: str, reason: str) -> bool:
+    """Whether an image that failed at `stage` for `reason` may well be good the next time, unchanged as it is."""
+    return reason in _PASSING or (stage == "read" and reason not in _LASTING_READS)
+
+
+def refusal(reason: str) -> ImageError:
+    """The error for a code of `REASONS`, in words."""
+    return ImageError(reason, f"{reason}: {REASONS[reason]}")

@@ -1,0 +1,36 @@
+"""Where the time of a run goes, stage by stage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stopwatch:
+    """Seconds a stage, added up over all threads: stages that overlap add up to more than the run took."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, in the order in which the stages first ended."""
+        with self._lock:
+            return dict(self._seconds)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count `seconds` in."""
+        with self._lock:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Count in what the block takes, however it ends."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - start)
