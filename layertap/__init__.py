@@ -18,11 +18,11 @@ if TYPE_CHECKING:
         UnsafeError,
         WeightsError,
     )
+    from layertap.features import open_output as open
     from layertap.grammar import Tap
     from layertap.hookspecs import hookimpl
     from layertap.pipeline import extract, run
     from layertap.records import Activations, Batch, ImageRecord, LoadedModel, Shard, TapInfo
-    from layertap.store import open_output as open
     from layertap.survey import survey as layers
     from layertap.taps import TappedModel, tap
 
@@ -47,7 +47,7 @@ _HOMES = {
     ),
 }
 _PUBLIC = {name: (home, name) for home, names in _HOMES.items() for name in names}
-_PUBLIC |= {"open": ("store", "open_output"), "layers": ("survey", "survey")}
+_PUBLIC |= {"open": ("features", "open_output"), "layers": ("survey", "survey")}
 
 __all__ = [
     "Activations",

@@ -15,6 +15,7 @@ from torch import Tensor
 from layertap import parts
 from layertap.config import RunConfig
 from layertap.contracts import Preprocessor
+from layertap.dtypes import numpy_dtype
 from layertap.errors import ConfigError, TapError, WeightsError
 from layertap.finding import find_layers, why_silent
 from layertap.grammar import Spec, Tap
@@ -22,7 +23,6 @@ from layertap.line import model_guard, ready
 from layertap.loading import load_config
 from layertap.plugins import Plugins, guard
 from layertap.records import LoadedModel
-from layertap.shards import numpy_dtype
 from layertap.stream import Slot
 from layertap.survey import LayerInfo, survey
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from layertap import printing
-from layertap.errors import ConfigError, LayertapError
+from layertap.errors import ConfigError, LayertapError, StoreError
+
+# Seconds from the first signal to the end, whatever is still going on.
+_PATIENCE = 4.0
 
 SOME_FAILED, INTERRUPTED, TERMINATED = 3, 130, 143
 
@@ -69,6 +74,10 @@ def run(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
     overrides: Overrides = None,
     plugin: Own = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Try again what failed for a passing reason, such as a timeout."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     as_json: Json = False,
 ) -> int:
@@ -84,7 +93,7 @@ def run(
     # After the configuration is checked: its faults need not wait for torch.
     from layertap.pipeline import run_loaded
 
-    report = run_loaded(loaded, known)
+    report = run_loaded(loaded, known, retry_failed=retry_failed)
     if as_json:
         _print_json(printing.report_data(report))
     elif not quiet:
@@ -130,6 +139,41 @@ def plan(
         _print_json(printing.forecast_data(found))
     else:
         typer.echo(printing.forecast_text(found))
+
+
+@app.command()
+def info(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder.")],
+    as_json: Json = False,
+) -> None:
+    """Say in a screen what an output folder holds and how it came about."""
+    from layertap.manifest import read_output
+    from layertap.summary import summary_text
+
+    found = read_output(output)
+    typer.echo(found.model_dump_json(indent=2) if as_json else summary_text(output, found))
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder.")],
+    overrides: Overrides = None,
+    plugin: Own = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="How many random rows to compute again.")] = 16,
+    as_json: Json = False,
+) -> int:
+    """Read every file of OUT against its digests, and compute some rows again. KEY=VALUE says what has moved since."""
+    from layertap.loading import parse_overrides
+    from layertap.verification import verify as checked
+
+    found = checked(output, rows=rows, overrides=parse_overrides(overrides or []), plugins=_own(context, plugin))
+    if as_json:
+        _print_json(printing.verdict_data(found))
+    else:
+        typer.echo(printing.verdict_text(found))
+    return StoreError.code if found.faults else 0
 
 
 @app.command()
@@ -216,8 +260,17 @@ def main() -> NoReturn:
 
 
 def _catch(number: signal.Signals, code: int) -> None:
-    def stop(number: int, frame: object) -> NoReturn:
+    def stop(received: int, frame: object) -> NoReturn:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, leave)
+        # What hangs on the way out must not keep the process: nothing is lost by leaving at any moment.
+        last_resort = threading.Timer(_PATIENCE, os._exit, [code])
+        last_resort.daemon = True
+        last_resort.start()
         raise _Stopped(code)
+
+    def leave(received: int, frame: object) -> NoReturn:
+        os._exit(code)
 
     # Who was started with a signal ignored (nohup, a shell's background) shall go on ignoring it.
     if signal.getsignal(number) is not signal.SIG_IGN:

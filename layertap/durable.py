@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -77,14 +77,20 @@ def move_into(folder: Path, target: Path) -> list[str]:
     return names
 
 
-def remove(paths: Iterable[Path]) -> None:
-    """Remove files by name; one that is gone already is as good."""
-    for path in paths:
-        path.unlink(missing_ok=True)
+def prune(folder: Path) -> None:
+    """Remove the empty folders below `folder`, and itself if it is empty then; files stay."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for entry in sorted(folder.iterdir()):
+        prune(entry)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _fill(path: Path, write: Callable[[IO[str]], object]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+    # Not through a link that somebody has put there.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with open(descriptor, "w", encoding="utf-8", newline="") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())

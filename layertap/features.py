@@ -5,9 +5,9 @@ from __future__ import annotations
 import bisect
 import csv
 import itertools
-import json
-import re
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from layertap import confined
+from layertap.commits import PARTS, Commit, Commits
 from layertap.contracts import ArrayLike, FileSink
+from layertap.dtypes import numpy_dtype
 from layertap.errors import StoreError, did_you_mean
-from layertap.plugins import guard
-from layertap.shards import numpy_dtype
-
-_STEM = re.compile(r"[A-Za-z0-9._%~-]+")
+from layertap.grammar import Spec
+from layertap.manifest import Manifest, read_output
+from layertap.plugins import Plugins, guard
 
 _READ: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": lambda text: text == "True"}
 
@@ -120,30 +122,36 @@ class Features:
     `taps` are the names, `manifest` is everything known about the run. An unfinished output shows what is committed.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], sink: FileSink) -> None:
+    def __init__(self, path: Path, manifest: Manifest, sink: FileSink) -> None:
         self.path = path
-        self.manifest = manifest
-        self.taps: list[str] = list(manifest["taps"])
+        self.manifest: dict[str, Any] = manifest.model_dump(mode="json")
+        self.taps: list[str] = list(manifest.taps)
+        self._known = manifest
         self._sink = sink
-        sink.stems = {name: _safe(path, tap["file"]) for name, tap in manifest["taps"].items()}
+        sink.stems = {name: tap.file for name, tap in manifest.taps.items()}
 
     @property
     def is_complete(self) -> bool:
         """Whether the run that wrote it has finished."""
-        return bool(self.manifest["status"] == "complete")
+        return self._known.status == "complete"
 
     def __getitem__(self, tap: str) -> Rows:
-        if tap not in self.manifest["taps"]:
+        facts = self._known.taps.get(tap)
+        if facts is None:
             raise StoreError(
                 f"{self.path}: no tap is named {tap!r}{did_you_mean(tap, self.taps)} ({', '.join(self.taps)})"
             )
-        facts = self.manifest["taps"][tap]
-        with guard(self._sink):
+        with guard(self._sink), _readable(self.path):
             parts = [self._sink.load(folder, tap) for folder in self._folders()]
-        return Rows(parts, tuple(facts["shape"]), numpy_dtype(facts["dtype"]))
+        for part in parts:
+            if list(part.shape[1:]) != facts.shape:
+                raise StoreError(
+                    f"{self.path}: {tap!r} holds rows of {part.shape[1:]}, and its manifest says {facts.shape}"
+                )
+        return Rows(parts, tuple(facts.shape), numpy_dtype(facts.dtype))
 
     def __contains__(self, tap: object) -> bool:
-        return tap in self.manifest["taps"]
+        return tap in self._known.taps
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.taps)
@@ -154,47 +162,87 @@ class Features:
     @cached_property
     def index(self) -> list[dict[str, Any]]:
         """One mapping a row: `row`, `id` and the metadata."""
-        if self.is_complete:
-            return [self._typed(row) for row in _read_csv(self.path / "index.csv")]
-        kept = (row for record in self._records for row in record["kept"])
-        return [{"row": number, "id": row["id"], **row["meta"]} for number, row in enumerate(kept)]
+        return list(self.rows())
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:
         """One mapping a failed image: `id`, `stage` and `reason`, in the order of the plan."""
         if self.is_complete:
-            return list(_read_csv(self.path / "failures.csv"))
-        return [failure for record in self._records for failure in record["failures"]]
+            return list(self._csv("failures.csv"))
+        return [failed.model_dump() for commit in self._commits() for failed in commit.failures]
 
     @property
     def ids(self) -> list[str]:
         """The image of every row."""
         return [row["id"] for row in self.index]
 
-    @cached_property
-    def _records(self) -> list[dict[str, Any]]:
-        paths = (self.path / "commits" / f"{number:05d}.json" for number in itertools.count())
-        return [json.loads(path.read_text("utf-8")) for path in itertools.takewhile(Path.exists, paths)]
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What `index` holds, one row at a time."""
+        if self.is_complete:
+            yield from map(self._typed, self._csv("index.csv"))
+            return
+        kept = (row for commit in self._commits() for row in commit.kept)
+        yield from ({"row": number, "id": row.id, **row.meta} for number, row in enumerate(kept))
 
     def _folders(self) -> list[Path]:
-        if self.is_complete and self.manifest["merged"]:
-            return [self.path]
-        return [self.path / "parts" / f"{record['shard']:05d}" for record in self._records]
+        """The folders that hold a part each, once every file that a run has written there is found to be a file."""
+        commits = Commits(self.path)
+        with _readable(self.path):
+            if self.is_complete:
+                for name in self._known.files:
+                    confined.regular(self.path, name)
+                if self._known.merged:
+                    return [self.path]
+            else:
+                for commit in self._commits():
+                    for name in commit.files:
+                        confined.regular(self.path, f"{PARTS}/{commits.part(commit.shard).name}/{name}")
+        return [commits.part(number) for number in range(self._shards)]
+
+    def _commits(self) -> Iterator[Commit]:
+        return itertools.islice(Commits(self.path), self._shards)
+
+    @cached_property
+    def _shards(self) -> int:
+        """How many shards there were at the first look: a run may be adding to them."""
+        return len(self._known.shards) if self.is_complete else len(Commits(self.path))
 
     def _typed(self, row: dict[str, str]) -> dict[str, Any]:
         result: dict[str, Any] = {"row": int(row["row"]), "id": row["id"]}
-        for key, type_name in self.manifest["meta"].items():
+        for key, type_name in self._known.meta.items():
             text = row[key]
             result[key] = _READ.get(type_name, str)(text) if text else None
         return result
 
+    def _csv(self, name: str) -> Iterator[dict[str, str]]:
+        with _readable(self.path), confined.open_text(self.path, name) as file:
+            yield from csv.DictReader(file)
 
-def _read_csv(path: Path) -> Iterator[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        what = " ".join(str(error).split())
+        raise StoreError(f"{path}: is not as its run has left it: {what}") from error
 
 
-def _safe(path: Path, stem: str) -> str:
-    if not _STEM.fullmatch(stem):
-        raise StoreError(f"{path}: the manifest names a file {stem!r}, which no run of layertap writes")
-    return stem
+def open_output(path: str | os.PathLike[str], *, plugins: Sequence[str] = ()) -> Features:
+    """The features in an output folder, finished or not: `open("features/")["classifier.5"]`.
+
+    `plugins` are files or modules with sinks of your own. Raises `StoreError` where there is no output, or one that no
+    run of layertap can have written.
+    """
+    folder = Path(path)
+    manifest = read_output(folder)
+    known = Plugins.load(plugins)
+    with _readable(folder):  # a pydantic fault is a ValueError
+        spec = Spec.model_validate(manifest.config.get("sink"))
+        registered = known.find("sink", spec.type)
+        params = registered.cls.Params.model_validate(spec.params)
+    with guard(registered.cls):
+        sink = registered.cls(params)
+    if not isinstance(sink, FileSink):
+        raise StoreError(f"{folder}: the sink {spec.type!r} keeps no files to open")
+    return Features(folder, manifest, sink)

@@ -10,11 +10,11 @@ from typing import Any
 
 from layertap.line import model_guard
 from layertap.loading import ConfigLike, load_config
+from layertap.manifest import read_manifest
 from layertap.plugins import Plugins
 from layertap.prepared import Prepared, prepared
 from layertap.records import Column
 from layertap.shards import row_bytes
-from layertap.store import read_manifest
 from layertap.survey import survey
 
 
@@ -98,5 +98,5 @@ def _state(path: Path | None) -> str:
         return "nothing is kept on disk"
     manifest = read_manifest(path)
     if manifest is not None:
-        return str(manifest["status"])
+        return str(manifest.status)
     return "new" if not path.exists() or not any(path.iterdir()) else "not ours"

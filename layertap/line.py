@@ -16,6 +16,7 @@ from layertap.plugins import guard
 from layertap.records import Activations, Batch, Column
 from layertap.stream import Slot
 from layertap.taps import TappedModel
+from layertap.timing import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,14 @@ class Line:
         return {n: Column(infos[n], tuple(v.shape[1:]), _dtype(v), files[n]) for n, v in more.items()}
 
     def activations(
-        self, batches: Iterable[Batch], columns: Mapping[str, Column]
+        self, batches: Iterable[Batch], columns: Mapping[str, Column], stopwatch: Stopwatch | None = None
     ) -> Iterator[tuple[Batch, Activations]]:
         """Each batch through the model: the rows of the records that are good, on the CPU."""
-        for number, batch in enumerate(batches):
+        stopwatch = stopwatch or Stopwatch()
+        for number, batch in enumerate(stopwatch.waits("wait", batches)):
             try:
-                values = self._forward(batch.pixels)
+                with stopwatch.measure("forward"):
+                    values = self._forward(batch.pixels)
             except TapError as error:
                 raise TapError(f"batch {number}: {error}; the probe saw it otherwise, on zeros") from error
             for name, column in columns.items():

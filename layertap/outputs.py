@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from layertap.contracts import Sink
+from layertap.plan import Plan
 from layertap.plugins import guard
 from layertap.shards import Gathered
 from layertap.store import Store
-
-
-@dataclass(slots=True)
-class Tally:
-    """What has become of the images so far."""
-
-    planned: int = 0
-    shards: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    nonfinite: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def failed(self) -> int:
-        return self.reasons.total()
+from layertap.tally import Tally
+from layertap.timing import Stopwatch
 
 
 class Output(ABC):
@@ -42,7 +29,7 @@ class Output(ABC):
     def write(self, gathered: Gathered) -> None:
         """Make a shard durable."""
 
-    def finish(self, seconds: float) -> None:  # noqa: B027  (only a folder has anything left to do)
+    def finish(self, seconds: float, stopwatch: Stopwatch) -> None:  # noqa: B027  (only a folder has anything left)
         """All shards are written."""
 
 
@@ -51,18 +38,20 @@ class FolderOutput(Output):
 
     stored = True
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, plan: Plan) -> None:
         self._store = store
+        self._plan = plan
 
     def tally(self) -> Tally:
-        totals = self._store.totals()
-        return Tally(totals.planned, self._store.committed, totals.reasons, totals.nonfinite)
+        return self._store.tally()
 
     def write(self, gathered: Gathered) -> None:
-        self._store.commit(gathered)
+        failed = {failure.record.id for failure in gathered.failures}
+        self._store.commit(gathered, self._plan.digest_of(gathered.first, gathered.planned, without=failed))
 
-    def finish(self, seconds: float) -> None:
-        self._store.finish({"seconds": round(seconds, 3)})
+    def finish(self, seconds: float, stopwatch: Stopwatch) -> None:
+        timing = {stage: round(spent, 3) for stage, spent in stopwatch.seconds.items()}
+        self._store.finish({"seconds": round(seconds, 3), "timing": timing})
 
 
 class SinkOutput(Output):
@@ -79,8 +68,9 @@ class SinkOutput(Output):
 class Writer:
     """Writes one shard beside the next forwards; what goes wrong is raised at the next call."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, stopwatch: Stopwatch) -> None:
         self._output = output
+        self._stopwatch = stopwatch
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="layertap-write")
         self._pending: tuple[int, Future[None]] | None = None
 
@@ -93,7 +83,7 @@ class Writer:
     def put(self, gathered: Gathered) -> int | None:
         """Hand over a shard, once the one before is written: that one's number."""
         written = self.wait()
-        self._pending = gathered.shard.number, self._pool.submit(self._output.write, gathered)
+        self._pending = gathered.shard.number, self._pool.submit(self._write, gathered)
         return written
 
     def wait(self) -> int | None:
@@ -104,3 +94,7 @@ class Writer:
         self._pending = None
         future.result()
         return number
+
+    def _write(self, gathered: Gathered) -> None:
+        with self._stopwatch.measure("write"):
+            self._output.write(gathered)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -14,29 +15,40 @@ from layertap import parts, provenance
 from layertap.config import RunConfig
 from layertap.contracts import FileSink, Sink
 from layertap.errors import ConfigError, ImageError
+from layertap.features import Features
 from layertap.grammar import TapsLike
 from layertap.line import Line, find_device, ready
 from layertap.loading import ConfigLike, load_config
-from layertap.outputs import FolderOutput, Output, SinkOutput, Tally, Writer
+from layertap.outputs import FolderOutput, Output, SinkOutput, Writer
 from layertap.plugins import Plugins, guard
 from layertap.prepared import Prepared, prepared
 from layertap.records import Activations, Batch, Failure, Planned, Report, RunInfo
-from layertap.shards import gather
-from layertap.store import open_store
-from layertap.stream import Slot, batches, default_workers
+from layertap.retry import Retry
+from layertap.shards import Gathered, gather, nonfinite
+from layertap.store import beside, open_store
+from layertap.stream import Decoding, Slot, batches, default_workers
+from layertap.tally import Tally
 from layertap.taps import TappedModel
+from layertap.timing import Stopwatch
 
 # A share of a small plan would stop a run at its first bad file.
 _FEWEST_FAILURES = 100
 
 
-def run(config: ConfigLike, *, overrides: Mapping[str, Any] | None = None, plugins: Sequence[str] = ()) -> Report:
+def run(
+    config: ConfigLike,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] = (),
+    retry_failed: bool = False,
+) -> Report:
     """Extract what a configuration asks for, and say how it went.
 
     Args:
         config: the path of a YAML file, a mapping with the same keys, or a `RunConfig`.
         overrides: values laid over it; keys may be dotted, as in `{"source.path": "photos/"}`.
         plugins: Python files or modules with plugins of your own.
+        retry_failed: try the images of a complete output again that failed for a passing reason, such as `timeout`.
 
     Returns:
         A report: `planned`, `kept`, `failed`, `path`, and `values` where the sink returns them. Every planned image is
@@ -46,21 +58,34 @@ def run(config: ConfigLike, *, overrides: Mapping[str, Any] | None = None, plugi
         LayertapError: before the first image for all that can be known then, and then nothing is written.
     """
     known = Plugins.load(plugins)
-    return run_loaded(load_config(config, overrides, known), known)
+    return run_loaded(load_config(config, overrides, known), known, retry_failed=retry_failed)
 
 
-def run_loaded(config: RunConfig, plugins: Plugins) -> Report:
+def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = False) -> Report:
     """`run`, for a configuration that is loaded and checked already."""
-    started = time.monotonic()
-    with prepared(config, plugins) as this, ExitStack() as stack:
+    started, stopwatch = time.monotonic(), Stopwatch()
+    with ExitStack() as stack:
+        with stopwatch.measure("start"):
+            this = stack.enter_context(prepared(config, plugins))
         sink, info = this.sink, this.info
-        output: Output = SinkOutput(sink)
-        if isinstance(sink, FileSink):
-            store = stack.enter_context(open_store(Path(sink.params.path), sink, provenance.manifest(this)))
-            output = FolderOutput(store)
-            if store.is_complete:
+        if not isinstance(sink, FileSink):
+            if retry_failed:
+                raise ConfigError(
+                    f"the sink {config.sink.type} keeps no output folder, so nothing in it can be retried"
+                )
+            return _Walk(this, SinkOutput(sink), started, stopwatch).walk()
+        path, manifest = Path(sink.params.path), provenance.manifest(this)
+        store = stack.enter_context(open_store(path, sink, manifest, mode=config.mode, retry=retry_failed))
+        output, retry = FolderOutput(store, this.plan), None
+        if store.is_complete:
+            if retry_failed:
+                features = Features(store.path, store.manifest, sink)
+                retry = Retry(features, store.manifest.shards, this.plan)
+            if retry is None or not retry.numbers:
                 return _report(info, output.tally(), output, sink, 0.0, already=True)
-        return _Walk(this, output, started).walk()
+            store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run))
+            output = FolderOutput(store, this.plan)
+        return _Walk(this, output, started, stopwatch, retry).walk()
 
 
 def extract(
@@ -125,6 +150,8 @@ class _Walk:
     run: Prepared
     output: Output
     started: float
+    stopwatch: Stopwatch
+    retry: Retry | None = None
 
     def walk(self) -> Report:
         sink, events, tally = self.run.sink, self.run.events, self.output.tally()
@@ -135,7 +162,7 @@ class _Walk:
             events.run_started(info)
             self._extract(info, tally)
             seconds = time.monotonic() - self.started
-            self.output.finish(seconds)
+            self.output.finish(seconds, self.stopwatch)
             report = _report(info, tally, self.output, sink, seconds)
             with guard(sink):
                 sink.close(report)
@@ -146,21 +173,33 @@ class _Walk:
         return report
 
     def _extract(self, info: RunInfo, tally: Tally) -> None:
-        line, first = self.run.line, tally.shards
+        line, config, first, retry = self.run.line, self.run.config, tally.shards, self.retry
         stream = batches(
-            self.run.plan.records(first * info.shard_rows),
+            retry.planned(first) if retry else self.run.plan.records(first * info.shard_rows),
             line.preprocessor,
             line.slot,
             batch_size=info.batch_size,
-            workers=self.run.config.workers or default_workers(),
+            workers=config.workers or default_workers(),
+            decoding=Decoding(config.formats, config.image_timeout, config.isolation),
+            stopwatch=self.stopwatch,
         )
-        with closing(stream), Writer(self.output) as writer:
-            done = self._watched(line.activations(stream, info.columns), info, tally)
-            for gathered in gather(done, info.columns, info.shard_rows, first):
+        numbers = (number for number in retry.numbers if number >= first) if retry else itertools.count(first)
+        with closing(stream), Writer(self.output, self.stopwatch) as writer:
+            done = self._watched(line.activations(stream, info.columns, self.stopwatch), info, tally)
+            computed = gather(done, info.columns, info.shard_rows, numbers)
+            for gathered in retry.shards(computed, first) if retry else computed:
+                if retry and gathered.shard.number not in retry.numbers:
+                    self._copied(gathered, info, tally)
                 tally.nonfinite.update(gathered.nonfinite)
+                tally.notes.update(gathered.notes)
                 tally.shards += 1
                 self._committed(writer.put(gathered), info)
             self._committed(writer.wait(), info)
+
+    def _copied(self, gathered: Gathered, info: RunInfo, tally: Tally) -> None:
+        tally.planned += gathered.planned
+        tally.reasons.update(failure.reason for failure in gathered.failures)
+        self.run.events.batch_done(info, gathered.planned)
 
     def _watched(
         self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally
@@ -177,6 +216,8 @@ class _Walk:
             if tally.failed > most:
                 reason = f"stopped: {tally.failed} images failed, and max_failures allows {most}"
                 raise ImageError("max_failures", reason)
+            if config.nonfinite == "fail":
+                _refuse_nonfinite(activations)
             tally.planned += len(batch.records)
             events.batch_done(info, len(batch.records))
             yield batch, activations
@@ -190,6 +231,17 @@ def _refused(failure: Failure) -> ImageError:
     return ImageError(failure.reason, f"{failure.record.id!r} cannot be used: {failure.reason} ({failure.stage})")
 
 
+def _refuse_nonfinite(activations: Activations) -> None:
+    for name, values in activations.values.items():
+        if nonfinite(values):
+            row = next(row for row in range(len(values)) if nonfinite(values[row]))
+            raise ImageError(
+                "nonfinite",
+                f"stopped: tap {name!r} gave {nonfinite(values[row])} values that are NaN or infinite for "
+                f"{activations.records[row].id!r}, and nonfinite is `fail`",
+            )
+
+
 def _report(
     info: RunInfo, tally: Tally, output: Output, sink: Sink, seconds: float, *, already: bool = False
 ) -> Report:
@@ -197,7 +249,7 @@ def _report(
         ids, values = sink.result() or (None, None)
     return Report(
         planned=tally.planned,
-        kept=tally.planned - tally.failed,
+        kept=tally.kept,
         failed=tally.failed,
         shards=tally.shards,
         seconds=seconds,
@@ -206,6 +258,7 @@ def _report(
         columns=info.columns,
         reasons=dict(tally.reasons),
         nonfinite=dict(tally.nonfinite),
+        notes=dict(tally.notes),
         ids=ids,
         values=values,
         already=already,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Container, Iterator, Mapping
 from itertools import islice
@@ -106,6 +107,10 @@ class Plan:
                     f"the source {name} gives {record.id!r} data of type {kind}, not bytes, a Path, a PIL image, "
                     "or a function that gives bytes or an image"
                 )
+            try:
+                record.id.encode()
+            except UnicodeEncodeError:
+                raise PluginError(f"the source {name} gives the id {record.id!r}, which is no UTF-8 text") from None
             if record.id in seen:
                 raise ConfigError(f"{name} gives the id {record.id!r} twice; every image needs an id of its own")
             seen.add(record.id)
@@ -118,6 +123,8 @@ class Plan:
                     f"the source {name} gives {record.id!r} the metadata {list(record.meta)}, others {keys}"
                 )
             for key, value in record.meta.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise PluginError(f"the source {name} gives {record.id!r} a {key} of {value}; give None instead")
                 if not isinstance(value, (str, int, float, bool, type(None))):
                     raise PluginError(f"the source {name} gives {record.id!r} a {key} of type {type(value).__name__}")
             yield record

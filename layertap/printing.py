@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from layertap.forecast import Forecast
     from layertap.records import Column, Report
     from layertap.survey import LayerInfo
+    from layertap.verification import Verdict
 
 
 LAYER_COLUMNS = ["layer", "type", "output", "dtype", "calls", "MB an image", "compute", "parameters", "tap"]
@@ -30,6 +32,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "already": report.already,
         "taps": {n: {"shape": [report.kept, *c.shape], "dtype": c.dtype} for n, c in report.columns.items()},
         "nonfinite": dict(report.nonfinite),
+        "notes": dict(report.notes),
     }
 
 
@@ -43,8 +46,31 @@ def report_text(report: Report) -> str:
     if report.failed:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
         lines.append(f"  failed: {reasons}" + (f" (listed in {report.path / 'failures.csv'})" if report.path else ""))
+    if report.notes:
+        lines.append("  noted: " + ", ".join(f"{word} {count}" for word, count in sorted(report.notes.items())))
     if not report.stored:
         lines.append("  nothing is kept on disk: this sink has no output folder")
+    return "\n".join(lines)
+
+
+def verdict_data(found: Verdict) -> dict[str, Any]:
+    """What a verification found, for machines."""
+    return {**dataclasses.asdict(found), "path": str(found.path)}
+
+
+def verdict_text(found: Verdict) -> str:
+    """What a verification found, for people."""
+    state = "complete" if found.complete else "unfinished"
+    lines = [
+        f"{found.path}: {state}; {found.files} files, {found.bytes / 1e6:.1f} MB and {found.shards} shards read again"
+    ]
+    if found.rows:
+        same = "to the bit" if not found.difference else f"but for differences up to {found.difference:.3g}"
+        lines.append(f"  {len(found.rows)} rows computed again, the same {same}: {', '.join(map(str, found.rows))}")
+    if found.rows and found.environment:
+        lines.append(f"  not as it was then: {'; '.join(found.environment)}")
+    lines += [f"  {fault}" for fault in found.faults]
+    lines.append(f"{len(found.faults)} faults" if found.faults else "all is well")
     return "\n".join(lines)
 
 

@@ -165,6 +165,7 @@ class Report:
     columns: Mapping[str, Column]
     reasons: Mapping[str, int] = field(default_factory=dict)
     nonfinite: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
     ids: Sequence[str] | None = None
     values: Mapping[str, NDArray[np.generic]] | None = None
     already: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layertap.dtypes import numpy_dtype
 from layertap.records import Activations, Batch, Column, Failure, ImageRecord, Shard
 
 # Large enough that a commit's fsyncs are cheap beside it, small enough that two of them are little memory.
@@ -30,16 +32,6 @@ def default_rows(columns: Mapping[str, Column], batch_size: int) -> int:
     return max(1, batches) * batch_size
 
 
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy dtype of a torch dtype's name; bfloat16 is `ml_dtypes.bfloat16`."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return bfloat16
-    return np.dtype(name)
-
-
 def to_numpy(tensor: Tensor) -> NDArray[Any]:
     """A CPU tensor as an array of the same bits."""
     if tensor.dtype == torch.bfloat16:
@@ -56,19 +48,25 @@ class Gathered:
     planned: int
     failures: tuple[Failure, ...]
     nonfinite: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 def gather(
-    done: Iterable[tuple[Batch, Activations]], columns: Mapping[str, Column], rows: int, first_shard: int = 0
+    done: Iterable[tuple[Batch, Activations]], columns: Mapping[str, Column], rows: int, numbers: Iterable[int]
 ) -> Iterator[Gathered]:
-    """Shards of `rows` planned records each, the last one shorter. One is in memory besides the one last yielded."""
-    filling = _Filling(columns, rows, first_shard)
+    """The shards with these numbers, of `rows` planned records each, the plan's last one shorter.
+
+    One is in memory besides the one last yielded.
+    """
+    following = iter(numbers)
+    filling: _Filling | None = None
     for batch, activations in done:
+        filling = filling or _Filling(columns, rows, next(following))
         filling.add(batch, activations)
         if filling.planned == rows:
             yield filling.gathered()
-            filling = _Filling(columns, rows, filling.number + 1)
-    if filling.planned:
+            filling = None
+    if filling:
         yield filling.gathered()
 
 
@@ -80,24 +78,28 @@ class _Filling:
         self.records: list[ImageRecord] = []
         self.failures: list[Failure] = []
         self.nonfinite = dict.fromkeys(columns, 0)
+        self.notes: Counter[str] = Counter()
         self.values = {name: np.empty((rows, *c.shape), numpy_dtype(c.dtype)) for name, c in columns.items()}
 
     def add(self, batch: Batch, activations: Activations) -> None:
         start = len(self.records)
         for name, tensor in activations.values.items():
-            self.nonfinite[name] += _nonfinite(tensor)
+            self.nonfinite[name] += nonfinite(tensor)
             self.values[name][start : start + len(activations.records)] = to_numpy(tensor)
         self.records.extend(activations.records)
         self.failures.extend(batch.failures.values())
         self.planned += len(batch.records)
+        for words in batch.notes.values():
+            self.notes.update(words)
 
     def gathered(self) -> Gathered:
         values = {name: array[: len(self.records)] for name, array in self.values.items()}
         shard = Shard(self.number, tuple(self.records), values)
-        return Gathered(shard, self.first, self.planned, tuple(self.failures), self.nonfinite)
+        return Gathered(shard, self.first, self.planned, tuple(self.failures), self.nonfinite, dict(self.notes))
 
 
-def _nonfinite(tensor: Tensor) -> int:
+def nonfinite(tensor: Tensor) -> int:
+    """How many values are NaN or infinite."""
     if not tensor.is_floating_point():
         return 0
     return int(tensor.numel() - torch.isfinite(tensor).sum())

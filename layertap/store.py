@@ -11,328 +11,250 @@ A commit: temporary name, write, fsync, rename, fsync of the folder, commit reco
 from __future__ import annotations
 
 import csv
-import fcntl
-import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
-from layertap import durable
+from layertap import durable, switching
+from layertap.commits import COMMITS, PARTS, Commit, Commits, meta_types
 from layertap.contracts import FileSink
 from layertap.errors import StoreError
-from layertap.features import Features
-from layertap.plugins import Plugins, guard
+from layertap.lock import LOCKED, Lock
+from layertap.manifest import FILES, FOREIGN, MANIFEST, FileFacts, Manifest, Owner, Totals, read_manifest
+from layertap.plugins import guard
 from layertap.shards import Gathered
+from layertap.tally import Tally
 
-FORMAT = 1
-MANIFEST, INDEX, FAILURES, PARTS, COMMITS = "manifest.json", "index.csv", "failures.csv", "parts", "commits"
-RUNNING, COMPLETE = "running", "complete"
+INDEX, FAILURES = "index.csv", "failures.csv"
 
-LOCKED, FOREIGN = 5, 6
-
-_FILES = "file sizes and times"
-
-# Parts of a fingerprint that change with another part, which says more.
-_IMPLIED = {"images": ("ids", _FILES), "ids": (_FILES,), "taps": ("columns", "shard_rows"), "model": ("about",)}
+_MERGE = "merge.tmp"
 
 
 class Store:
-    """The output folder of one run, open for writing. Made by `open_store`."""
+    """The output folder of one run, locked and open for writing. Made by `open_store`."""
 
-    def __init__(self, path: Path, sink: FileSink, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, sink: FileSink, manifest: Manifest, target: Path | None = None) -> None:
         self.path = path
         self.manifest = manifest
+        self.commits = Commits(path)
         self._sink = sink
-        self._descriptor: int | None = _locked(path)
-        sink.stems = {name: tap["file"] for name, tap in manifest["taps"].items()}
-        try:
-            self._settle()
-        except BaseException:
-            self.close()
-            raise
+        self._target = target
+        sink.stems = {name: tap.file for name, tap in manifest.taps.items()}
 
     @property
     def is_complete(self) -> bool:
         """Whether an earlier run has finished this very output."""
-        return bool(self.manifest["status"] == COMPLETE)
+        return self.manifest.status == "complete"
 
-    @property
-    def committed(self) -> int:
-        """How many shards are committed: they are always the first ones."""
-        if self.is_complete:
-            return int(self.manifest["counts"]["shards"])
-        number = 0
-        while self._record(number).exists():
-            number += 1
-        return number
+    def tally(self) -> Tally:
+        """What the committed shards add up to."""
+        tally = Tally()
+        tally.nonfinite.update(dict.fromkeys(self.manifest.taps, 0))
+        if self.is_complete and self.manifest.counts:
+            tally.planned, tally.shards = self.manifest.counts.planned, self.manifest.counts.shards
+            tally.reasons.update(self.manifest.failures)
+            tally.notes.update(self.manifest.notes)
+            tally.nonfinite.update({name: tap.nonfinite or 0 for name, tap in self.manifest.taps.items()})
+            return tally
+        for commit in self.commits:
+            commit.count_into(tally)
+        return tally
 
-    def totals(self) -> Totals:
-        """What the committed shards add up to, or what a complete output's manifest says."""
-        totals = Totals(self.manifest["taps"])
-        if self.is_complete:
-            counts = self.manifest["counts"]
-            totals.planned, totals.kept = counts["planned"], counts["kept"]
-            totals.reasons.update(self.manifest["failures"])
-            totals.nonfinite.update({name: tap["nonfinite"] for name, tap in self.manifest["taps"].items()})
-            return totals
-        for record in self._records(self.committed):
-            totals.add(record)
-        return totals
+    def begin(self) -> None:
+        """Say who writes here. Raises `StoreError` where that cannot be written."""
+        self.manifest.owner = Owner(host=socket.gethostname(), pid=os.getpid(), since=_now())
+        with storage(self.path):
+            self._write_manifest()
+            for name in (PARTS, COMMITS):
+                (self.path / name).mkdir(exist_ok=True)
 
-    def close(self) -> None:
-        """Let go of the folder."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+    def commit(self, gathered: Gathered, source: str) -> None:
+        """Make a shard durable, then true by its commit record. Raises `StoreError` for a full or broken disk.
 
-    def commit(self, gathered: Gathered) -> None:
-        """Make a shard durable, then true by its commit record. Raises `StoreError` for a full or broken disk."""
-        shard = gathered.shard
-        part = self.path / PARTS / f"{shard.number:05d}"
+        `source` is the digest of the images behind its rows.
+        """
+        part = self.commits.part(gathered.shard.number)
         temporary = part.with_name(f"{part.name}.tmp")
-        with _storage(self.path):
+        with storage(self.path):
             durable.fresh_folder(temporary)
-        with guard(self._sink), _storage(self.path):
-            self._sink.save(shard, temporary)
-        with _storage(self.path):
-            files = durable.sync_tree(temporary)
+        with guard(self._sink), storage(self.path):
+            self._sink.save(gathered.shard, temporary)
+        with storage(self.path):
+            files = _facts(temporary)
             durable.clear_folder(part)
             os.rename(temporary, part)
             durable.sync(part.parent)
-            record = _commit_record(gathered, {f.name: (part / f.name).stat().st_size for f in files})
-            durable.create(self._record(shard.number), lambda file: _dump(record, file))
+            try:
+                self.commits.create(Commit.of(gathered, source, files))
+            except FileExistsError as error:
+                number = gathered.shard.number
+                raise StoreError(f"{self.path}: another run has committed shard {number}", code=LOCKED) from error
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Merge the parts, write index and failures, and mark the output complete. May be repeated after a crash."""
-        count = self.committed
-        merges = type(self._sink).merge is not FileSink.merge
-        with _storage(self.path):
-            if merges:
-                self._merge([self.path / PARTS / f"{number:05d}" for number in range(count)])
-            totals = self.totals()
-            durable.replace(self.path / INDEX, lambda file: _write_index(file, self._records(count), totals.meta))
-            durable.replace(self.path / FAILURES, lambda file: _write_failures(file, self._records(count)))
-            for name, nonfinite in totals.nonfinite.items():
-                self.manifest["taps"][name]["nonfinite"] = nonfinite
-            self.manifest |= {
-                **facts,
-                "counts": {"planned": totals.planned, "kept": totals.kept, "failed": totals.failed, "shards": count},
-                "failures": dict(sorted(totals.reasons.items())),
-                "meta": totals.meta,
-                "merged": merges,
-                "status": COMPLETE,
-                "finished": _now(),
-            }
+        manifest, tally = self.manifest, self.tally()
+        manifest.merged = type(self._sink).merge is not FileSink.merge
+        with storage(self.path):
+            manifest.shards = [commit.facts() for commit in self.commits]
+            manifest.files = self._merge(len(manifest.shards)) if manifest.merged else self._parts()
+            manifest.meta = meta_types(row for commit in self.commits for row in commit.kept)
+            durable.replace(self.path / INDEX, lambda file: _write_index(file, self.commits, manifest.meta))
+            durable.replace(self.path / FAILURES, lambda file: _write_failures(file, self.commits))
+            manifest.files |= {name: FileFacts.of(self.path / name) for name in (INDEX, FAILURES)}
+            for name, tap in manifest.taps.items():
+                tap.nonfinite = tally.nonfinite[name]
+            manifest.counts = Totals(planned=tally.planned, kept=tally.kept, failed=tally.failed, shards=tally.shards)
+            manifest.failures, manifest.notes = dict(sorted(tally.reasons.items())), dict(sorted(tally.notes.items()))
+            for key, value in facts.items():
+                setattr(manifest, key, value)
+            manifest.status, manifest.finished, manifest.owner = "complete", _now(), None
             self._write_manifest()
-            self._sweep()
+            self.sweep()
+            if self._target:
+                switching.switch(self._target)
+                self.path = self._target
 
-    def _settle(self) -> None:
-        """Take the folder as it is: new, ours to go on with, ours and complete, or not ours at all."""
-        found = read_manifest(self.path)
-        if found is None:
-            if any(self.path.iterdir()):
-                raise StoreError(f"{self.path}: not empty and not a layertap output; choose another", code=FOREIGN)
-            self.manifest |= {"status": RUNNING, "started": _now()}
-            with _storage(self.path):
-                for name in (PARTS, COMMITS):
-                    (self.path / name).mkdir()
-                self._write_manifest()
-            return
-        _refuse_other(self.path, found, self.manifest)
-        self.manifest = found
-        if self.is_complete:
-            self._sweep()
-        else:
-            with _storage(self.path):
-                for name in (PARTS, COMMITS):
-                    (self.path / name).mkdir(exist_ok=True)
-
-    def _merge(self, parts: Sequence[Path]) -> None:
-        folder = self.path / "merge.tmp"
-        durable.fresh_folder(folder)
-        with guard(self._sink), _storage(self.path):
-            self._sink.merge(parts, folder)
-        durable.sync_tree(folder)
-        self.manifest["files"] = durable.move_into(folder, self.path)
-
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove the parts of a complete, merged output: by the names that its commits record, and no others."""
-        if not self.manifest.get("merged") or not (self.path / COMMITS).is_dir():
+        if not self.manifest.merged or not (self.path / COMMITS).is_dir():
             return
-        for number in range(self.manifest["counts"]["shards"]):
-            record = self._record(number)
-            if record.exists():
-                part = self.path / PARTS / f"{number:05d}"
-                durable.remove(part / name for name in json.loads(record.read_text("utf-8"))["files"])
-                if part.is_dir():
-                    part.rmdir()
-                record.unlink()
+        for number in range(len(self.manifest.shards)):
+            switching.discard_shard(self.commits, number)
         for name in (PARTS, COMMITS):
-            if (self.path / name).is_dir() and not any((self.path / name).iterdir()):
-                (self.path / name).rmdir()
+            durable.prune(self.path / name)
 
-    def _records(self, count: int) -> Iterator[dict[str, Any]]:
-        """The commit records, read one at a time: an index may be larger than memory."""
-        for number in range(count):
-            yield json.loads(self._record(number).read_text("utf-8"))
+    def _merge(self, count: int) -> dict[str, FileFacts]:
+        folder = self.path / _MERGE
+        durable.fresh_folder(folder)
+        with guard(self._sink), storage(self.path):
+            self._sink.merge([self.commits.part(number) for number in range(count)], folder)
+        files = self.manifest.files = _facts(folder)
+        # Their names are known before they stand anywhere, so that nothing of ours lies about without a record.
+        self._write_manifest()
+        durable.move_into(folder, self.path)
+        return files
 
-    def _record(self, number: int) -> Path:
-        return self.path / COMMITS / f"{number:05d}.json"
+    def _parts(self) -> dict[str, FileFacts]:
+        parts = ((self.commits.part(commit.shard), commit) for commit in self.commits)
+        return {
+            f"{part.relative_to(self.path).as_posix()}/{name}": facts
+            for part, commit in parts
+            for name, facts in commit.files.items()
+        }
 
     def _write_manifest(self) -> None:
-        durable.replace(self.path / MANIFEST, lambda file: _dump(self.manifest, file, indent=2))
+        text = self.manifest.model_dump_json(indent=2)
+        durable.replace(self.path / MANIFEST, lambda file: file.write(f"{text}\n"))
 
 
 @contextmanager
-def open_store(path: Path, sink: FileSink, manifest: dict[str, Any]) -> Iterator[Store]:
+def open_store(
+    path: Path, sink: FileSink, manifest: Manifest, *, mode: Literal["resume", "new"] = "resume", retry: bool = False
+) -> Iterator[Store]:
     """The output folder, made if need be, locked, and checked to belong to this very configuration.
 
-    Raises `StoreError`: 5 another run holds it, 6 it is another configuration's or not ours, 7 it cannot be written.
+    `new` replaces what layertap has finished there, by a folder beside it that takes its place when it is complete.
+    `retry` takes files that have changed as no difference. Raises `StoreError`: 5 another run holds it, 6 it is another
+    configuration's or not ours, 7 it cannot be written.
     """
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path}: is a file, and the output is a folder; choose another path", code=FOREIGN)
-    with _storage(path):
-        path.mkdir(parents=True, exist_ok=True)
-    store = Store(path, sink, {"layertap": FORMAT, **manifest})
-    try:
+    real = Path(os.path.realpath(path))
+    with ExitStack() as stack:
+        with storage(path):
+            switching.recover(real)
+            real.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(Lock(real))
+            switching.sweep_retired(real)
+        switching.refuse_links(real)
+        found = read_manifest(real)
+        if found is None:
+            _refuse_foreign(real)
+        changed = found.different(manifest, besides=(FILES,) if retry else ()) if found else []
+        if changed and mode == "resume":
+            raise StoreError(
+                f"{path}: holds the output of another configuration: {'; '.join(changed)}; choose another path, or set "
+                "mode=new to replace it",
+                code=FOREIGN,
+            )
+        if found and mode == "new" and (changed or found.status == "complete"):
+            yield stack.enter_context(beside(real, sink, manifest, found.run))
+            return
+        store = Store(real, sink, found or manifest)
+        if store.is_complete:
+            with storage(path):
+                store.sweep()
+        else:
+            store.begin()
         yield store
-    finally:
-        store.close()
-
-
-def open_output(path: str | os.PathLike[str], *, plugins: Sequence[str] = ()) -> Features:
-    """The features in an output folder, finished or not: `open("features/")["classifier.5"]`.
-
-    `plugins` are files or modules with sinks of your own. Raises `StoreError` where there is no output.
-    """
-    folder = Path(path)
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise StoreError(f"{folder}: no layertap output here (no {MANIFEST})")
-    spec = manifest["config"]["sink"]
-    registered = Plugins.load(plugins).find("sink", spec["type"])
-    with guard(registered.cls):
-        sink = registered.cls(registered.cls.Params.model_validate({k: v for k, v in spec.items() if k != "type"}))
-    if not isinstance(sink, FileSink):
-        raise StoreError(f"{folder}: the sink {spec['type']!r} keeps no files to open")
-    return Features(folder, manifest, sink)
-
-
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of an output folder, None where there is none. Raises `StoreError` for one that is not ours."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path / MANIFEST}: cannot be read: {error}", code=FOREIGN) from error
-    if not isinstance(manifest, dict) or manifest.get("layertap") != FORMAT:
-        raise StoreError(f"{path / MANIFEST}: not a manifest of this version of layertap", code=FOREIGN)
-    return manifest
-
-
-def _locked(path: Path) -> int:
-    # The lock is on the folder itself, so that it leaves no file behind; the kernel drops it with the process.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StoreError(f"{path}: another run is writing here", code=LOCKED) from None
-    return descriptor
-
-
-def _refuse_other(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    old, new = found["fingerprint"], wanted["fingerprint"]
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    implied = {after for before in changed for after in _IMPLIED.get(before, ())}
-    changed = [key for key in changed if key not in implied]
-    if changed:
-        shown = "; ".join(f"{key} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in changed)
-        raise StoreError(
-            f"{path}: holds the output of another configuration: {shown}; choose another path", code=FOREIGN
-        )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-def _commit_record(gathered: Gathered, files: Mapping[str, int]) -> dict[str, Any]:
-    return {
-        "shard": gathered.shard.number,
-        "first": gathered.first,
-        "planned": gathered.planned,
-        "files": files,
-        "nonfinite": gathered.nonfinite,
-        "kept": [{"id": record.id, "meta": dict(record.meta)} for record in gathered.shard.records],
-        "failures": [{"id": f.record.id, "stage": f.stage, "reason": f.reason} for f in gathered.failures],
-    }
-
-
-class Totals:
-    """What the commits of an output add up to."""
-
-    def __init__(self, taps: Iterable[str]) -> None:
-        self.planned = self.kept = 0
-        self.reasons: Counter[str] = Counter()
-        self.nonfinite: Counter[str] = Counter(dict.fromkeys(taps, 0))
-        self.meta: dict[str, str] = {}
-        """The metadata columns and their type's name, by which a reader turns text back into values."""
-
-    @property
-    def failed(self) -> int:
-        return self.planned - self.kept
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        """Count a commit record in."""
-        self.planned += record["planned"]
-        self.kept += len(record["kept"])
-        self.reasons.update(failure["reason"] for failure in record["failures"])
-        self.nonfinite.update(record["nonfinite"])
-        for row in record["kept"]:
-            for key, value in row["meta"].items():
-                self.meta[key] = _type(self.meta.get(key), value)
-
-
-def _type(known: str | None, value: Any) -> str:
-    """The one type of a column so far, `null` while it has held nothing, `str` where types differ."""
-    found = "null" if value is None else type(value).__name__
-    if known in (None, "null", found):
-        return found
-    return known if known is not None and found == "null" else "str"
-
-
-def _write_index(file: IO[str], records: Iterable[Mapping[str, Any]], keys: Iterable[str]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "id", *keys])
-    rows = (row for record in records for row in record["kept"])
-    writer.writerows([number, row["id"], *(row["meta"].get(key) for key in keys)] for number, row in enumerate(rows))
-
-
-def _write_failures(file: IO[str], records: Iterable[Mapping[str, Any]]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["id", "stage", "reason"])
-    writer.writerows([f["id"], f["stage"], f["reason"]] for record in records for f in record["failures"])
-
-
-def _dump(value: Any, file: IO[str], indent: int | None = None) -> None:
-    json.dump(value, file, indent=indent, ensure_ascii=False, allow_nan=False)
-    file.write("\n")
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager
-def _storage(path: Path) -> Iterator[None]:
+def beside(path: Path, sink: FileSink, manifest: Manifest, replaced: str) -> Iterator[Store]:
+    """A store beside the output at `path`, which is locked already: the folder takes its place when it is complete.
+
+    One that was begun for the same purpose is gone on with.
+    """
+    folder = switching.staging(path)
+    manifest = manifest.model_copy(update={"replaces": replaced})
+    with ExitStack() as stack:
+        with storage(folder):
+            folder.mkdir(exist_ok=True)
+            stack.enter_context(Lock(folder))
+            switching.refuse_links(folder)
+            found = read_manifest(folder)
+            if found is None:
+                _refuse_foreign(folder)
+            elif found.replaces is None or found.status == "complete":
+                raise StoreError(f"{folder}: is in the way of replacing {path}; move it", code=FOREIGN)
+            elif found.replaces != replaced or found.different(manifest):
+                switching.discard(folder)
+                folder.mkdir()
+                stack.enter_context(Lock(folder))
+                found = None
+            if os.path.lexists(switching.retired(path)):
+                raise StoreError(f"{switching.retired(path)}: is in the way of replacing {path}; move it", code=FOREIGN)
+        store = Store(folder, sink, found or manifest, target=path)
+        store.begin()
+        yield store
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn what the system says of files below `path` into a `StoreError`."""
     try:
         yield
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    # The very first write of a run may have been cut short.
+    if any(entry.name != f"{MANIFEST}.tmp" for entry in path.iterdir()):
+        raise StoreError(f"{path}: not empty and not a layertap output; choose another", code=FOREIGN)
+
+
+def _facts(folder: Path) -> dict[str, FileFacts]:
+    """Make all of a folder durable; what its files are."""
+    return {file.relative_to(folder).as_posix(): FileFacts.of(file) for file in durable.sync_tree(folder)}
+
+
+def _write_index(file: IO[str], commits: Iterable[Commit], keys: Iterable[str]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "id", *keys])
+    rows = (row for commit in commits for row in commit.kept)
+    writer.writerows([number, row.id, *(row.meta.get(key) for key in keys)] for number, row in enumerate(rows))
+
+
+def _write_failures(file: IO[str], commits: Iterable[Commit]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["id", "stage", "reason"])
+    writer.writerows([failed.id, failed.stage, failed.reason] for commit in commits for failed in commit.failures)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

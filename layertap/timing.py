@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar, cast
+
+T = TypeVar("T")
+
+_END = object()
 
 
 class Stopwatch:
@@ -25,6 +30,16 @@ class Stopwatch:
         """Count `seconds` in."""
         with self._lock:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+
+    def waits(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, with the time that each takes to come counted in."""
+        iterator = iter(items)
+        while True:
+            with self.measure(stage):
+                item = next(iterator, _END)
+            if item is _END:
+                return
+            yield cast(T, item)
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:

@@ -110,8 +110,13 @@ def test_defaults_are_those_of_the_manual(load):
         "workers": None,
         "limit": None,
         "shard_rows": None,
+        "mode": "resume",
         "on_error": "skip",
         "max_failures": 0.05,
+        "nonfinite": "keep",
+        "formats": [],
+        "image_timeout": 10.0,
+        "isolation": "thread",
         "early_stop": True,
         "observers": [{"type": "progress"}],
     }

@@ -1,0 +1,89 @@
+"""Replacing a finished output: another folder is built beside it and takes its place by two renames.
+
+`features.new` is being built, `features.old` is on its way out. What is removed is removed by the names that commits
+and manifest record; whatever else lies in the old folder stays in `features.old`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from layertap import confined, durable
+from layertap.commits import COMMITS, PARTS, Commits
+from layertap.errors import StoreError
+from layertap.manifest import FOREIGN, MANIFEST, read_manifest
+
+
+def staging(path: Path) -> Path:
+    """Where the output that is to replace `path` is built."""
+    return path.with_name(f"{path.name}.new")
+
+
+def retired(path: Path) -> Path:
+    """Where the output that stood at `path` goes."""
+    return path.with_name(f"{path.name}.old")
+
+
+def switch(path: Path) -> None:
+    """Put the complete output beside `path` in its place, and remove the old one."""
+    os.rename(path, retired(path))
+    os.rename(staging(path), path)
+    durable.sync(path.parent)
+    sweep_retired(path)
+
+
+def recover(path: Path) -> None:
+    """Finish a switch that was cut between its two renames."""
+    if os.path.lexists(path):
+        return
+    waiting, old = read_manifest(staging(path)), read_manifest(retired(path))
+    if waiting and old and waiting.status == "complete" and waiting.replaces == old.run:
+        os.rename(staging(path), path)
+        durable.sync(path.parent)
+
+
+def sweep_retired(path: Path) -> None:
+    """Remove the output that the one at `path` has replaced, if it is still there."""
+    current = read_manifest(path)
+    old = read_manifest(retired(path)) if current and current.replaces else None
+    if current and old and current.replaces == old.run:
+        discard(retired(path))
+
+
+def discard(folder: Path) -> None:
+    """Remove an output by the names that it records; a folder that holds anything else stays, with that in it."""
+    refuse_links(folder)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    commits = Commits(folder)
+    committed = len(commits)
+    for number in range(committed):
+        discard_shard(commits, number)
+    # What a run was about to write when it was stopped: it has these names and no others.
+    for begun in (commits.part(committed), commits.part(committed).with_suffix(".tmp"), folder / "merge.tmp"):
+        durable.clear_folder(begun)
+    tables = ("index.csv", "failures.csv")
+    temporary = [f"{COMMITS}/{committed:05d}.json.tmp", *(f"{name}.tmp" for name in (*tables, MANIFEST))]
+    confined.remove(folder, [*manifest.files, *tables, *temporary])
+    for name in (PARTS, COMMITS):
+        durable.prune(folder / name)
+    confined.remove(folder, [MANIFEST])
+    durable.prune(folder)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise `StoreError` where a folder of ours is a link: what is written or removed below it would be elsewhere."""
+    for name in (PARTS, COMMITS):
+        if (folder / name).is_symlink():
+            raise StoreError(f"{folder / name}: is a link, which no run of layertap makes", code=FOREIGN)
+
+
+def discard_shard(commits: Commits, number: int) -> None:
+    """Remove a shard's files by their recorded names, then its record."""
+    record = commits.read(number)
+    if record is not None:
+        part = commits.part(number)
+        confined.remove(part, record.files)
+        durable.prune(part)
+        commits.remove(number)
