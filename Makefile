@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint soak
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -18,6 +18,9 @@ demo: setup  ## Extract features of real photographs and show what they mean
 
 test: setup lint  ## Run every check and test
 	$(BIN)/python -m pytest
+
+soak: setup  ## Kill it, fill its disk, cut its power and feed it rubbish, at full size (half an hour)
+	$(BIN)/python -m pytest -m soak -s
 
 lint: setup  ## Run the checks alone
 	$(BIN)/ruff check

@@ -47,6 +47,10 @@ class _Stopped(BaseException):
 
     def __init__(self, code: int) -> None:
         self.code = code
+        # What hangs on the way out must not keep the process: nothing is lost by leaving at any moment.
+        self.last_resort = threading.Timer(_PATIENCE, os._exit, [code])
+        self.last_resort.daemon = True
+        self.last_resort.start()
 
 
 def _print_version(wanted: bool) -> None:
@@ -195,8 +199,18 @@ def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -
 
 
 @app.command()
-def schema(context: typer.Context, plugin: Own = None) -> None:
+def schema(
+    context: typer.Context,
+    plugin: Own = None,
+    manifest: Annotated[bool, typer.Option("--manifest", help="That of an output's manifest.json instead.")] = False,
+) -> None:
     """Print the JSON Schema of a configuration, with every installed plugin's parameters."""
+    if manifest:
+        from layertap.manifest import Manifest
+
+        _print_json(Manifest.model_json_schema())
+        return
+
     from layertap.plugins import Plugins
     from layertap.schema import config_schema
 
@@ -256,17 +270,13 @@ def main() -> NoReturn:
     except _Stopped as stopped:
         typer.echo("stopped; what is committed stays, and the same command goes on from there", err=True)
         code = stopped.code
+        stopped.last_resort.cancel()
     sys.exit(code)
 
 
 def _catch(number: signal.Signals, code: int) -> None:
     def stop(received: int, frame: object) -> NoReturn:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, leave)
-        # What hangs on the way out must not keep the process: nothing is lost by leaving at any moment.
-        last_resort = threading.Timer(_PATIENCE, os._exit, [code])
-        last_resort.daemon = True
-        last_resort.start()
+        signal.signal(number, leave)
         raise _Stopped(code)
 
     def leave(received: int, frame: object) -> NoReturn:

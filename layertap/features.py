@@ -179,7 +179,8 @@ class Features:
     def rows(self) -> Iterator[dict[str, Any]]:
         """What `index` holds, one row at a time."""
         if self.is_complete:
-            yield from map(self._typed, self._csv("index.csv"))
+            with _readable(self.path):
+                yield from map(self._typed, self._csv("index.csv"))
             return
         kept = (row for commit in self._commits() for row in commit.kept)
         yield from ({"row": number, "id": row.id, **row.meta} for number, row in enumerate(kept))

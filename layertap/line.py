@@ -70,8 +70,13 @@ class Line:
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """A prepared batch as the model takes it, on its device."""
+        moved = pixels.to(self.device)
         with guard(self.preprocessor):
-            return self.preprocessor.finish(pixels.to(self.device))
+            return self.preprocessor.finish(moved)
+
+    def rehearse(self, images: int) -> None:
+        """One forward of that many black images, for its cost. Raises `OutOfMemory`."""
+        self._forward(self.slot.zeros(images))
 
     def _probed(self, images: int) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
         """The values of that many black images, and their shapes before reduction."""
@@ -80,9 +85,8 @@ class Line:
     def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
         # A caller's inference mode would make values that cannot train a probe; leaving it turns gradients on.
         with torch.inference_mode(False), torch.no_grad():
-            inputs = self.inputs(pixels)
-            with model_guard(inputs):
-                values = self.tapped.run(inputs)
+            with model_guard(pixels):
+                values = self.tapped.run(self.inputs(pixels))
             return {name: value.cpu() for name, value in values.items()}
 
 
@@ -95,14 +99,22 @@ def _kept(batch: Batch, values: Mapping[str, Tensor]) -> Activations:
         return Activations([batch.records[index] for index in kept], {n: value[kept] for n, value in values.items()})
 
 
+class OutOfMemory(ConfigError):
+    """A batch was too large for the device."""
+
+
 @contextmanager
 def model_guard(inputs: Tensor) -> Iterator[None]:
-    """Turn what a model raises into one clean `PluginError`; layertap's own errors pass."""
+    """Turn what a model raises into one clean `PluginError`, or `OutOfMemory`; layertap's own errors pass."""
     try:
         yield
-    except LayertapError:
-        raise
     except Exception as error:
+        if _is_out_of_memory(error) or _is_out_of_memory(error.__cause__):
+            raise OutOfMemory(
+                f"batch_size: out of memory in a batch of {len(inputs)} images; try {max(1, len(inputs) // 2)}"
+            ) from error
+        if isinstance(error, LayertapError):
+            raise
         lines = str(error).strip().splitlines() or [""]
         raise PluginError(
             f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {lines[0]}"
@@ -144,6 +156,13 @@ def find_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("'mps' is not here; use auto or cpu")
     return device
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    # On a CPU and on MPS it is a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error))
+    )
 
 
 def _dtype(value: Tensor) -> str:

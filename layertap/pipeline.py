@@ -186,7 +186,7 @@ class _Walk:
         numbers = (number for number in retry.numbers if number >= first) if retry else itertools.count(first)
         with closing(stream), Writer(self.output, self.stopwatch) as writer:
             done = self._watched(line.activations(stream, info.columns, self.stopwatch), info, tally)
-            computed = gather(done, info.columns, info.shard_rows, numbers)
+            computed = gather(done, info.columns, min(info.shard_rows, info.planned), numbers)
             for gathered in retry.shards(computed, first) if retry else computed:
                 if retry and gathered.shard.number not in retry.numbers:
                     self._copied(gathered, info, tally)

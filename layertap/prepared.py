@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from layertap import parts
+from layertap import memory, parts
 from layertap.config import RunConfig
 from layertap.contracts import FileSink, Sink, Source
+from layertap.errors import ConfigError
 from layertap.events import Events
 from layertap.line import Line, find_device, ready
 from layertap.plan import Plan
@@ -43,6 +45,9 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
     source, sink = config.build("source", plugins), config.build("sink", plugins)
     assert isinstance(source, Source)
     assert isinstance(sink, Sink)
+    if isinstance(sink, FileSink):
+        with config.at("sink", "path"):
+            _refuse_inside(Path(sink.params.path), getattr(source.params, "path", None))
     events = Events(config.build_observers(plugins))
     with config.at("device"):
         device = find_device(config.device)
@@ -59,15 +64,33 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
         line = Line(tapped, preprocessor, slot, device)
         with config.at("taps"):
             columns = line.probe()
+        shard_rows = config.shard_rows or default_rows(columns, config.batch_size)
+        with config.at("batch_size"):
+            memory.refuse_more_than_there_is(
+                line, columns, min(config.batch_size, plan.count), min(shard_rows, plan.count)
+            )
+            if device.type != "cpu":
+                memory.rehearse(line, min(config.batch_size, plan.count))
         info = RunInfo(
             id=uuid.uuid4().hex,
             planned=plan.count,
             columns=columns,
             batch_size=config.batch_size,
-            shard_rows=config.shard_rows or default_rows(columns, config.batch_size),
+            shard_rows=shard_rows,
             device=str(device),
             path=Path(sink.params.path) if isinstance(sink, FileSink) else None,
             config=config.plain(),
             about=loaded.about,
         )
         yield Prepared(config, plugins, plan, line, sink, events, info)
+
+
+def _refuse_inside(output: Path, images: object) -> None:
+    """Raise `ConfigError` for an output in the folder that images are read from, which would change by being read."""
+    if isinstance(images, str) and os.path.isdir(images):
+        inside, outside = os.path.realpath(output), os.path.realpath(images)
+        # The very folder is refused as one that holds something else.
+        if inside != outside and os.path.commonpath([inside, outside]) == outside:
+            raise ConfigError(
+                f"{str(output)!r} lies in the folder of the images, {images!r}; put it beside that folder"
+            )

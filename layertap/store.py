@@ -163,17 +163,16 @@ def open_store(
     """
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path}: is a file, and the output is a folder; choose another path", code=FOREIGN)
-    real = Path(os.path.realpath(path))
     with ExitStack() as stack:
         with storage(path):
-            switching.recover(real)
-            real.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(Lock(real))
-            switching.sweep_retired(real)
-        switching.refuse_links(real)
-        found = read_manifest(real)
+            switching.recover(path)
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(Lock(path))
+            switching.sweep_retired(path)
+        switching.refuse_links(path)
+        found = read_manifest(path)
         if found is None:
-            _refuse_foreign(real)
+            _refuse_foreign(path)
         changed = found.different(manifest, besides=(FILES,) if retry else ()) if found else []
         if changed and mode == "resume":
             raise StoreError(
@@ -182,9 +181,9 @@ def open_store(
                 code=FOREIGN,
             )
         if found and mode == "new" and (changed or found.status == "complete"):
-            yield stack.enter_context(beside(real, sink, manifest, found.run))
+            yield stack.enter_context(beside(path, sink, manifest, found.run))
             return
-        store = Store(real, sink, found or manifest)
+        store = Store(path, sink, found or manifest)
         if store.is_complete:
             with storage(path):
                 store.sweep()

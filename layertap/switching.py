@@ -17,30 +17,31 @@ from layertap.manifest import FOREIGN, MANIFEST, read_manifest
 
 def staging(path: Path) -> Path:
     """Where the output that is to replace `path` is built."""
-    return path.with_name(f"{path.name}.new")
+    return _beside(path, "new")
 
 
 def retired(path: Path) -> Path:
     """Where the output that stood at `path` goes."""
-    return path.with_name(f"{path.name}.old")
+    return _beside(path, "old")
 
 
 def switch(path: Path) -> None:
     """Put the complete output beside `path` in its place, and remove the old one."""
-    os.rename(path, retired(path))
-    os.rename(staging(path), path)
-    durable.sync(path.parent)
+    new, old, place = staging(path), retired(path), os.path.realpath(path)
+    os.rename(place, old)
+    os.rename(new, place)
+    durable.sync(new.parent)
     sweep_retired(path)
 
 
 def recover(path: Path) -> None:
     """Finish a switch that was cut between its two renames."""
-    if os.path.lexists(path):
+    if path.exists():
         return
     waiting, old = read_manifest(staging(path)), read_manifest(retired(path))
     if waiting and old and waiting.status == "complete" and waiting.replaces == old.run:
-        os.rename(staging(path), path)
-        durable.sync(path.parent)
+        os.rename(staging(path), os.path.realpath(path))
+        durable.sync(staging(path).parent)
 
 
 def sweep_retired(path: Path) -> None:
@@ -49,6 +50,11 @@ def sweep_retired(path: Path) -> None:
     old = read_manifest(retired(path)) if current and current.replaces else None
     if current and old and current.replaces == old.run:
         discard(retired(path))
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    real = Path(os.path.realpath(path))
+    return real.with_name(f"{real.name}.{suffix}")
 
 
 def discard(folder: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -270,6 +271,23 @@ def test_interrupted_run_goes_on_from_there(layertap_, place):
     code, out, _ = layertap_(*arguments, "shard_rows=1")
     assert code == 0
     assert out.startswith("3 of 3 images kept, 0 failed, in ")
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["second signal", "patience"])
+def test_run_that_hangs_on_its_way_out_is_left(tmp_path, again):
+    (tmp_path / "hangs.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "finally:\n"
+        "    print('stopping', flush=True)\n"
+        + ("    os.kill(os.getpid(), signal.SIGINT)\n" if again else "")
+        + "    time.sleep(300)\n"
+    )
+    started = time.monotonic()
+    done = shell("plugins", "--plugin", tmp_path / "hangs.py")
+    assert (done.returncode, done.stdout) == (130, "stopping\n")
+    assert time.monotonic() - started < 60
 
 
 def test_ignored_interrupt_stays_ignored(tmp_path):

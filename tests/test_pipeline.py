@@ -282,6 +282,29 @@ def test_nonfinite_values_are_counted(photos, tmp_path):
     assert json.loads((tmp_path / "out/manifest.json").read_text())["taps"]["classifier"]["nonfinite"] == 200
 
 
+def test_nonfinite_values_stop_the_run_where_that_is_asked_for(photos, tmp_path):
+    text = (
+        Path(TINY)
+        .read_text()
+        .replace("batch.float() / 255", "batch.float() * (float('nan') if batch.float().mean() < 20 else 1)")
+    )
+    (tmp_path / "nan.py").write_text(text)
+    shutil.copytree(photos, tmp_path / "photos")
+    Image.new("RGB", (30, 30)).save(tmp_path / "photos/dogs/04.jpg")
+    strict = config(tmp_path / "photos", tmp_path / "out", nonfinite="fail", batch_size=1)
+    with pytest.raises(layertap.ImageError, match=r"'features.0' gave \d+ values .* for 'dogs/04.jpg'") as stopped:
+        layertap.run(strict, plugins=[str(tmp_path / "nan.py")])
+    assert stopped.value.code == 4
+    assert "dogs/04.jpg" not in layertap.open(tmp_path / "out").ids
+
+
+def test_output_inside_the_folder_of_the_images_is_refused(photos, tmp_path):
+    with pytest.raises(layertap.ConfigError, match="lies in the folder of the images") as refused:
+        run(photos, photos / "features")
+    assert refused.value.code == 2
+    assert not (photos / "features").exists()
+
+
 def test_model_is_in_eval_mode_and_dropout_rests(photos):
     first, second = run(photos, None), run(photos, None)
     assert np.array_equal(first.values["classifier"], second.values["classifier"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import layertap
+from layertap.lock import Lock
 from tests.conftest import TINY
 from tests.test_pipeline import config, contents, run
 
@@ -40,7 +42,8 @@ def test_killed_run_resumes_to_the_same_bytes(photos, tmp_path, how):
     with subprocess.Popen([sys.executable, "-m", "layertap", *command], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "two shards\n"
-        with pytest.raises(layertap.StoreError, match="another run is writing here") as locked:
+        owner = rf"another run is writing here: process {process.pid} on \S+, since 20"
+        with pytest.raises(layertap.StoreError, match=owner) as locked:
             run(photos, tmp_path / "out", shard_rows=4)
         assert locked.value.code == 5
         process.send_signal(how)
@@ -132,6 +135,32 @@ def test_lock_is_gone_with_its_process_and_leaves_no_file(photos, tmp_path):
         run(photos, tmp_path / "out")
     os.close(descriptor)
     assert run(photos, tmp_path / "out").kept == 20
+
+
+def test_folder_that_another_run_switches_away_while_we_lock_it_is_locked_again(photos, tmp_path, monkeypatch):
+    """The lock is on the folder, not on its name: what stands at the path afterwards is what must be held."""
+    run(photos, tmp_path / "out")
+    run(photos, tmp_path / "other")
+    real = fcntl.flock
+
+    def flock(descriptor, how):
+        if (tmp_path / "other").exists():
+            os.rename(tmp_path / "out", tmp_path / "gone")
+            os.rename(tmp_path / "other", tmp_path / "out")
+        return real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with Lock(tmp_path / "out"), pytest.raises(layertap.StoreError, match="another run"):
+        Lock(tmp_path / "out")
+
+
+def test_file_system_without_locks_is_refused_in_words(photos, tmp_path, monkeypatch):
+    def flock(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(layertap.StoreError, match="has no locks"):
+        run(photos, tmp_path / "out")
 
 
 def test_reader_beside_a_run_sees_whole_commits_only(photos, tmp_path):

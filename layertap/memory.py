@@ -1,0 +1,45 @@
+"""Whether a batch fits into memory, found out before the first image."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+
+from layertap.errors import ConfigError
+from layertap.line import Line, OutOfMemory
+from layertap.records import Column
+from layertap.shards import row_bytes
+
+# Batches of prepared images in memory at once, and shards: see stream and shards.
+_BATCHES, _SHARDS = 4, 2
+
+
+def refuse_more_than_there_is(line: Line, columns: Mapping[str, Column], batch_size: int, shard_rows: int) -> None:
+    """Raise `ConfigError` where the images and shards in memory at once are more than the machine has."""
+    image = math.prod(line.slot.shape) * line.slot.dtype.itemsize
+    needed = _BATCHES * batch_size * image + _SHARDS * shard_rows * row_bytes(columns)
+    there_is = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there_is:
+        raise ConfigError(
+            f"batch_size: {batch_size} images a batch and {shard_rows} rows a shard need {needed / 1e9:.1f} GB of "
+            f"memory, and this machine has {there_is / 1e9:.1f}; set smaller ones"
+        )
+
+
+def rehearse(line: Line, batch_size: int) -> None:
+    """One forward of a whole black batch. Raises `ConfigError` where the device's memory does not take it."""
+    fitting = batch_size
+    while fitting and not _fits(line, fitting):
+        fitting //= 2
+    if fitting < batch_size:
+        cure = f"batch_size={fitting} does" if fitting else "not even one does; use device=cpu"
+        raise ConfigError(f"batch_size: {batch_size} images do not fit into the memory of {line.device}; {cure}")
+
+
+def _fits(line: Line, batch_size: int) -> bool:
+    try:
+        line.rehearse(batch_size)
+    except OutOfMemory:
+        return False
+    return True
