@@ -1,15 +1,17 @@
 """From an image's encoded bytes to its pixels.
 
 `decode` raises `ImageError` with a code of `layertap.reasons`, prints nothing and changes no global state, so that any
-number of threads can decode at once. Only the formats of `layertap.formats` are opened. An image that
-ends early is refused, never filled up.
+number of threads can decode at once (`layertap.tiff` tells of the one exception). Only the formats of
+`layertap.formats` are opened. An image that ends early is refused, never filled up.
 
 Pillow's own readers are called without `Image.open`, because that warns, and neither printing nor muting a warning is
-safe on many threads. What makes the readers themselves warn is kept from them: `_Jpeg`, `_still` and `_gif_size`.
+safe on many threads. What makes the readers themselves warn is kept from them: `_Jpeg`, `_still` and `_gif`, and the
+modules of the optional formats.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Collection, Mapping
@@ -24,11 +26,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from layertap.bounds import MAX_PIXELS as MAX_PIXELS
+from layertap.bounds import check_pixels
 from layertap.errors import ConfigError, ImageError
+from layertap.formats import format_of, reason_against
+from layertap.notes import note
+from layertap.notes import notes as notes
 from layertap.reasons import refusal
-
-# Where Pillow starts to warn of a decompression bomb: 256 MiB as RGB.
-MAX_PIXELS = 89_478_485
 
 
 def refuse_lenient() -> None:
@@ -42,92 +46,88 @@ class _Jpeg(JpegImageFile):
         """Nothing: here Pillow parses the EXIF block, for a resolution that nobody reads, and warns of its faults."""
 
 
-_MAGICS: Mapping[bytes, type[ImageFile]] = {
-    b"\xff\xd8\xff": _Jpeg,
-    b"\x89PNG\r\n\x1a\n": PngImageFile,
-    b"RIFF": WebPImageFile,
-    b"BM": BmpImageFile,
-    b"GIF87a": GifImageFile,
-    b"GIF89a": GifImageFile,
+_READERS: Mapping[str, type[ImageFile]] = {
+    "JPEG": _Jpeg,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "BMP": BmpImageFile,
+    "GIF": GifImageFile,
 }
 
-_OTHER_MAGICS = (
-    *(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),  # TIFF and BigTIFF, most raw files of cameras too
-    *(b"8BPS", b"gimp xcf", b"%PDF", b"%!PS", b"\xc5\xd0\xd3\xc6"),  # Photoshop, GIMP, PDF, PostScript
-    *(b"\0\0\1\0", b"\0\0\2\0", b"icns"),  # icons
-    *(b"\0\0\0\x0cjP  ", b"\xffO\xffQ"),  # JPEG 2000
-    *(b"DDS ", b"qoif", b"SIMPLE  =", b"\x01\xda", b"Y\xa6j\x95", b"/* XPM */", b"\x8aMNG"),
-    *(b"P%d%c" % (kind, space) for kind in range(1, 8) for space in b" \t\r\n"),  # PPM and its kin
-)
-_FLI = (b"\x11\xaf", b"\x12\xaf")
-_JPEG_XL = (b"\xff\n", b"\0\0\0\x0cJXL ")
-_HEIF_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+# An extension, a frame, the end; Pillow passes over whatever else stands between them.
+_GIF_MARKS = re.compile(rb"[!,;]")
 
 
 def decode(data: bytes | Image.Image, formats: Collection[str] = ()) -> Image.Image:
     """The image, loaded, its first frame where it has several. Raises `ImageError`.
 
     `formats` are those of `layertap.formats.OPTIONAL` that are opened besides the standard ones.
-    Mode, palette and EXIF block are as the file has them: 16-bit, CMYK and rotated images come as such.
+    Mode, palette and EXIF block are as the file has them: 16-bit, CMYK and rotated images come as such; only TIFFs
+    come upright, as Pillow gives them. Converted to RGB it is what Pillow's own image is, without a warning.
     """
     file: BytesIO | None = None
     try:
         if isinstance(data, Image.Image):
             image = data
+            check_pixels(*image.size)
+            image.load()
+            return image
+        name = format_of(data)
+        if name is None:
+            raise refusal(reason_against(data))
+        if name in _READERS:
+            data, facts = _harmless(name, data)
+            file = BytesIO(data)
+            image = _READERS[name](file)
+        elif name in formats:
+            image, facts = _optional(name, data)
         else:
-            reader, file = _reader(data)
-            image = reader(file)
-        _check_pixels(*image.size)
+            raise refusal("format_not_allowed")
+        check_pixels(*image.size)
         image.load()
+        _settle_transparency(image)
     except ImageError:
         raise
     except Exception as error:
         raise refusal(_reason(error, file)) from error
+    note(image, facts)
     return image
 
 
-def _reader(data: bytes) -> tuple[type[ImageFile], BytesIO]:
-    """What reads this data, and the data in the form that it may be given."""
-    reader = next((reader for magic, reader in _MAGICS.items() if data.startswith(magic)), None)
-    if reader is None or (reader is WebPImageFile and data[8:12] != b"WEBP"):
-        raise refusal(_refusal(data))
-    if reader is PngImageFile:
-        data = _still(data)
-    elif reader is GifImageFile:
-        _check_pixels(*_gif_size(data))
-    return reader, BytesIO(data)
+def _optional(name: str, data: bytes) -> tuple[Image.Image, set[str]]:
+    """An image of a format that is opened on request only, and notes about it; its codec is loaded no earlier."""
+    if name == "TIFF":
+        from layertap import tiff
+
+        return tiff.opened(data)
+    if name == "JPEG2000":
+        from layertap import jpeg2000
+
+        return jpeg2000.opened(data)
+    from layertap import avif
+
+    return avif.opened(data)
 
 
-def _refusal(data: bytes) -> str:
-    """Why data of no format that may be opened is refused, from a look at its first bytes."""
-    if data.startswith(b"version https://git-lfs"):
-        return "lfs_pointer"
-    if data.startswith(_JPEG_XL) or (data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS):
-        return "codec_missing"
-    if data.startswith(_OTHER_MAGICS) or data[4:6] in _FLI or _is_svg(data):
-        return "format_not_allowed"
-    if len(data) < 12 and (data.startswith(b"RIFF") or any(magic.startswith(data) for magic in _MAGICS)):
-        return "truncated"
-    return "not_image"
+def _harmless(name: str, data: bytes) -> tuple[bytes, set[str]]:
+    """The data in the form that its reader may be given, and notes about what Pillow does not tell."""
+    if name == "PNG":
+        return _still(data)
+    if name == "GIF":
+        width, height, has_more = _gif(data)
+        check_pixels(width, height)
+        return data, {"frames"} if has_more else set()
+    return data, set()
 
 
-def _is_svg(data: bytes) -> bool:
-    text = data[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    return text.startswith((b"<svg", b"<?xml", b"<!--", b"<!doctype svg")) and b"<svg" in text
-
-
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise refusal("too_large")
-
-
-def _still(data: bytes) -> bytes:
+def _still(data: bytes) -> tuple[bytes, set[str]]:
     """The PNG without its animation, once the pixel data has passed its checksums, which Pillow leaves unread.
 
     Pillow warns of a faulty animation; without one it gives the same first image.
     """
     view = memoryview(data)
     kept = [view[:8]]
+    facts = set()
     at = 8
     while at + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -136,37 +136,58 @@ def _still(data: bytes) -> bytes:
             break
         if kind == b"IDAT" and zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise refusal("corrupt")
+        if kind == b"IHDR" and data[at + 16 : at + 17] == b"\x10":
+            facts.add("depth16")  # of colour Pillow keeps the upper bytes, and says nothing
+        if kind == b"fdAT":
+            facts.add("frames")
         if kind not in (b"acTL", b"fcTL", b"fdAT"):
             kept.append(view[at:end])
         at = end
         if kind == b"IEND":
             break
-    return data if sum(map(len, kept)) == at else b"".join([*kept, view[at:]])
+    return data if sum(map(len, kept)) == at else b"".join([*kept, view[at:]]), facts
 
 
-def _gif_size(data: bytes) -> tuple[int, int]:
-    """The GIF's screen, widened by its first frame, which Pillow would warn of or allocate unasked."""
+def _gif(data: bytes) -> tuple[int, int, bool]:
+    """The GIF's screen, widened by its first frame, which Pillow would warn of or allocate unasked; has it more?"""
     width = height = 0
+    has_more = False
     try:
         width, height, flags = struct.unpack_from("<HHB", data, 6)
-        at = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-        while data[at] != 0x2C:
-            if data[at] == 0x3B:
-                break
-            at = _after_extension(data, at) if data[at] == 0x21 else at + 1
-        else:
-            left, top, frame_width, frame_height = struct.unpack_from("<HHHH", data, at + 1)
+        at = _next_frame(data, 13 + _palette(flags))
+        if at is not None:
+            left, top, frame_width, frame_height, flags = struct.unpack_from("<HHHHB", data, at + 1)
             width, height = max(width, left + frame_width), max(height, top + frame_height)
+            has_more = _next_frame(data, _after_blocks(data, at + 11 + _palette(flags))) is not None
     except (struct.error, IndexError):
         pass  # cut short: Pillow finds that too
-    return width, height
+    return width, height, has_more
 
 
-def _after_extension(data: bytes, at: int) -> int:
-    at += 2
+def _palette(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _next_frame(data: bytes, at: int) -> int | None:
+    while (mark := _GIF_MARKS.search(data, at)) and mark[0] == b"!":
+        at = _after_blocks(data, mark.start() + 2)
+    return mark.start() if mark and mark[0] == b"," else None
+
+
+def _after_blocks(data: bytes, at: int) -> int:
     while data[at]:
         at += data[at] + 1
     return at + 1
+
+
+def _settle_transparency(image: Image.Image) -> None:
+    """Move an alpha for each colour into the palette, and drop what is none: Pillow's conversion minds both."""
+    transparency = image.info.get("transparency")
+    if isinstance(transparency, bytes) and image.mode == "P":
+        image.info["transparency"] = transparency[: len(image.getpalette() or ()) // 3]
+        image.apply_transparency()
+    elif transparency is not None and not isinstance(transparency, int | tuple):
+        del image.info["transparency"]  # a text of a PNG by this name
 
 
 def _reason(error: Exception, file: BytesIO | None) -> str:
@@ -188,6 +209,8 @@ def _ends_early(error: Exception, file: BytesIO | None) -> bool:
         return len(data) < 12 or int.from_bytes(data[4:8], "little") + 8 > len(data)
     if data.startswith(b"GIF") and data.endswith(b"\0;"):
         return False
+    if "cannot load" in str(error):  # there are no pixels before the end
+        return not data.endswith(b"IEND\xaeB`\x82")
     if isinstance(error, OSError) or file is None:
-        return "truncated" in str(error).lower() or "cannot load" in str(error)  # the header never ended
+        return "truncated" in str(error).lower()
     return file.tell() >= len(data)

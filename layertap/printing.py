@@ -146,8 +146,14 @@ def layer_rows(found: Anatomy) -> list[list[str]]:
     return [_layer_row(found, layer) for layer in found.layers]
 
 
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """Cells in columns: fitted to a terminal, one whole line a row anywhere else. A last cell `<- ...` is marked."""
+    # A name from a configuration is data, and does not steer the terminal.
+    rows = [[_printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         # In a pipe there is no width to keep to: a line stays a line.
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]

@@ -14,18 +14,19 @@ REASONS: Mapping[str, str] = {
     "path_too_long": "the path is longer than the system allows",
     "io_error": "the system could not read the file",
     "file_too_large": "the file is larger than 512 MiB",
-    "empty": "there are 0 bytes",
+    "empty": "there are 0 bytes, or 0 pixels",
     "vanished": "the source gave it when the run was planned, and not any more when its turn came",
     "changed": "its file is not the one that the run was planned with: another size or modification time",
-    "outside_root": "a link that leads out of the source's folder",
+    "outside_root": "a link that leads out of the source's folder; `links: follow` reads it all the same",
     # decode
     "lfs_pointer": "a Git LFS pointer instead of the image; run `git lfs pull`",
-    "format_not_allowed": "a format that is not opened; convert it, or add it to `formats` if it is one that can be",
+    "format_not_allowed": "a format that is not opened: TIFF, JPEG2000 and AVIF are where `formats` names them, "
+    "as in `formats: [TIFF]`; convert any other",
     "codec_missing": "HEIC, AVIF or JPEG XL, for which there is no decoder here",
     "not_image": "no image at all",
     "truncated": "the data ends before the image does",
     "corrupt": "the data is damaged",
-    "unsupported_mode": "a variant of its format that Pillow cannot read, such as a 12-bit JPEG",
+    "unsupported_mode": "a variant of its format that is not read, such as a 12-bit JPEG or a floating-point TIFF",
     "too_large": "more than 89,478,485 pixels",
     "metadata_too_large": "text or a colour profile that unpacks to more than Pillow allows",
     # prepare

@@ -103,6 +103,61 @@ def test_links_to_files_are_taken_and_links_to_folders_are_not(tmp_path):
     assert ids(tmp_path) == ["dangling.jpg", "fifo.jpg", "file.jpg", "loop.jpg", "real/a.jpg"]
 
 
+def reasons(root, **params):
+    """What the records say that fail as soon as they are asked for."""
+    found = {}
+    for record in FolderSource.of(path=str(root), **params).records():
+        if callable(record.data):
+            with pytest.raises(layertap.ImageError) as refused:
+                record.data()
+            found[record.id] = refused.value.reason
+    return found
+
+
+def test_links_out_of_the_folder_are_refused_unless_they_are_to_be_followed(tmp_path):
+    make(tmp_path, "root/a.jpg", "root/sub/b.jpg", "root-2/c.jpg", "d.jpg")
+    root = tmp_path / "root"
+    for name, target in {
+        "inside.jpg": "sub/b.jpg",
+        "around.jpg": "../root/a.jpg",
+        "absolute.jpg": root / "a.jpg",
+        "sub/up.jpg": "../a.jpg",
+        "dangling.jpg": "../nowhere",
+        "loop.jpg": "loop.jpg",
+        "above.jpg": "../d.jpg",
+        "beside.jpg": "../root-2/c.jpg",
+        "password.jpg": "/etc/passwd",
+        "endless.jpg": "/dev/zero",
+        "twice.jpg": "above.jpg",
+    }.items():
+        (root / name).symlink_to(target)
+    outside = ["above.jpg", "beside.jpg", "endless.jpg", "password.jpg", "twice.jpg"]
+    assert reasons(root) == dict.fromkeys(outside, "outside_root")
+    (tmp_path / "link").symlink_to("root")
+    assert reasons(tmp_path / "link") == dict.fromkeys(outside, "outside_root")
+    assert reasons(root, links="follow") == {}
+    assert ids(root) == ids(root, links="follow") == sorted([*ids(root)])
+    assert len(ids(root)) == 13
+    found = {record.id: record.data for record in FolderSource.of(path=str(root), links="follow").records()}
+    assert found["above.jpg"].read_bytes() == os.fsencode(tmp_path / "d.jpg")
+
+
+def test_files_cost_no_look_at_where_they_really_lie(tmp_path, monkeypatch):
+    make(tmp_path, *(f"{number}.jpg" for number in range(20)))
+    asked = []
+    real = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path, **rest: asked.append(path) or real(path, **rest))
+    assert len(ids(tmp_path)) == 20
+    assert len(asked) == 1
+
+
+def test_the_one_image_that_is_named_may_be_a_link_anywhere(tmp_path):
+    make(tmp_path, "a.jpg", "root/")
+    (tmp_path / "root/b.jpg").symlink_to("../a.jpg")
+    (record,) = FolderSource.of(path=str(tmp_path / "root/b.jpg")).records()
+    assert record.data.read_bytes() == os.fsencode(tmp_path / "a.jpg")
+
+
 def test_a_root_that_is_a_link_or_begins_with_a_dot_is_entered(tmp_path):
     make(tmp_path, ".real/a.jpg")
     (tmp_path / "link").symlink_to(".real")
@@ -164,7 +219,10 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
         ids(tmp_path)
 
 
-@pytest.mark.parametrize("params", [{}, {"path": ""}, {"path": "x", "include": []}, {"path": "x", "depth": 1}])
+@pytest.mark.parametrize(
+    "params",
+    [{}, {"path": ""}, {"path": "x", "include": []}, {"path": "x", "depth": 1}, {"path": "x", "links": "outside"}],
+)
 def test_wrong_parameters_are_refused(params):
     with pytest.raises(pydantic.ValidationError):
         FolderSource.of(**params)

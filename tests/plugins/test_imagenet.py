@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pydantic
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.Image import Transpose
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from layertap import ImageError
+from layertap.decode import decode
 from layertap_plugins.preprocessors.imagenet import ImageNet
 
 MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "I;16"]
@@ -78,6 +82,83 @@ def test_any_image_and_any_numbers_give_the_bits_of_the_preset(
     assert differ(ours, theirs) == 0
 
 
+# How each of the eight orientations is stored, so that turned as it says it is the upright image.
+STORED = {
+    1: None,
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_90,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_270,
+}
+
+
+def stored(image, orientation):
+    """A PNG with this orientation in its EXIF block, as read back."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    method = STORED.get(orientation)
+    file = io.BytesIO()
+    (image if method is None else image.transpose(method)).save(file, "PNG", exif=exif)
+    return decode(file.getvalue())
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "I;16"])
+def test_orientations_are_applied_where_asked_for(orientation, mode):
+    upright, sides = picture(61, 43, mode), {"resize": 24, "crop": 16}
+    image = stored(upright, orientation)
+    assert differ(as_we_do([image], **sides, exif="apply"), as_we_do([upright], **sides)) == 0
+    assert differ(as_we_do([image], **sides, exif="apply"), as_we_do([ImageOps.exif_transpose(image)], **sides)) == 0
+    assert differ(as_we_do([image], **sides), as_torchvision_does([image], resize_size=24, crop_size=16)) == 0
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(40),
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x01\0\x06\0\0\0\0\0\x08",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x87\x69\0\x04\0\0\0\x01\0\0\0\x08\0\0\0\x08",
+        "a text",
+    ],
+    ids=["empty", "leads nowhere", "too short", "another type", "leads to itself", "text"],
+)
+def test_broken_exif_is_ignored(exif):
+    image = picture(301, 233)
+    image.info["exif"] = exif
+    assert differ(as_we_do([image], exif="apply"), as_we_do([picture(301, 233)])) == 0
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B"])
+def test_sixteen_bit_greyscale_is_clipped_or_rescaled(mode):
+    levels = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    image = Image.frombytes(mode, (256, 256), levels.astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    sides = {"resize": 256, "crop": 256}
+    clipped = ImageNet.of(**sides).prepare(image)
+    assert torch.equal(clipped[0], torch.from_numpy(np.minimum(levels, 255).astype(np.uint8)))
+    scaled = ImageNet.of(**sides, depth="rescale").prepare(image)
+    assert torch.equal(scaled[0], torch.from_numpy(np.round(levels / 257).astype(np.uint8)))
+    assert torch.equal(scaled[0], scaled[2])
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "I;16"])
+def test_depth_and_exif_leave_all_other_images_alone(mode):
+    image = picture(97, 101, mode)
+    assert differ(as_we_do([image], depth="rescale", exif="apply"), as_we_do([image])) == 0
+
+
+@pytest.mark.parametrize(("mode", "transparency"), [("P", bytes(range(256))), ("P", 7), ("L", 7), ("P", "a text")])
+def test_a_transparent_colour_is_dropped_without_a_word(mode, transparency):
+    image = picture(64, 48, mode)
+    image.info["transparency"] = transparency
+    assert differ(as_we_do([image]), as_we_do([picture(64, 48, mode)])) == 0
+    assert image.info["transparency"] == transparency
+
+
 def test_an_image_is_prepared_as_uint8_of_one_shape():
     prepared = [ImageNet().prepare(picture(*size)) for size in [(300, 200), (10, 12), (224, 224)]]
     assert {(tuple(pixels.shape), pixels.dtype) for pixels in prepared} == {((3, 224, 224), torch.uint8)}
@@ -134,7 +215,7 @@ def test_a_strip_that_would_grow_beyond_all_bounds_is_refused(size):
 def test_a_mode_without_a_way_to_rgb_is_refused():
     with pytest.raises(ImageError) as error:
         ImageNet().prepare(Image.new("La", (4, 4)))
-    assert error.value.reason == "mode"
+    assert error.value.reason == "unsupported_mode"
 
 
 @pytest.mark.parametrize(
@@ -150,6 +231,8 @@ def test_a_mode_without_a_way_to_rgb_is_refused():
         {"std": (58.395, 57.12, 57.375)},
         {"interpolation": "cubic"},
         {"size": 224},
+        {"exif": "turn"},
+        {"depth": 16},
     ],
 )
 def test_numbers_out_of_range_are_refused(params):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field
 
 import layertap
-from layertap_plugins.preprocessors.images import refuse_strip
+from layertap_plugins.preprocessors.images import as_rgb, refuse_strip
 
 if TYPE_CHECKING:
     import torch
@@ -52,20 +52,21 @@ class Composed(layertap.Preprocessor):
         return len(last) == 2 and isinstance(last[0], transforms.ToTensor) and isinstance(last[1], transforms.Normalize)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The image as uint8 `(3, H, W)`. Raises `ImageError`: `empty`, `aspect` (too long a strip) or `mode`."""
+        """The image as uint8 `(3, H, W)`. Raises `ImageError`: `empty`, `aspect` (too long) or `unsupported_mode`."""
         from torchvision.transforms.functional import pil_to_tensor  # type: ignore[import-untyped]
 
         refuse_strip(image, self.shorter_side)
         try:
-            if self.converts_first and image.mode != "RGB":
-                image = image.convert("RGB")
+            if self.converts_first:
+                image = as_rgb(image)
             if not self._is_split:
                 whole: Tensor = self._transform(image)
                 return whole
             for step in self._transform.transforms[:-2]:
                 image = step(image)
         except ValueError as error:
-            raise layertap.ImageError("mode", f"no conversion from the mode {image.mode} to RGB: {error}") from error
+            message = f"no conversion from the mode {image.mode} to RGB: {error}"
+            raise layertap.ImageError("unsupported_mode", message) from error
         pixels: Tensor = pil_to_tensor(image)
         return pixels
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 from pydantic import Field
 
 import layertap
-from layertap_plugins.preprocessors.images import as_rgb, refuse_strip
+from layertap_plugins.preprocessors.images import as_rgb, in_eight_bits, refuse_strip, upright
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,10 @@ Std: TypeAlias = Annotated[float, Field(ge=1e-6, le=1)]
 
 
 class ImageNet(layertap.Preprocessor):
-    """Bit for bit torchvision's classification preset on the RGB image, its float half done once a batch."""
+    """Bit for bit torchvision's classification preset on the RGB image, its float half done once a batch.
+
+    That image is Pillow's `convert("RGB")`, orientation as stored, unless `exif` and `depth` ask for more.
+    """
 
     class Params(layertap.Params):
         resize: int = Field(256, ge=1, le=8192, description="the shorter side after resizing, in pixels")
@@ -35,16 +38,30 @@ class ImageNet(layertap.Preprocessor):
         interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = Field(
             "bilinear", description="Pillow's filter for resizing"
         )
+        exif: Literal["ignore", "apply"] = Field(
+            "ignore", description="apply: turn and mirror an image first as its EXIF orientation says"
+        )
+        depth: Literal["clip", "rescale"] = Field(
+            "clip",
+            description="16-bit greyscale: clip it at 255, as Pillow's conversion does, or rescale it linearly",
+        )
 
     params: Params
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The image as uint8 `(3, crop, crop)`. Raises `ImageError`: `empty`, `aspect` (too long a strip) or `mode`."""
+        """The image as uint8 `(3, crop, crop)`.
+
+        Raises `ImageError`: `empty`, `aspect` (too long a strip) or `unsupported_mode`.
+        """
         from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
         from torchvision.transforms import functional as F
 
         resize, crop = self.params.resize, self.params.crop
         refuse_strip(image, resize)
+        if self.params.exif == "apply":
+            image = upright(image)
+        if self.params.depth == "rescale":
+            image = in_eight_bits(image)
         image = as_rgb(image)
         image = F.resize(image, [resize], interpolation=InterpolationMode(self.params.interpolation))
         pixels: Tensor = F.pil_to_tensor(F.center_crop(image, [crop]))

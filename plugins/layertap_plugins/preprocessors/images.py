@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import layertap
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 # Beyond it Pillow itself warns of a decompression bomb; a strip one pixel wide would get there by being resized.
 MAX_PIXELS = 89_478_485
+
+_ORIENTATION, _SHORT = 0x0112, 3
 
 
 def refuse_strip(image: Image.Image, side: int | None) -> None:
@@ -23,10 +26,62 @@ def refuse_strip(image: Image.Image, side: int | None) -> None:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB, by Pillow's own conversion. Raises `ImageError`: `mode` where there is none."""
+    """The image as RGB, by Pillow's own conversion. Raises `ImageError`: `unsupported_mode` where there is none."""
     if image.mode == "RGB":
         return image
+    if image.mode in ("P", "L") and "transparency" in image.info:
+        # Pillow would convert the transparent colour too, which nobody asks for, and warn where there are several.
+        image = image.copy()
+        del image.info["transparency"]
     try:
         return image.convert("RGB")
     except ValueError as error:
-        raise layertap.ImageError("mode", f"no conversion from the mode {image.mode} to RGB") from error
+        message = f"no conversion from the mode {image.mode} to RGB"
+        raise layertap.ImageError("unsupported_mode", message) from error
+
+
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit greyscale scaled linearly to 8 bits, where Pillow's conversion cuts off at 255; others as they are."""
+    if not image.mode.startswith("I;16"):
+        return image
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned and mirrored as its EXIF block says; as it is where that says nothing, or makes no sense."""
+    from PIL.Image import Transpose
+
+    methods = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    method = methods.get(_orientation(image.info.get("exif")))
+    return image if method is None else image.transpose(method)
+
+
+def _orientation(exif: object) -> int:
+    """The orientation that an EXIF block gives, 1 where it gives none. Pillow's own reader warns of faulty blocks."""
+    if not isinstance(exif, bytes):
+        return 1
+    tiff = memoryview(exif)[6 * exif.startswith(b"Exif\0\0") :]
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
+    if order is None:
+        return 1
+    try:
+        (at,) = struct.unpack_from(f"{order}L", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, at)
+        for entry in range(at + 2, at + 2 + 12 * count, 12):
+            tag, kind, length, value = struct.unpack_from(f"{order}HHLH", tiff, entry)
+            if (tag, kind, length) == (_ORIENTATION, _SHORT, 1):
+                return int(value)
+    except struct.error:
+        pass  # it ends before it says so
+    return 1

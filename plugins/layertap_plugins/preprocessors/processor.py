@@ -70,7 +70,7 @@ class ImageProcessor(layertap.Preprocessor):
     def prepare(self, image: Image.Image) -> Tensor:
         """The image as `(3, H, W)`, uint8 where the work is split and float32 else.
 
-        Raises `ImageError`: `empty`, `aspect` (too long a strip), `mode`, or `shape` (several crops or none).
+        Raises `ImageError`: `empty`, `aspect` (too long), `unsupported_mode`, or `shape` (several crops or none).
         """
         refuse_strip(image, self._shorter_side)
         image = as_rgb(image)

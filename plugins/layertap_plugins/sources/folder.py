@@ -8,17 +8,21 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 import layertap
+
+# Behind a path that is a link. No name holds it, and as the least of all bytes it leaves their order alone.
+_LINK = b"\0"
 
 
 class FolderSource(layertap.Source):
     """Yields one record a matching file, in the byte order of their paths below the folder.
 
     The id is that path with `/` between its parts; bytes that are not UTF-8 become `%XX`. `label` is the first folder
-    on the way, None for an image that lies in the folder itself.
+    on the way, None for an image that lies in the folder itself. Folders that are links are never entered.
     """
 
     class Params(layertap.Params):
@@ -28,6 +32,11 @@ class FolderSource(layertap.Source):
             min_length=1,
             description="patterns of the files to take, in any case; one with a / is matched against the path below "
             "the folder, others against the file's name; * stands for any characters, / among them",
+        )
+        links: Literal["inside", "follow"] = Field(
+            "inside",
+            description="inside: a file that is a link out of the folder is listed as failed; follow: it is read, "
+            "wherever it leads",
         )
 
     params: Params
@@ -48,16 +57,20 @@ class FolderSource(layertap.Source):
 
     def _below(self, root: bytes) -> Iterator[layertap.ImageRecord]:
         matches = _matcher(self.params.include)
+        real_root = os.path.realpath(root)
         taken = passed_over = 0
-        for path in _files(root):
+        for found in _files(root):
+            path = found.removesuffix(_LINK)
             if not matches(path):
                 passed_over += 1
                 continue
             taken += 1
             record_id = _as_id(path)
             label, slash, _ = record_id.partition("/")
-            file = Path(os.fsdecode(os.path.join(root, path)))
-            yield layertap.ImageRecord(record_id, file, {"label": label if slash else None})
+            data: Path | Callable[[], bytes] = Path(os.fsdecode(os.path.join(root, path)))
+            if path != found and self.params.links == "inside" and _leads_out(os.path.join(root, path), real_root):
+                data = _refuse
+            yield layertap.ImageRecord(record_id, data, {"label": label if slash else None})
         if not taken:
             patterns = ", ".join(self.params.include)
             raise layertap.ConfigError(
@@ -66,8 +79,22 @@ class FolderSource(layertap.Source):
             )
 
 
+def _leads_out(link: bytes, real_root: bytes) -> bool:
+    """Whether a link leads to something that is not below the folder; one that leads nowhere does not."""
+    # A root of / ends in its separator already.
+    return os.path.exists(link) and not os.path.realpath(link).startswith(os.path.join(real_root, b""))
+
+
+def _refuse() -> bytes:
+    message = "outside_root: a link that leads out of the source's folder; `links: follow` reads it all the same"
+    raise layertap.ImageError("outside_root", message)
+
+
 def _files(root: bytes) -> Iterator[bytes]:
-    """The paths of all files below `root`, in byte order; in memory are only the folders on the way to each."""
+    """The paths of all files below `root`, in byte order, a link's with `_LINK` behind it.
+
+    In memory are only the folders on the way to each.
+    """
     waiting = _listing(root, b"")
     while waiting:
         path = waiting.pop()
@@ -84,7 +111,7 @@ def _listing(root: bytes, folder: bytes) -> list[bytes]:
         with os.scandir(os.path.join(root, folder)) as entries:
             for entry in entries:
                 if not _leads_to_a_folder(entry):
-                    found.append(folder + entry.name)
+                    found.append(folder + entry.name + (_LINK if entry.is_symlink() else b""))
                 elif not entry.is_symlink() and not entry.name.startswith(b"."):
                     found.append(folder + entry.name + b"/")
     except OSError as error:
