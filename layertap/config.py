@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from layertap.contracts import Plugin
 from layertap.document import Document, Where, as_written
-from layertap.errors import ConfigError, TapError, WeightsError, did_you_mean, first_fault
+from layertap.errors import ConfigError, TapError, UnsafeError, WeightsError, did_you_mean, first_fault
 from layertap.formats import STANDARD, Format
 from layertap.grammar import Spec, Tap, Taps
 from layertap.plugins import Plugins, Registered, guard
@@ -55,7 +55,8 @@ def _device(value: Any) -> Any:
     return value
 
 
-Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1)]
+Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=10**18)]
+Threads: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=1_024)]
 ModelSpec: TypeAlias = Annotated[Spec, BeforeValidator(model_short)]
 Specs: TypeAlias = Annotated[tuple[Spec, ...], BeforeValidator(_spec_list)]
 Formats: TypeAlias = Annotated[tuple[Format, ...], BeforeValidator(_upper_list)]
@@ -80,7 +81,7 @@ class RunConfig(pydantic.BaseModel):
         "auto", description="auto, cpu, cuda, cuda:N or mps", json_schema_extra={"pattern": f"^({_DEVICE.pattern})$"}
     )
     batch_size: Positive = Field(64, description="images in one forward")
-    workers: Positive | None = Field(None, description="decoding threads; one a core by default")
+    workers: Threads | None = Field(None, description="decoding threads; one a core by default")
     limit: Positive | None = Field(None, description="only the first N records")
     shard_rows: Positive | None = Field(None, description="rows in one commit, a multiple of batch_size")
     mode: Literal["resume", "new"] = Field(
@@ -149,7 +150,7 @@ class RunConfig(pydantic.BaseModel):
         """Tell an error that a part raises about itself where in the configuration that part stands."""
         try:
             yield
-        except (ConfigError, TapError, WeightsError) as error:
+        except (ConfigError, TapError, WeightsError, UnsafeError) as error:
             key, _, said = str(error).partition(": ")
             if said and key.split(".")[0] == where[0]:
                 where = tuple(key.split("."))  # the part has named its own key

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from re import _constants, _parser  # type: ignore[attr-defined]  # how Python itself reads a pattern
 from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
@@ -22,6 +23,9 @@ ROOT = "."
 
 # No leading zero, so that a string says the same after it was read; nine digits are more calls than any forward has.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
+# Four repeats of anything: a hundredth of a second for the longest name of a large model, and ten times that for each
+# one more.
+_MOST_WAYS = 10**8
 _CALL = re.compile(rf"{_NUMBER.pattern}|last|all")
 
 
@@ -125,21 +129,53 @@ def matcher(layer: str) -> re.Pattern[str]:
         if layer == REGEX:
             raise ValueError(f"{layer!r}: expected a regular expression after `{REGEX}`")
         try:
-            return re.compile(layer.removeprefix(REGEX))
+            pattern = re.compile(layer.removeprefix(REGEX))
         except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"{layer!r} is no regular expression: {error}") from error
+        if _ways(_parser.parse(layer.removeprefix(REGEX))) > _MOST_WAYS:
+            raise ValueError(
+                f"{layer!r} could take hours: it repeats what itself repeats or chooses, or repeats too often; write a "
+                "glob, or several taps"
+            )
+        return pattern
     if "*" not in layer:
         return re.compile(re.escape(layer))
-    pattern = ""
+    blocks = [""]
     for part in layer.split("."):
         if part == "**":
-            pattern += r"(?:\.[^.]+)*"
+            blocks.append("")
         elif "**" in part:
             raise ValueError(f"{layer!r}: `**` stands alone between dots")
         else:
-            pattern += r"\." + r"[^.]*".join(map(re.escape, part.split("*")))
-    # Every part brings its own dot, so that `**` may be no part at all; `matches` puts one before the first.
-    return re.compile(pattern)
+            first, *pieces = map(re.escape, part.split("*"))
+            inner = "".join(rf"(?>[^.]*?{piece})" for piece in pieces[:-1] if piece)
+            blocks[-1] += r"\." + first + inner + "".join(rf"[^.]*{piece}" for piece in pieces[-1:])
+    # Every part brings its own dot, so that `**` may be no part at all; `matches` puts one before the first. What
+    # stands between two stars is taken where it is first found, for good: a later place would never match more.
+    first, *others = blocks
+    inner = "".join(rf"(?>(?:\.[^.]+)*?{block}(?=\.|\Z))" for block in others[:-1] if block)
+    return re.compile(first + inner + "".join(rf"(?:\.[^.]+)*{block}" for block in others[-1:]))
+
+
+def _ways(tree: Iterable[Any]) -> int:
+    """In how many ways a parsed pattern can share a text among its parts, about: `re` may try them all in vain.
+
+    A repeat of what itself repeats or chooses has no bound.
+    """
+    ways = 1
+    for kind, what in tree:
+        if kind in (_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT):
+            low, high, repeated = what
+            inner = _ways(repeated)
+            if inner > 1 and high > 1:
+                return _MOST_WAYS + 1
+            ways *= inner * (4 if high == 1 > low else max(1, min(high, 99) - low + 1))
+        elif kind is _constants.BRANCH:
+            ways *= len(what[1]) * sum(_ways(branch) for branch in what[1])
+        else:  # whatever else holds a pattern has it among its arguments
+            for part in what if isinstance(what, tuple) else (what,):
+                ways *= _ways(part) if isinstance(part, _parser.SubPattern) else 1
+    return ways
 
 
 def matches(pattern: re.Pattern[str], layer: str, path: str) -> bool:

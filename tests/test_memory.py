@@ -46,9 +46,7 @@ def test_rehearsal_names_the_batch_size_that_fits():
     whole = line(Greedy())
     with whole.tapped:
         rehearse(whole, 5)
-        with pytest.raises(
-            layertap.ConfigError, match="64 images do not fit .* of cpu; batch_size=4 does"
-        ):
+        with pytest.raises(layertap.ConfigError, match=r"64 images do not fit .* of cpu; batch_size=4 does"):
             rehearse(whole, 64)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from layertap import UnsafeError, WeightsError
-from layertap_plugins.models import checkpoints
+from layertap_plugins.models import checkpoints, weights
 
 
 class Gadget:
@@ -39,13 +39,13 @@ def one_line(error):
 def test_a_state_dict_is_read_out_of_its_wrapper(tmp_path, wrapper):
     state = tiny().state_dict()
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "tiny.pth")
-    assert checkpoints.read(tmp_path / "tiny.pth").keys() == state.keys()
+    assert checkpoints.read(tmp_path / "tiny.pth").state.keys() == state.keys()
 
 
 def test_the_command_line_that_training_scripts_save_along_is_no_obstacle(tmp_path):
     state = tiny().state_dict()
     torch.save({"model": state, "args": argparse.Namespace(lr=0.1, path="x")}, tmp_path / "tiny.pth")
-    assert checkpoints.read(tmp_path / "tiny.pth").keys() == state.keys()
+    assert checkpoints.read(tmp_path / "tiny.pth").state.keys() == state.keys()
 
 
 def test_safetensors_and_the_format_of_old_are_read(tmp_path):
@@ -53,7 +53,7 @@ def test_safetensors_and_the_format_of_old_are_read(tmp_path):
     save_file(state, tmp_path / "tiny.safetensors")
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name in ("tiny.safetensors", "old.pth"):
-        assert torch.equal(checkpoints.read(tmp_path / name)["weight"], state["weight"])
+        assert torch.equal(checkpoints.read(tmp_path / name).state["weight"], state["weight"])
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
@@ -219,4 +219,56 @@ def test_values_that_cannot_be_taken_over_are_an_error_about_weights():
     state["body.weight"] = torch.empty(4, 3, device="meta")
     with pytest.raises(WeightsError, match="does not fit") as error:
         fitted(state)
+    assert one_line(error)
+
+
+def test_a_checkpoint_says_what_file_it_is_from(tmp_path):
+    torch.save({"weight": torch.ones(1)}, tmp_path / "tiny.pth")
+    digest = weights.sha256(tmp_path / "tiny.pth")
+    found = checkpoints.read(tmp_path / "tiny.pth", digest)
+    assert found.facts == {"weights_file": "tiny.pth", "weights_sha256": digest}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_training_scripts_save_beside_the_weights_is_no_obstacle(tmp_path, zipped):
+    weight = nn.Parameter(torch.randn(3, 4).half())
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.randn(3))])
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 7])
+    content = {
+        "state_dict": OrderedDict(weight=weight, view=torch.arange(12.0).view(3, 4).T[1:], bits=torch.ones(2).bool()),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "args": {"dtype": torch.bfloat16, "device": torch.device("cuda:1"), "size": torch.Size([2]), "tags": {"a"}},
+        "history": [0.25] * 250_000,
+    }
+    torch.save(content, tmp_path / "mine..of 3.pth", _use_new_zipfile_serialization=zipped)
+    state = checkpoints.read(tmp_path / "mine..of 3.pth").state
+    assert all(torch.equal(state[key], value) for key, value in content["state_dict"].items())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "uint16", "int64", "complex64", "float8_e4m3fn"])
+def test_every_type_of_number_is_read_from_either_kind_of_file(tmp_path, dtype):
+    value = torch.ones(3).to(getattr(torch, dtype))
+    torch.save({"weight": value}, tmp_path / "tiny.pth")
+    save_file({"weight": value}, tmp_path / "tiny.safetensors")
+    for name in ("tiny.pth", "tiny.safetensors"):
+        found = checkpoints.read(tmp_path / name).state["weight"]
+        assert (found.dtype, found.view(torch.uint8).tolist()) == (value.dtype, value.view(torch.uint8).tolist())
+
+
+def test_tensors_may_share_what_they_hold(tmp_path):
+    weight = torch.randn(4, 3)
+    torch.save({"weight": weight, "tied": weight, "row": weight[1], "one": weight[:1].expand(1, 3)}, tmp_path / "t.pth")
+    assert torch.equal(checkpoints.read(tmp_path / "t.pth").state["tied"], weight)
+
+
+def test_a_mask_may_be_infinite_and_a_parameter_may_not(tmp_path):
+    module = tiny()
+    module.register_buffer("mask", torch.full((2, 2), float("-inf")))
+    checkpoints.check_finite(module, Path("tiny.pth"))
+    module.half().body.bias.data[1] = 70_000
+    with pytest.raises(WeightsError, match=r"NaN or infinity in 'body\.bias'") as error:
+        checkpoints.check_finite(module, Path("tiny.pth"))
     assert one_line(error)

@@ -161,7 +161,7 @@ def test_a_folder_gives_its_files(tmp_path):
         hub.weights_file(hub.Folder(tmp_path), "other.pth")
 
 
-@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b"{"])
+@pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b"{", b"[" * 100_000, b"1" * 5_000])
 def test_a_file_that_holds_no_json_object_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(WeightsError, match=r"config\.json") as error:

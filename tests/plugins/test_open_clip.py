@@ -130,7 +130,11 @@ def test_a_file_is_preprocessed_as_all_weights_of_its_model_are():
 
 def test_images_that_cannot_be_used_are_refused():
     preprocessor = load("ViT-B-32", weights="random", args=VIT).preprocessor
-    refused = [(picture(1, 40000), "aspect"), (Image.new("RGB", (0, 3)), "empty"), (Image.new("La", (4, 4)), "mode")]
+    refused = [
+        (picture(1, 40000), "aspect"),
+        (Image.new("RGB", (0, 3)), "empty"),
+        (Image.new("La", (4, 4)), "unsupported_mode"),
+    ]
     for image, reason in refused:
         with pytest.raises(ImageError) as error:
             preprocessor.prepare(image)
@@ -188,6 +192,18 @@ def test_weights_in_the_cache_are_used_without_a_network(cache, tag):
     assert same(loaded.module, seeded().visual.state_dict())
     assert loaded.about["weights_entry"] == f"{REPOSITORY}/open_clip_model.safetensors"
     assert (loaded.about["revision"], loaded.about["untrained"]) == (COMMIT, False)
+
+
+@pytest.mark.parametrize("where", ["hub", "file"])
+def test_a_pinned_file_is_loaded_and_another_refused(cache, tmp_path, where):
+    folder = publish(cache, REPOSITORY) if where == "hub" else tmp_path
+    path = folder / "open_clip_model.safetensors"
+    save_file(seeded().state_dict(), path)
+    params = {"weights": "laion2b_s34b_b79k" if where == "hub" else str(path), "args": VIT}
+    digest = load("ViT-B-32", **params).about["weights_sha256"]
+    assert same(load("ViT-B-32", **params, weights_sha256=digest.upper()).module, seeded().visual.state_dict())
+    with pytest.raises(UnsafeError, match=f"expected {'0' * 64}, found {digest}"):
+        load("ViT-B-32", **params, weights_sha256="0" * 64)
 
 
 @pytest.mark.parametrize("place", ["hub", "folder"])

@@ -57,7 +57,11 @@ def test_the_preprocessor_is_data_and_survives_pickle():
 
 def test_images_that_cannot_be_used_are_refused():
     preprocessor = ImageProcessor.around(transformers.CLIPImageProcessor())
-    refused = [(picture(1, 4000), "aspect"), (Image.new("RGB", (0, 3)), "empty"), (Image.new("La", (4, 4)), "mode")]
+    refused = [
+        (picture(1, 4000), "aspect"),
+        (Image.new("RGB", (0, 3)), "empty"),
+        (Image.new("La", (4, 4)), "unsupported_mode"),
+    ]
     for image, reason in refused:
         with pytest.raises(ImageError) as error:
             preprocessor.prepare(image)

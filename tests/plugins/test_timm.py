@@ -115,7 +115,7 @@ def test_images_that_cannot_be_used_are_refused():
     for image, reason in [
         (picture(1, 4000), "aspect"),
         (Image.new("RGB", (0, 3)), "empty"),
-        (Image.new("La", (4, 4)), "mode"),
+        (Image.new("La", (4, 4)), "unsupported_mode"),
     ]:
         with pytest.raises(ImageError) as error:
             preprocessor.prepare(image)
@@ -185,6 +185,18 @@ def test_weights_in_the_cache_are_used_without_a_network(cache, params, weights)
     assert same(loaded.module, state)
     assert (loaded.about["weights_entry"], loaded.about["revision"]) == ("test_vit.r160_in1k", COMMIT)
     assert "state_dict" not in loaded.module.pretrained_cfg
+
+
+@pytest.mark.parametrize("where", ["hub", "file"])
+def test_a_pinned_file_is_loaded_and_another_refused(cache, tmp_path, where):
+    folder = publish(cache, "timm/test_vit.r160_in1k") if where == "hub" else tmp_path
+    state = seeded("test_vit").state_dict()
+    save_file(state, folder / "model.safetensors")
+    params = {"weights": "DEFAULT" if where == "hub" else str(folder / "model.safetensors")}
+    digest = load("test_vit", **params).about["weights_sha256"]
+    assert same(load("test_vit", **params, weights_sha256=digest.upper()).module, state)
+    with pytest.raises(UnsafeError, match=f"expected {'0' * 64}, found {digest}"):
+        load("test_vit", **params, weights_sha256="0" * 64)
 
 
 def test_weights_of_its_own_serve_a_model_without_a_head_but_none_with_another(cache):

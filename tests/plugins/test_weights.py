@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import urllib.request
 
@@ -181,3 +182,26 @@ def test_a_name_without_a_digest_promises_nothing(tmp_path):
 def test_a_file_that_cannot_be_opened_is_an_error_about_weights(tmp_path):
     with pytest.raises(WeightsError, match="cannot be read"):
         weights.sha256(tmp_path)
+
+
+def test_a_file_is_read_whole_and_only_a_regular_one(tmp_path):
+    (tmp_path / "tiny.pth").write_bytes(b"weights")
+    assert weights.content(tmp_path / "tiny.pth") == b"weights"
+    os.mkfifo(tmp_path / "fifo.pth")
+    with pytest.raises(WeightsError, match="are not a file"):
+        weights.content(tmp_path / "fifo.pth")
+
+
+def test_a_file_larger_than_memory_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "huge.pth").open("wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(WeightsError, match="have 4,398,046,511,104 bytes, and this machine's memory") as error:
+        weights.content(tmp_path / "huge.pth")
+    assert one_line(error)
+
+
+def test_a_pin_must_be_met(tmp_path):
+    weights.check_pin(tmp_path, "a" * 64, None)
+    weights.check_pin(tmp_path, "a" * 64, "a" * 64)
+    with pytest.raises(UnsafeError, match=f"expected {'b' * 64}, found {'a' * 64}; get the pinned file, or pin this"):
+        weights.check_pin(tmp_path, "a" * 64, "b" * 64)

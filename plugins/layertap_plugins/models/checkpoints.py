@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import io
+import math
 import pickle
-import pickletools
-import tarfile
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from layertap import UnsafeError, WeightsError
-from layertap_plugins.models.weights import brief
+from layertap import WeightsError
+from layertap_plugins.models import vetting, weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,18 +27,43 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "encoder")
 WRAPPED = ("module.", "_orig_mod.")
 PREFIXES = (*WRAPPED, "model.")
 
-_NAMES_CODE = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"})
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A state dict, on the CPU, and the file that it was in."""
+
+    path: Path
+    sha256: str
+    state: dict[str, Tensor]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a model's `about` says of its file."""
+        return {"weights_file": self.path.name, "weights_sha256": self.sha256}
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU, whether at the top or in a wrapper; nothing in the file is run.
+def read(path: Path, pinned: str | None = None, *, named: bool = False) -> Checkpoint:
+    """The state dict in a file, whether at the top or in a wrapper; nothing in the file is run.
 
-    Raises `UnsafeError` for a file that holds more than plain data, `WeightsError` for one that is damaged or holds no
-    state dict.
+    `pinned` is the digest that the file must have. `named`: its own name says how its digest begins. The file is read
+    once, so that it cannot be another one when it is loaded than when it was checked.
+
+    Raises `UnsafeError` for a file of another digest, or that holds more than plain tensors, `WeightsError` for one
+    that is damaged or holds no state dict.
     """
+    data = weights.content(path)
+    digest = hashlib.sha256(data).hexdigest()
+    weights.check_pin(path, digest, pinned)
+    if named:
+        weights.check_digest(path, digest)
+    state = _state(_safetensors(data, path) if path.suffix.lower() == ".safetensors" else _pickled(data, path), path)
+    _check_size(state, len(data), path)
+    return Checkpoint(path, digest, state)
+
+
+def _state(content: Any, path: Path) -> dict[str, Tensor]:
     from torch import Tensor
 
-    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
     if isinstance(content, dict):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict):
@@ -45,63 +71,66 @@ def read(path: Path) -> dict[str, Tensor]:
     for key, value in content.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
             raise WeightsError(
-                f"{str(path)!r} holds no state dict: its entry {key!r} is a {type(value).__name__} "
+                f"{str(path)!r} holds no state dict: its entry {key!r:.100} is a {type(value).__name__} "
                 f"(a state dict lies at the top, or under {', '.join(WRAPPERS)})"
             )
     return content
 
 
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _safetensors(data: bytes, path: Path) -> Any:
+    from safetensors.torch import load
 
+    vetting.vet_safetensors(data, path)
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, brief(error)) from error
+        return load(data)
+    except Exception as error:  # beside its own error, a KeyError for a type that torch lacks
+        raise vetting.damaged(path, weights.brief(error)) from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _pickled(data: bytes, path: Path) -> Any:
     import torch
 
+    vetting.vet_pickled(data, path)
     try:
-        archive = zipfile.is_zipfile(path)
-        # torch refuses these two as well, but advises to read them unsafely.
-        if not (_is_torchscript(path) if archive else tarfile.is_tarfile(path)):
-            # Many training scripts save their command line beside the weights: plain attributes, which run nothing.
-            with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-                warnings.simplefilter("ignore")  # about pickle protocols that it then refuses
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # The same error stands for a web page saved as .pth: only a pickle that names code is refused as unsafe.
-        if not (archive or _names_code(path)):
-            raise _damaged(path, "neither an archive nor a pickle") from error
+        # Many training scripts save their command line beside the weights: plain attributes, which run nothing.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # about pickle protocols that it then refuses
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its message advises to read the file unsafely
+        what = "an archive without a state dict" if data.startswith(vetting.ARCHIVE) else "no checkpoint of torch"
+        raise vetting.damaged(path, what) from error
     except Exception as error:  # what torch raises for a damaged file depends on where the damage is
-        raise _damaged(path, brief(error)) from error
-    raise UnsafeError(
-        f"{str(path)!r} holds more than tensors, and reading that could run code; if you trust it, save its state dict "
-        "as .safetensors where it came from"
-    )
+        raise vetting.damaged(path, weights.brief(error)) from error
 
 
-def _is_torchscript(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def _check_size(state: Mapping[str, Tensor], size: int, path: Path) -> None:
+    """Raise `UnsafeError` where the tensors claim more bytes than the file has: a stride of 0 makes any number of 4."""
+    import torch
+
+    held: dict[int, int] = {}
+    for key, value in state.items():
+        is_plain = value.layout is torch.strided and value.device.type == "cpu"
+        if not is_plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise vetting.unsafe(path, f"{key!r:.100} claims more values than the file has")
+        held[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    if sum(held.values()) > size:
+        raise vetting.unsafe(path, "its tensors claim more values than the file has")
 
 
-def _names_code(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            # An old checkpoint is several pickles in a row; what comes after the last one is none, and raises.
-            while not any(operation.name in _NAMES_CODE for operation, _, _ in pickletools.genops(file)):
-                pass
-        except Exception:
-            return False
-    return True
+def check_finite(module: nn.Module, path: Path) -> None:
+    """Raise `WeightsError` that names the first parameter of `module` that is NaN or infinite somewhere.
 
+    `path`, the file that it is from, is for the message. Buffers may be infinite: masks are.
+    """
+    import torch
 
-def _damaged(path: Path, why: str) -> WeightsError:
-    return WeightsError(f"{str(path)!r} is no weights file or a damaged one ({why}); get it again")
+    for name, value in module.named_parameters():
+        if value.numel() and value.is_floating_point() and value.element_size() > 1:
+            low, high = torch.aminmax(value.detach())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise WeightsError(
+                    f"{str(path)!r} holds NaN or infinity in {name!r}; get a file of a training that went well"
+                )
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, classes: int | None = None) -> None:
@@ -120,7 +149,7 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, classes: int
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except Exception as error:  # modules refuse what they cannot convert each in its own way
-        raise WeightsError(f"{str(path)!r} does not fit the model: {brief(error)}") from error
+        raise WeightsError(f"{str(path)!r} does not fit the model: {weights.brief(error)}") from error
     missing = [key for key in missing if key not in differ]
     if missing or unexpected or differ:
         raise misfit(path, missing, unexpected, differ, classes)

@@ -127,7 +127,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file. Raises `WeightsError`."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{str(path)!r} cannot be read: {brief(error)}") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{str(path)!r} holds no JSON object but a {type(content).__name__}")

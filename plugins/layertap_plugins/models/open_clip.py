@@ -14,6 +14,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.models import building, checkpoints, hub, weights
+from layertap_plugins.models.weights import Pin
 from layertap_plugins.preprocessors.composed import OpenClipTransform
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class OpenClipModel(layertap.ModelProvider):
             "the whole model or the image tower, random (seeded), package:NAME/path/in/package, or DEFAULT, which only "
             "hf-hub: and local-dir: have",
         )
+        weights_sha256: Pin = None
         args: dict[str, Any] = Field(
             default_factory=dict,
             description="fields of the vision config, such as {image_size: 336}, or embed_dim or quick_gelu",
@@ -67,12 +69,13 @@ class OpenClipModel(layertap.ModelProvider):
             clip, preprocess = self._build(origin), origin.preprocess
         else:
             path, preprocess, files = self._find(origin)
-            about |= {"weights_file": path.name, "weights_sha256": weights.sha256(path)}
+            checkpoint = checkpoints.read(path, self.params.weights_sha256)
+            about |= checkpoint.facts
             if files is not None:
                 about |= {"weights_entry": f"{files.label}/{path.name}", "revision": files.revision}
-            state = checkpoints.read(path)
             clip = self._build(origin)
-            _fill(clip, state, path)
+            _fill(clip, checkpoint.state, path)
+            checkpoints.check_finite(clip.visual, path)
         size = self.params.args.get("image_size")
         if size is not None and hasattr(clip.visual, "set_input_size"):
             with building.suited(self.params.name, self.params.args):

@@ -34,10 +34,19 @@ def weights_files(files: hub.Files) -> list[Path]:
     return [path for path in found if path is not None]
 
 
-def sha256(paths: list[Path]) -> str:
-    """The digest of the file, or of the digests of several."""
+def read(paths: list[Path], pinned: str | None = None) -> checkpoints.Checkpoint:
+    """What is in a file, or in all shards together, whose digest is then that of their digests in a row.
+
+    Raises what `checkpoints.read` raises.
+    """
+    if len(paths) == 1:
+        return checkpoints.read(paths[0], pinned)
+    # All shards have passed before the first is loaded, and each must still be the same then.
     digests = [weights.sha256(path) for path in paths]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    weights.check_pin(paths[0], digest, pinned)
+    shards = [checkpoints.read(path, of).state for path, of in zip(paths, digests, strict=True)]
+    return checkpoints.Checkpoint(paths[0], digest, {key: value for shard in shards for key, value in shard.items()})
 
 
 def filled(model_class: Any, config: Any, state: dict[str, Tensor], path: Path) -> tuple[nn.Module, int]:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.models import building, checkpoints, hub, weights
+from layertap_plugins.models.weights import Pin
 from layertap_plugins.preprocessors.composed import TimmTransform
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TimmModel(layertap.ModelProvider):
             description="DEFAULT (the name's own), another tag of the model (a1_in1k), the path of a .pth, .pt, .bin "
             "or .safetensors file, random (seeded), or package:NAME/path/in/package, a file of an installed package",
         )
+        weights_sha256: Pin = None
         args: dict[str, Any] = Field(
             default_factory=dict, description="arguments of the architecture, such as {num_classes: 0, img_size: 384}"
         )
@@ -66,13 +68,14 @@ class TimmModel(layertap.ModelProvider):
             module = self._suited(origin)
         else:
             path = origin.weights() if reference == DEFAULT else weights.locate(reference, (DEFAULT, *origin.tags))
-            about |= {"weights_file": path.name, "weights_sha256": weights.sha256(path)}
+            checkpoint = checkpoints.read(path, self.params.weights_sha256, named=reference == DEFAULT)
+            about |= checkpoint.facts
             if reference == DEFAULT:
-                weights.check_digest(path, about["weights_sha256"])
                 about |= {"weights_entry": origin.name, "revision": origin.files and origin.files.revision}
-                module = self._with_own(origin, checkpoints.read(path), path)
+                module = self._with_own(origin, checkpoint.state, path)
             else:
-                module = self._with_other(origin, checkpoints.read(path), path)
+                module = self._with_other(origin, checkpoint.state, path)
+            checkpoints.check_finite(module, path)
         return layertap.LoadedModel(module, _preprocessor(module, self.params.args), {**about, **_facts(module)})
 
     def _with_own(self, origin: _Origin, state: dict[str, Tensor], path: Path) -> nn.Module:

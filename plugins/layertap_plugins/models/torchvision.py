@@ -11,6 +11,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.models import building, checkpoints, weights
+from layertap_plugins.models.weights import Pin
 from layertap_plugins.preprocessors.imagenet import ImageNet
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class TorchvisionModel(layertap.ModelProvider):
             description="a torchvision weights name of the model (DEFAULT, IMAGENET1K_V1), the path of a .pth, .pt or "
             ".safetensors file, random (seeded), or package:NAME/path/in/package, a file of an installed package",
         )
+        weights_sha256: Pin = None
         args: dict[str, Any] = Field(
             default_factory=dict, description="arguments of the architecture, such as {num_classes: 10}"
         )
@@ -68,16 +70,18 @@ class TorchvisionModel(layertap.ModelProvider):
             module = self._build()
             return layertap.LoadedModel(module, _preprocessor([entries.DEFAULT, *entries], module), about)
         entry, path = _find(entries, reference)
-        about |= {"weights_file": path.name, "weights_sha256": weights.sha256(path)}
+        checkpoint = checkpoints.read(path, self.params.weights_sha256, named=entry is not None)
+        about |= checkpoint.facts
         if entry is None:
             module = self._build()
             classes = self.params.args.get("num_classes", len(entries.DEFAULT.meta.get("categories", ())))
-            checkpoints.fit(module, _today(name, checkpoints.read(path)), path, classes)
-            return layertap.LoadedModel(module, _preprocessor([entries.DEFAULT, *entries], module), about)
-        about["weights_entry"] = entry.name
-        weights.check_digest(path, about["weights_sha256"])
-        module = self._build(_LoadedEntry(entry, checkpoints.read(path)))
-        return layertap.LoadedModel(module, _preprocessor([entry], module), about)
+            checkpoints.fit(module, _today(name, checkpoint.state), path, classes)
+        else:
+            module = self._build(_LoadedEntry(entry, checkpoint.state))
+            about["weights_entry"] = entry.name
+        checkpoints.check_finite(module, path)
+        presets = [entries.DEFAULT, *entries] if entry is None else [entry]
+        return layertap.LoadedModel(module, _preprocessor(presets, module), about)
 
     def _build(self, entry: _LoadedEntry | None = None) -> nn.Module:
         """The architecture on the CPU with the same values each time: those of `entry`, or the seeded initial ones."""

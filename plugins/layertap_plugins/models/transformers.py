@@ -14,6 +14,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.models import building, checkpoints, hub, pretrained, weights
+from layertap_plugins.models.weights import Pin
 from layertap_plugins.preprocessors import processor
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class TransformersModel(layertap.ModelProvider):
             description="DEFAULT (those of the repository or folder), the path of a .pth, .pt, .bin or .safetensors "
             "file, random (seeded), or package:NAME/path/in/package; a type of model has no DEFAULT",
         )
+        weights_sha256: Pin = None
         args: dict[str, Any] = Field(
             default_factory=dict,
             description="fields of the model's config, such as {image_size: 384, attn_implementation: eager}",
@@ -80,10 +82,11 @@ class TransformersModel(layertap.ModelProvider):
                     module = transformers.AutoModel.from_config(config, dtype="float32", trust_remote_code=False)
             else:
                 paths = self._paths(files)
+                checkpoint = pretrained.read(paths, self.params.weights_sha256)
+                module, unused = pretrained.filled(model_class, config, checkpoint.state, paths[0])
+                checkpoints.check_finite(module, paths[0])
                 others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-                about |= {"weights_file": f"{paths[0].name}{others}", "weights_sha256": pretrained.sha256(paths)}
-                state = {key: value for path in paths for key, value in checkpoints.read(path).items()}
-                module, unused = pretrained.filled(model_class, config, state, paths[0])
+                about |= {**checkpoint.facts, "weights_file": f"{paths[0].name}{others}"}
                 about |= {"revision": files and files.revision, "unused_keys": unused}
             preprocessor = _preprocessor(files, config)
         return layertap.LoadedModel(module, preprocessor, {**about, **_facts(module)})

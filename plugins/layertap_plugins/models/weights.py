@@ -7,10 +7,14 @@ import hashlib
 import importlib.util
 import os
 import re
+import stat
 from collections.abc import Iterable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Annotated, Any, TypeAlias
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from layertap import UnsafeError, WeightsError
 
@@ -19,6 +23,28 @@ PACKAGE = "package:"
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 _DIGEST = re.compile(r"-([0-9a-f]{8,})\.")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+def _pinned(value: Any, info: ValidationInfo) -> Any:
+    if value is None:
+        return None
+    if not _SHA256.fullmatch(value):
+        raise ValueError(f"is a sha256, 64 hexadecimal digits, not {value!r}")
+    if info.data.get("weights") == RANDOM:
+        raise ValueError(f"there is no file to check, since weights is {RANDOM}: leave it out")
+    return value.lower()
+
+
+Pin: TypeAlias = Annotated[
+    str | None,
+    AfterValidator(_pinned),
+    Field(
+        description="the sha256 that the weights file must have, 64 hexadecimal digits; manifest.json says what it was",
+        json_schema_extra={"pattern": f"^{_SHA256.pattern}$"},
+    ),
+]
+"""A parameter for the digest of a file; it stands after `weights`."""
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:
@@ -103,13 +129,40 @@ def cached(url: str) -> Path:
     return path
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a file, 64 hexadecimal digits. Raises `WeightsError`."""
+def content(path: Path) -> bytes:
+    """All of a weights file, read once: what is checked and what is loaded are then the same bytes.
+
+    Raises `WeightsError`.
+    """
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        # Not to wait at a FIFO, and a descriptor says surely what was opened.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise WeightsError(f"the weights {str(path)!r} are not a file")
+            if facts.st_size > most:
+                raise WeightsError(
+                    f"the weights {str(path)!r} have {facts.st_size:,} bytes, and this machine's memory holds a model "
+                    f"of at most {most:,}; save the state dict alone, or take a larger machine"
+                )
+            return file.read(facts.st_size)
     except OSError as error:
         raise WeightsError(f"the weights {str(path)!r} cannot be read: {brief(error)}") from error
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, 64 hexadecimal digits. Raises `WeightsError`."""
+    return hashlib.sha256(content(path)).hexdigest()
+
+
+def check_pin(path: Path, digest: str, pinned: str | None) -> None:
+    """Raise `UnsafeError` unless `digest` is the one that `model.weights_sha256` asks for, if it asks for any."""
+    if pinned is not None and digest != pinned:
+        raise UnsafeError(
+            f"{str(path)!r} is not the file that model.weights_sha256 pins: expected {pinned}, found {digest}; get the "
+            "pinned file, or pin this one if you trust it"
+        )
 
 
 def check_digest(path: Path, digest: str) -> None:
