@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import pydantic
 
+from layertap.profiles import PROFILES, Profile
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -73,6 +75,16 @@ class Source(Plugin):
 
 class Preprocessor(Plugin):
     """Turns one decoded image into a tensor, and a stacked batch into model input."""
+
+    profile: Profile = PROFILES["exact"]
+    """How exact it has to be; set before any other call."""
+
+    def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The least width and height of which `prepare` makes much the same as of an image of `size`.
+
+        None, the default, where it needs all of it. Asked only where the profile allows a scaled decode.
+        """
+        return None
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:
