@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from layertap import parts
+from layertap.computing import ready
 from layertap.config import RunConfig
 from layertap.contracts import Preprocessor
 from layertap.dtypes import numpy_dtype
 from layertap.errors import ConfigError, TapError, WeightsError
 from layertap.finding import find_layers, why_silent
 from layertap.grammar import Spec, Tap
-from layertap.line import model_guard, ready
+from layertap.line import model_guard
 from layertap.loading import load_config
 from layertap.plugins import Plugins, guard
 from layertap.records import LoadedModel

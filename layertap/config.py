@@ -18,6 +18,7 @@ from layertap.errors import ConfigError, TapError, UnsafeError, WeightsError, di
 from layertap.formats import STANDARD, Format
 from layertap.grammar import Spec, Tap, Taps
 from layertap.plugins import Plugins, Registered, guard
+from layertap.profiles import PROFILES, Profile, named
 
 MODEL_PREPROCESSOR = "model"
 """The word of `preprocess:` that stands for the preprocessor which came with the model."""
@@ -80,7 +81,9 @@ class RunConfig(pydantic.BaseModel):
     device: Annotated[str, BeforeValidator(_device)] = Field(
         "auto", description="auto, cpu, cuda, cuda:N or mps", json_schema_extra={"pattern": f"^({_DEVICE.pattern})$"}
     )
-    batch_size: Positive = Field(64, description="images in one forward")
+    batch_size: Positive | Literal["auto"] = Field(
+        64, description="images in one forward; auto: the largest power of two that fits, at most 1024 (256 on a CPU)"
+    )
     workers: Threads | None = Field(None, description="decoding threads; one a core by default")
     limit: Positive | None = Field(None, description="only the first N records")
     shard_rows: Positive | None = Field(None, description="rows in one commit, a multiple of batch_size")
@@ -100,13 +103,20 @@ class RunConfig(pydantic.BaseModel):
         "thread", description="where images are decoded: in threads, or in processes that a hostile one may kill"
     )
     early_stop: Annotated[bool, Field(strict=True)] = Field(True, description="stop a forward after the last tap")
+    profile: Annotated[Profile, BeforeValidator(named)] = Field(
+        PROFILES["exact"],
+        description="exact, fast, or a mapping of switches: what may change values a little",
+    )
+    autocast: Literal["bfloat16", "float16"] | None = Field(
+        None, description="the dtype in which the model computes where that is safe; null: that of its weights"
+    )
     observers: Specs = Field((Spec(type="progress"),), description="who watches the run")
 
     _document: Document = pydantic.PrivateAttr(default_factory=lambda: Document("config", {}))
 
     @pydantic.model_validator(mode="after")
     def _whole_batches(self) -> RunConfig:
-        if self.shard_rows is not None and self.shard_rows % self.batch_size:
+        if isinstance(self.batch_size, int) and self.shard_rows is not None and self.shard_rows % self.batch_size:
             raise ValueError(f"shard_rows: {self.shard_rows} is no multiple of batch_size ({self.batch_size})")
         return self
 
@@ -237,6 +247,8 @@ def data_of(value: Any) -> Any:
     """Objects of ours as the data that one would write for them."""
     if isinstance(value, Spec):
         return {"type": value.type, **value.params}
+    if isinstance(value, Profile):
+        return next((name for name, profile in PROFILES.items() if profile == value), value.model_dump())
     return _written_tap(value) if isinstance(value, Tap) else value
 
 

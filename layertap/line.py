@@ -1,13 +1,15 @@
-"""The forward end of the line: device, probe, and batches -> activations."""
+"""The forward end of the line: the probe, and batches -> activations."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layertap.contracts import Preprocessor
 from layertap.errors import ConfigError, LayertapError, PluginError, TapError
@@ -17,6 +19,7 @@ from layertap.records import Activations, Batch, Column
 from layertap.stream import Slot
 from layertap.taps import TappedModel
 from layertap.timing import Stopwatch
+from layertap.transfer import Transfer, Values, transfer_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,8 @@ class Line:
     preprocessor: Preprocessor
     slot: Slot
     device: torch.device
+    memory_format: torch.memory_format = torch.preserve_format
+    autocast: torch.dtype | None = None
 
     def probe(self) -> dict[str, Column]:
         """Two forwards on zeros, of 2 and of 3 images: the columns that every later forward must give.
@@ -50,29 +55,33 @@ class Line:
     ) -> Iterator[tuple[Batch, Activations]]:
         """Each batch through the model: the rows of the records that are good, on the CPU."""
         stopwatch = stopwatch or Stopwatch()
+        transfer = transfer_for(self.device)
+        launched: deque[tuple[Batch, Callable[[], Values]]] = deque()
+        numbers = itertools.count()
+
+        def arrived() -> tuple[Batch, Activations]:
+            batch, wait = launched.popleft()
+            with stopwatch.measure("forward"), model_guard(batch.pixels):
+                values = wait()
+            return batch, _kept(batch, _as_probed(values, batch, columns, next(numbers)))
+
         for number, batch in enumerate(stopwatch.waits("wait", batches)):
             try:
                 with stopwatch.measure("forward"):
-                    values = self._forward(batch.pixels)
+                    launched.append((batch, self._launched(batch.pixels, transfer)))
             except TapError as error:
                 raise TapError(f"batch {number}: {error}; the probe saw it otherwise, on zeros") from error
-            for name, column in columns.items():
-                value = values.get(name)
-                if (
-                    value is None
-                    or tuple(value.shape) != (len(batch.records), *column.shape)
-                    or _dtype(value) != column.dtype
-                ):
-                    raise TapError(
-                        f"tap {name!r} gave {_shown(value)} in batch {number}, and {column.shape} in the probe"
-                    )
-            yield batch, _kept(batch, values)
+            if len(launched) > transfer.behind:
+                yield arrived()
+        while launched:
+            yield arrived()
 
-    def inputs(self, pixels: Tensor) -> Tensor:
+    def inputs(self, pixels: Tensor, transfer: Transfer | None = None) -> Tensor:
         """A prepared batch as the model takes it, on its device."""
-        moved = pixels.to(self.device)
+        moved = (transfer or transfer_for(self.device)).send(pixels)
         with guard(self.preprocessor):
-            return self.preprocessor.finish(moved)
+            finished = self.preprocessor.finish(moved)
+        return finished.contiguous(memory_format=self.memory_format) if self._lies_otherwise(finished) else finished
 
     def rehearse(self, images: int) -> None:
         """One forward of that many black images, for its cost. Raises `OutOfMemory`."""
@@ -82,12 +91,30 @@ class Line:
         """The values of that many black images, and their shapes before reduction."""
         return self._forward(self.slot.zeros(images)), self.tapped.shapes
 
-    def _forward(self, pixels: Tensor) -> dict[str, Tensor]:
+    def _forward(self, pixels: Tensor) -> Values:
+        with model_guard(pixels):
+            return self._launched(pixels, transfer_for(self.device))()
+
+    def _launched(self, pixels: Tensor, transfer: Transfer) -> Callable[[], Values]:
+        """A batch on its way through the model; what is returned waits for its values."""
         # A caller's inference mode would make values that cannot train a probe; leaving it turns gradients on.
-        with torch.inference_mode(False), torch.no_grad():
-            with model_guard(pixels):
-                values = self.tapped.run(self.inputs(pixels))
-            return {name: value.cpu() for name, value in values.items()}
+        with torch.inference_mode(False), torch.no_grad(), model_guard(pixels):
+            inputs = self.inputs(pixels, transfer)
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                values = self.tapped.run(inputs)
+            return transfer.fetch(values)
+
+    def _lies_otherwise(self, inputs: Tensor) -> bool:
+        return self.memory_format is torch.channels_last and inputs.ndim == 4
+
+
+def _as_probed(values: Values, batch: Batch, columns: Mapping[str, Column], number: int) -> Values:
+    """The values, if they are as the probe has seen them. Raises `TapError`."""
+    for name, column in columns.items():
+        value = values.get(name)
+        if value is None or tuple(value.shape) != (len(batch.records), *column.shape) or _dtype(value) != column.dtype:
+            raise TapError(f"tap {name!r} gave {_shown(value)} in batch {number}, and {column.shape} in the probe")
+    return values
 
 
 def _kept(batch: Batch, values: Mapping[str, Tensor]) -> Activations:
@@ -119,43 +146,6 @@ def model_guard(inputs: Tensor) -> Iterator[None]:
         raise PluginError(
             f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {lines[0]}"
         ) from error
-
-
-@contextmanager
-def ready(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """The module in eval mode on `device`; every layer's mode, and its place, are put back afterwards."""
-    modes = {layer: layer.training for layer in module.modules()}
-    home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
-    try:
-        module.eval()
-        if home != device:
-            module.to(device)
-        yield
-    finally:
-        if home != device:
-            module.to(home)
-        for layer, mode in modes.items():
-            layer.training = mode
-
-
-def find_device(name: str) -> torch.device:
-    """The device of a configuration's `device`. Raises `ConfigError` for one that this machine does not have."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"{name!r} is no device; use auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise ConfigError(f"{name!r} is not here: this machine has {count} CUDA devices; use auto or cpu")
-        return torch.device("cuda", device.index or 0)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("'mps' is not here; use auto or cpu")
-    return device
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

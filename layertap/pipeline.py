@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layertap import parts, provenance
+from layertap.computing import find_device, ready
 from layertap.config import RunConfig
 from layertap.contracts import FileSink, Sink
 from layertap.errors import ConfigError, ImageError
 from layertap.features import Features
 from layertap.grammar import TapsLike
-from layertap.line import Line, find_device, ready
+from layertap.line import Line
 from layertap.loading import ConfigLike, load_config
 from layertap.outputs import FolderOutput, Output, SinkOutput, Writer
 from layertap.plugins import Plugins, guard

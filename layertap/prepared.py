@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from layertap import memory, parts
+from layertap.computing import find_device, ready, rounding
 from layertap.config import RunConfig
 from layertap.contracts import FileSink, Sink, Source
 from layertap.errors import ConfigError
 from layertap.events import Events
-from layertap.line import Line, find_device, ready
+from layertap.line import Line
+from layertap.manifest import read_manifest
 from layertap.plan import Plan
 from layertap.plugins import Plugins
-from layertap.records import RunInfo
+from layertap.records import Column, RunInfo
 from layertap.shards import default_rows
 from layertap.stream import Slot
 from layertap.taps import TappedModel
+
+_FORMATS = {"contiguous": "preserve_format", "channels_last": "channels_last"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +61,32 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
         plan = Plan(source, config.limit)
     loaded = parts.configured_model(config, plugins)
     preprocessor = parts.configured_preprocessor(config, plugins, loaded)
+    preprocessor.profile = config.profile
     slot = Slot.of(preprocessor)
     with config.at("taps"):
         tapped = TappedModel(
             loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=plugins
         )
-    with ready(loaded.module, device), tapped:
-        line = Line(tapped, preprocessor, slot, device)
+    memory_format = getattr(torch, _FORMATS[config.profile.memory_format])
+    autocast = getattr(torch, config.autocast) if config.autocast else None
+    with rounding(config.profile.tf32), ready(loaded.module, device, memory_format), tapped:
+        line = Line(tapped, preprocessor, slot, device, memory_format, autocast)
         with config.at("taps"):
             columns = line.probe()
-        shard_rows = config.shard_rows or default_rows(columns, config.batch_size)
         with config.at("batch_size"):
-            memory.refuse_more_than_there_is(
-                line, columns, min(config.batch_size, plan.count), min(shard_rows, plan.count)
-            )
+            batch_size = _batch_size(config, sink, line, columns, plan.count)
+        shard_rows = config.shard_rows or default_rows(columns, batch_size)
+        if shard_rows % batch_size:
+            raise ConfigError(f"shard_rows: {shard_rows} is no multiple of batch_size ({batch_size})")
+        with config.at("batch_size"):
+            memory.refuse_more_than_there_is(line, columns, min(batch_size, plan.count), min(shard_rows, plan.count))
             if device.type != "cpu":
-                memory.rehearse(line, min(config.batch_size, plan.count))
+                memory.rehearse(line, min(batch_size, plan.count))
         info = RunInfo(
             id=uuid.uuid4().hex,
             planned=plan.count,
             columns=columns,
-            batch_size=config.batch_size,
+            batch_size=batch_size,
             shard_rows=shard_rows,
             device=str(device),
             path=Path(sink.params.path) if isinstance(sink, FileSink) else None,
@@ -83,6 +94,17 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
             about=loaded.about,
         )
         yield Prepared(config, plugins, plan, line, sink, events, info)
+
+
+def _batch_size(config: RunConfig, sink: Sink, line: Line, columns: Mapping[str, Column], images: int) -> int:
+    """The configured one; `auto` keeps to that of an output which is there already, so that a run can go on."""
+    if isinstance(config.batch_size, int):
+        return config.batch_size
+    if isinstance(sink, FileSink) and config.mode == "resume":
+        found = read_manifest(Path(sink.params.path))
+        if found is not None:
+            return found.batch_size
+    return memory.largest_batch(line, columns, images)
 
 
 def _refuse_inside(output: Path, images: object) -> None:

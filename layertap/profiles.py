@@ -17,7 +17,7 @@ class Profile(pydantic.BaseModel):
         "contiguous", description="how the model's input and weights lie in memory"
     )
     resize: Literal["exact", "tensor"] = Field(
-        "exact", description="by the preprocessor's own filter, or by torch's on bytes, which is off by one level at times"
+        "exact", description="by the preprocessor's own filter, or by torch's on bytes, off by one level at times"
     )
     decode: Literal["whole", "scaled"] = Field(
         "whole", description="JPEGs at their size, or at a half, a quarter or an eighth where that is still enough"

@@ -68,6 +68,8 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
         "columns": {name: [list(column.shape), column.dtype] for name, column in info.columns.items()},
         "preprocess": {"class": type(preprocessor).__name__, **_params(preprocessor)},
         "formats": sorted(this.config.formats),
+        "profile": this.config.profile.model_dump(),
+        "autocast": this.config.autocast,
         "source": info.config["source"]["type"],
         "images": this.plan.count,
         "ids": this.plan.digest,

@@ -9,6 +9,7 @@ from typing import Any
 from layertap.config import MODEL_PREPROCESSOR, PARTS, RunConfig
 from layertap.grammar import Tap
 from layertap.plugins import Plugins, guard
+from layertap.profiles import PROFILES, Profile
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -25,6 +26,7 @@ def config_schema(plugins: Plugins) -> dict[str, Any]:
     for key, kind in PARTS.items():
         properties[key] = {**_about(base["properties"][key]), **_ref(kind)}
     properties["observers"] = {**_about(base["properties"]["observers"]), **_one_or_more("observer")}
+    properties["profile"] = {**_about(base["properties"]["profile"]), **_profile()}
     properties["taps"] = {**_about(base["properties"]["taps"]), **_taps()}
     for key in properties.keys() - set(base["required"]):
         properties[key]["default"] = defaults[key]
@@ -82,6 +84,10 @@ def _taps() -> dict[str, Any]:
     listed = {"type": "array", "items": tap, "minItems": 1}
     named = {"type": "object", "additionalProperties": tap, "minProperties": 1}
     return {"anyOf": [{"type": "string", "minLength": 1}, listed, named]}
+
+
+def _profile() -> dict[str, Any]:
+    return {"anyOf": [{"enum": list(PROFILES)}, Profile.model_json_schema()]}
 
 
 def _one_or_more(kind: str) -> dict[str, Any]:

@@ -135,7 +135,8 @@ def _compute_again(
     verdict: Verdict,
 ) -> None:
     known = Plugins.load(plugins)
-    config = load_config(dict(manifest.config), {**(overrides or {}), "observers": []}, known)
+    as_then = {"batch_size": manifest.batch_size, "observers": []}
+    config = load_config(dict(manifest.config), {**(overrides or {}), **as_then}, known)
     with prepared(config, known) as this:
         now = provenance.manifest(this)
         verdict.environment = manifest.different(now, besides=_hard(manifest))
@@ -146,7 +147,7 @@ def _compute_again(
                 code=FOREIGN,
             )
         wanted = dict(_places(verdict.rows, shards, features, this.plan))
-        numbers = sorted({place // config.batch_size for place in wanted})
+        numbers = sorted({place // this.info.batch_size for place in wanted})
         for place, values in _computed(this, numbers):
             if place in wanted:
                 _compare(wanted.pop(place), values, features, manifest, verdict)
@@ -170,7 +171,7 @@ def _places(
 
 def _computed(this: Prepared, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
     """The rows of whole batches, each with its place in the plan: a row's last bits depend on the batch it is in."""
-    size, config, line = this.config.batch_size, this.config, this.line
+    size, config, line = this.info.batch_size, this.config, this.line
     chosen = set(numbers)
     every = enumerate(this.plan.records(0, (numbers[-1] + 1) * size))
     records = (Planned(planned.record) for place, planned in every if place // size in chosen)

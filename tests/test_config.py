@@ -118,6 +118,8 @@ def test_defaults_are_those_of_the_manual(load):
         "image_timeout": 10.0,
         "isolation": "thread",
         "early_stop": True,
+        "profile": "exact",
+        "autocast": None,
         "observers": [{"type": "progress"}],
     }
 

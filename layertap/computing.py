@@ -1,0 +1,71 @@
+"""How the model computes: its mode, its place, its memory format, its precision; all put back afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from layertap.errors import ConfigError
+
+
+@contextmanager
+def ready(
+    module: nn.Module, device: torch.device, memory_format: torch.memory_format = torch.preserve_format
+) -> Iterator[None]:
+    """The module in eval mode on `device`; every layer's mode, and its place, are put back afterwards."""
+    modes = {layer: layer.training for layer in module.modules()}
+    home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
+    try:
+        module.eval()
+        if home != device:
+            module.to(device)
+        if memory_format is torch.channels_last:
+            module.to(memory_format=memory_format)
+        yield
+    finally:
+        if memory_format is torch.channels_last:
+            module.to(memory_format=torch.contiguous_format)
+        if home != device:
+            module.to(home)
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
+@contextmanager
+def rounding(tf32: bool | None) -> Iterator[None]:
+    """Whether NVIDIA GPUs may round to TF32 inside; None leaves it as it is set."""
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        if tf32 is not None:
+            for backend in backends:
+                backend.allow_tf32 = tf32
+        yield
+    finally:
+        if tf32 is not None:
+            for backend, allowed in zip(backends, before, strict=True):
+                backend.allow_tf32 = allowed
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a configuration's `device`. Raises `ConfigError` for one that this machine does not have."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{name!r} is no device; use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(f"{name!r} is not here: this machine has {count} CUDA devices; use auto or cpu")
+        return torch.device("cuda", device.index or 0)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("'mps' is not here; use auto or cpu")
+    return device
