@@ -1,11 +1,11 @@
-"""Records -> batches: in order, bounded, decoded on threads straight into the batch's memory."""
+"""Records -> batches: in order, bounded, prepared on threads straight into the batch's memory."""
 
 from __future__ import annotations
 
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeVar
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from layertap import decode
 from layertap.contracts import Preprocessor
-from layertap.errors import ImageError, PluginError
+from layertap.errors import PluginError
+from layertap.isolation import COMMAND, Decoder, InProcess, InThread
 from layertap.plugins import guard
-from layertap.reading import read
-from layertap.records import Batch, Failure, Planned
+from layertap.records import Batch, Planned
 from layertap.timing import Stopwatch
+from layertap.workers import Pending, Workers
 
 T = TypeVar("T")
 
@@ -30,11 +31,21 @@ _AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How images are decoded: which formats besides the standard ones, within how many seconds an image, and where."""
+    """How images are decoded: which formats besides the standard ones, within how many seconds an image, and where.
+
+    The seconds are those from when an image is read until it is prepared. `command` starts a process that decodes.
+    """
 
     formats: tuple[str, ...] = ()
     timeout: float = 10.0
     isolation: Literal["thread", "process"] = "thread"
+    command: tuple[str, ...] = COMMAND
+
+    def decoder(self) -> Decoder:
+        """One worker's."""
+        if self.isolation == "process":
+            return InProcess(self.formats, self.timeout, self.command)
+        return InThread(self.formats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,60 +94,17 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Batch i is records `[i * batch_size, (i + 1) * batch_size)`, whatever fails and however many workers there are.
 
-    A record that fails keeps its slot, filled with zeros. At most three batches are in memory. Close the iterator to
-    stop the threads.
+    A record that fails keeps its slot, filled with zeros. At most three batches are in memory. What the source raises
+    is raised here. Close the iterator to stop the threads, and the processes: it waits a second for those that hang.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="layertap-decode")
-    waiting: deque[_Pending] = deque()
-    try:
+    waiting: deque[Pending] = deque()
+    with closing(Workers(workers, preprocessor, decoding.decoder, decoding.timeout)) as pool:
         for group in _groups(planned, batch_size):
-            waiting.append(_Pending(group, preprocessor, slot, pool))
+            waiting.append(pool.fill(group, slot.batch(len(group))))
             if len(waiting) > _AHEAD:
-                yield waiting.popleft().done()
+                yield waiting.popleft().done(stopwatch)
         while waiting:
-            yield waiting.popleft().done()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Pending:
-    """A batch whose slots are being filled."""
-
-    def __init__(self, group: list[Planned], preprocessor: Preprocessor, slot: Slot, pool: ThreadPoolExecutor) -> None:
-        self.records = [planned.record for planned in group]
-        self.pixels = slot.batch(len(group))
-        self.futures: list[Future[Failure | None]] = [
-            pool.submit(_fill, planned, preprocessor, self.pixels[index]) for index, planned in enumerate(group)
-        ]
-
-    def done(self) -> Batch:
-        found = ((index, future.result()) for index, future in enumerate(self.futures))
-        return Batch(self.records, self.pixels, {index: failure for index, failure in found if failure is not None})
-
-
-def _fill(planned: Planned, preprocessor: Preprocessor, slot: Tensor) -> Failure | None:
-    """Read, decode and prepare one image into its slot; the failure if it cannot be."""
-    stage = "read"
-    try:
-        data = read(planned)
-        stage = "decode"
-        image = decode.decode(data)
-        stage = "prepare"
-        prepared = preprocessor.prepare(image)
-        if prepared.shape != slot.shape or prepared.dtype != slot.dtype:
-            raise ImageError("shape")
-        slot.copy_(prepared)
-    except ImageError as error:
-        reason = error.reason
-    except MemoryError:
-        reason = "out_of_memory"
-    except Exception:
-        # A stranger's code may raise anything at an odd image; one image is never worth the run.
-        reason = "error"
-    else:
-        return None
-    slot.zero_()
-    return Failure(planned.record, stage, reason)
+            yield waiting.popleft().done(stopwatch)
 
 
 def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,0 +1,170 @@
+"""What each stage of the line costs by itself, and how fast a line of such stages can be at best.
+
+A core-second is the work that keeps one core busy for a second. Reading, decoding and preparing are measured on one
+worker with nothing beside it. `finish` and `forward` use as many threads as torch is set to; there wall time by threads
+counts the cores that idle, and processor time counts the threads that spin while they wait for one another, so the
+smaller of the two is taken: it makes the limit higher, and what is achieved of it no better than it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layertap import trials
+from layertap.figures import Figure
+from layertap.line import Line
+from layertap.outputs import Output
+from layertap.prepared import Prepared
+from layertap.records import Activations, Batch
+from layertap.shards import Gathered, gather
+from layertap.timing import Stopwatch
+
+IMAGE_STAGES = ("read", "decode", "prepare")
+
+# Rows are gathered, and their values looked over, by us: no law of nature asks for it, so the limit leaves it out.
+_OURS = ("gather",)
+
+_COMPUTED = ("finish", "forward")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Seconds an image: as they passed, and as the cores were busy with it."""
+
+    wall: float
+    cores: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage's `Cost` over several rounds: seconds and core-seconds an image."""
+
+    wall: Figure
+    cores: Figure
+
+
+def stages_of(rounds: Sequence[Mapping[str, Cost]]) -> dict[str, Stage]:
+    """The figures of each stage, in the order of the line."""
+    return {
+        name: Stage(
+            Figure.of([costs[name].wall for costs in rounds]), Figure.of([costs[name].cores for costs in rounds])
+        )
+        for name in rounds[0]
+    }
+
+
+def limits_of(costs: Mapping[str, Cost], cores: int, *, accelerated: bool) -> dict[str, float]:
+    """Images a second that each resource of the machine allows for at most; the smallest is the limit.
+
+    `cores`: the core-seconds of all stages that run there add up. `writer`: shards are written one after the other.
+    With a GPU, `device` computes, `to_device` and `to_host` copy, and all of it overlaps.
+    """
+    elsewhere = (*_COMPUTED, "to_device", "to_host") if accelerated else ()
+    busy = sum(cost.cores for name, cost in costs.items() if name not in (*_OURS, *elsewhere))
+    seconds = {"cores": busy / cores}
+    if "write" in costs:
+        seconds["writer"] = costs["write"].wall
+    if accelerated:
+        seconds["device"] = sum(costs[name].wall for name in _COMPUTED)
+        seconds |= {name: costs[name].wall for name in ("to_device", "to_host")}
+    return {name: 1 / spent for name, spent in seconds.items()}
+
+
+def measure(this: Prepared, output: Output | None) -> dict[str, Cost]:
+    """One round: every stage alone on the images of a run, a shard of them from `finish` on.
+
+    What comes out is written to `output`, if there is one; without it there is no stage `write`.
+    """
+    costs, batches = _images(this)
+    computed, done = _computed(this.line, batches)
+    costs |= computed
+    images = sum(len(batch.records) for batch in batches)
+    with _measured() as spent:
+        (gathered,) = gather(done, this.info.columns, images, [0])
+    costs["gather"] = spent.over(images)
+    if output is not None:
+        costs["write"] = _written(output, gathered, images)
+    return costs
+
+
+def _written(output: Output, gathered: Gathered, images: int) -> Cost:
+    with _measured() as spent:
+        output.write(gathered)
+    return spent.over(images)
+
+
+def _images(this: Prepared) -> tuple[dict[str, Cost], list[Batch]]:
+    """What images cost on one worker, and the batches of the first shard."""
+    stopwatch, kept, rows = Stopwatch(), list[Batch](), 0
+    with _measured() as spent, closing(trials.stream(this, workers=1, stopwatch=stopwatch)) as stream:
+        for batch in stream:
+            if rows < this.info.shard_rows:
+                kept.append(batch)
+                rows += len(batch.records)
+    seconds = stopwatch.seconds
+    whole = sum(seconds.values())
+    # The stopwatch tells the stages apart; processor time is theirs whoever else uses the machine. Decoding in another
+    # process leaves none here.
+    share = min(1.0, spent.cpu / whole) if this.config.isolation == "thread" else 1.0
+    walls = {name: seconds.get(name, 0.0) / this.plan.count for name in IMAGE_STAGES}
+    return {name: Cost(wall, wall * share) for name, wall in walls.items()}, kept
+
+
+def _computed(line: Line, batches: Sequence[Batch]) -> tuple[dict[str, Cost], list[tuple[Batch, Activations]]]:
+    """What `batches` cost on their way through the model, and what came of them."""
+    names = ("to_device", *_COMPUTED, "to_host")
+    spent = {name: _Spent() for name in names}
+    done = []
+    for batch in batches:
+        with torch.inference_mode(False), torch.no_grad():
+            with _measured(spent["to_device"], line.device):
+                moved = batch.pixels.to(line.device)
+            with _measured(spent["finish"], line.device):
+                inputs = line.inputs(moved)
+            with _measured(spent["forward"], line.device):
+                values = _forward(line, inputs)
+            with _measured(spent["to_host"], line.device):
+                values = {name: value.cpu() for name, value in values.items()}
+        done.append((batch, _of_good_images(batch, values)))
+    images = sum(len(batch.records) for batch in batches)
+    return {name: spent[name].over(images) for name in names}, done
+
+
+def _forward(line: Line, inputs: Tensor) -> dict[str, Tensor]:
+    with torch.autocast(line.device.type, line.autocast, enabled=line.autocast is not None):
+        return line.tapped.run(inputs)
+
+
+def _of_good_images(batch: Batch, values: Mapping[str, Tensor]) -> Activations:
+    kept = [index for index in range(len(batch.records)) if index not in batch.failures]
+    records = [batch.records[index] for index in kept]
+    return Activations(records, {name: value[kept] for name, value in values.items()} if batch.failures else values)
+
+
+class _Spent:
+    """Time that adds up."""
+
+    wall = 0.0
+    cpu = 0.0
+
+    def over(self, images: int) -> Cost:
+        """The cost of each of the images that it was spent on."""
+        return Cost(self.wall / images, min(self.cpu, self.wall * torch.get_num_threads()) / images)
+
+
+@contextmanager
+def _measured(spent: _Spent | None = None, device: torch.device | None = None) -> Iterator[_Spent]:
+    """Add what the block takes, and what it leaves its device to do."""
+    spent = spent or _Spent()
+    trials.settle(device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield spent
+    trials.settle(device)
+    spent.wall += time.perf_counter() - wall
+    spent.cpu += time.process_time() - cpu

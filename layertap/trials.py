@@ -1,0 +1,167 @@
+"""A run on some of its images, as a run goes, with its output in a folder that does not stay."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from layertap import pipeline, provenance
+from layertap.contracts import FileSink, Observer, Sink, Source
+from layertap.events import Events
+from layertap.outputs import FolderOutput, Output, SinkOutput
+from layertap.plan import Plan
+from layertap.prepared import Prepared
+from layertap.records import Batch, RunInfo, Shard
+from layertap.shards import default_rows
+from layertap.store import open_store, storage
+from layertap.stream import Decoding, batches
+from layertap.timing import Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One run over the images, and when it came to what.
+
+    `seconds` go from the first image read to the last commit; `first_batch` to the first batch through the model;
+    `closing` from the last commit to the finished output: parts merged, index written.
+    """
+
+    images: int
+    seconds: float
+    first_batch: float
+    closing: float
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.images / self.seconds
+
+
+class Trial:
+    """A run that can be made again and again, each time into a new folder below `folder`, which is gone afterwards."""
+
+    def __init__(self, this: Prepared, folder: Path) -> None:
+        self.this = this
+        self._folder = folder
+
+    def once(self) -> Pass:
+        """The run, measured."""
+        clock = _Clock()
+        with self.output() as (sink, info, output):
+            this = dataclasses.replace(self.this, sink=sink, events=Events([clock]), info=info)
+            pipeline._Walk(this, output, time.monotonic(), Stopwatch()).walk()
+        return clock.read(self.this.plan.count)
+
+    @contextmanager
+    def output(self) -> Iterator[tuple[Sink, RunInfo, Output]]:
+        """A place to write to, as that of the run is, but for the folder."""
+        with tempfile.TemporaryDirectory(dir=self._folder) as place:
+            config, path = self.this.config, Path(place) / "out"
+            if not isinstance(self.this.sink, FileSink):
+                yield _Nowhere(), self.this.info, SinkOutput(_Nowhere())
+                return
+            there = config.sink.model_copy(update={"params": {**config.sink.params, "path": str(path)}})
+            sink = config.model_copy(update={"sink": there}).build("sink", self.this.plugins)
+            assert isinstance(sink, FileSink)
+            info = dataclasses.replace(self.this.info, id=uuid.uuid4().hex, path=path)
+            manifest = provenance.manifest(dataclasses.replace(self.this, sink=sink, info=info))
+            with open_store(path, sink, manifest) as store:
+                yield sink, info, FolderOutput(store, self.this.plan)
+
+    def changed(self, key: str, value: int) -> Trial:
+        """The same with another `batch_size` or another number of `workers`, and the same model."""
+        this = self.this
+        info, config = this.info, this.config.model_copy(update={key: value})
+        if key == "batch_size":
+            info = dataclasses.replace(info, batch_size=value, shard_rows=default_rows(info.columns, value))
+        return Trial(dataclasses.replace(this, config=config, info=info), self._folder)
+
+
+class _Clock(Observer):
+    """Notes when a run comes to what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._started = self._first = self._committed = self._finished = 0.0
+
+    def run_started(self) -> None:
+        self._started = time.perf_counter()
+
+    def batch_done(self) -> None:
+        self._first = self._first or time.perf_counter()
+
+    def shard_committed(self) -> None:
+        self._committed = time.perf_counter()
+
+    def run_finished(self) -> None:
+        self._finished = time.perf_counter()
+
+    def read(self, images: int) -> Pass:
+        return Pass(
+            images,
+            seconds=self._committed - self._started,
+            first_batch=self._first - self._started,
+            closing=self._finished - self._committed,
+        )
+
+
+class _Nowhere(Sink):
+    """In place of a sink that cannot be told to write elsewhere."""
+
+    def write(self, shard: Shard) -> None:
+        """Nothing."""
+
+
+def sampled(this: Prepared) -> Prepared:
+    """The run with whole batches only, if there is one: a short batch costs more an image."""
+    count, batch = this.plan.count, min(this.info.batch_size, this.plan.count)
+    whole = count - count % batch
+    source = this.config.build("source", this.plugins)
+    assert isinstance(source, Source)
+    plan = this.plan if whole == count else Plan(source, whole)
+    info = dataclasses.replace(this.info, planned=plan.count, batch_size=batch)
+    return dataclasses.replace(this, plan=plan, info=info)
+
+
+def stream(this: Prepared, *, workers: int, stopwatch: Stopwatch | None = None) -> Generator[Batch, None, None]:
+    """The batches of the run, made by so many workers."""
+    config = this.config
+    return batches(
+        this.plan.records(),
+        this.line.preprocessor,
+        this.line.slot,
+        batch_size=this.info.batch_size,
+        workers=workers,
+        decoding=Decoding(config.formats, config.image_timeout, config.isolation),
+        stopwatch=stopwatch,
+    )
+
+
+@contextmanager
+def folder_beside(this: Prepared) -> Iterator[Path]:
+    """A folder on the file system that the run would write to, and in nobody's way; it is gone afterwards."""
+    place = None
+    if this.info.path is not None:
+        place = this.info.path.absolute().parent
+        while not place.is_dir():
+            place = place.parent
+    with storage(place or Path(tempfile.gettempdir())):
+        made = tempfile.TemporaryDirectory(prefix=".layertap-bench-", dir=place)
+    with made as folder:
+        yield Path(folder)
+
+
+def settle(device: torch.device | None) -> None:
+    """Wait until a device has done what it was given."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device is not None and device.type == "mps":
+        torch.mps.synchronize()
