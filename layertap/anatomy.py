@@ -62,7 +62,7 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
         config = load_config(whole, overrides, known, of=("model", "preprocess", "taps"))
     loaded = _loaded(config, known)
     preprocessor = parts.configured_preprocessor(config, known, loaded)
-    slot = Slot.of(preprocessor)
+    slot = Slot.of(preprocessor, torch.device("cpu"))
     few, more = (_surveyed(loaded, preprocessor, slot.zeros(images)) for images in (2, 3))
     # A model's name alone asks for no taps, unless the overrides do.
     asked = is_file or "taps" in (overrides or {})

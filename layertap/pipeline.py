@@ -128,7 +128,7 @@ def extract(
     where = find_device(device)
     loaded = parts.given_model(model, known)
     preprocessor = parts.given_preprocessor(preprocess, loaded, known)
-    slot = Slot.of(preprocessor)
+    slot = Slot.of(preprocessor, where)
     with ready(loaded.module, where), TappedModel(loaded.module, taps, about=loaded.about, plugins=known) as tapped:
         line = Line(tapped, preprocessor, slot, where)
         columns = line.probe()

@@ -62,7 +62,7 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
     loaded = parts.configured_model(config, plugins)
     preprocessor = parts.configured_preprocessor(config, plugins, loaded)
     preprocessor.profile = config.profile
-    slot = Slot.of(preprocessor)
+    slot = Slot.of(preprocessor, device)
     with config.at("taps"):
         tapped = TappedModel(
             loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=plugins

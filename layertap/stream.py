@@ -50,13 +50,14 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The shape and dtype that every prepared image has."""
+    """The shape and dtype that every prepared image has; `pinned` where a device copies from it by itself."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    pinned: bool = False
 
     @classmethod
-    def of(cls, preprocessor: Preprocessor) -> Slot:
+    def of(cls, preprocessor: Preprocessor, device: torch.device) -> Slot:
         """What `prepare` gives, seen on one synthetic image. Raises `PluginError` where it gives no tensor."""
         decode.refuse_lenient()
         with guard(preprocessor):
@@ -65,12 +66,12 @@ class Slot:
             raise PluginError(
                 f"the preprocessor {type(preprocessor).__name__} prepares a {type(prepared).__name__}, not a tensor"
             )
-        return cls(tuple(prepared.shape), prepared.dtype)
+        return cls(tuple(prepared.shape), prepared.dtype, device.type == "cuda")
 
     def batch(self, count: int) -> Tensor:
         """Room for `count` prepared images, for threads to fill that a caller's inference mode does not reach."""
         with torch.inference_mode(False):
-            return torch.empty((count, *self.shape), dtype=self.dtype)
+            return torch.empty((count, *self.shape), dtype=self.dtype, pin_memory=self.pinned)
 
     def zeros(self, count: int) -> Tensor:
         """A batch of black images, to probe a model with."""

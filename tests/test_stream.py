@@ -281,7 +281,7 @@ def test_notes_are_those_of_the_images_kept():
 def test_pillow_told_to_fill_up_cut_images_is_refused(monkeypatch):
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(layertap.ConfigError, match="LOAD_TRUNCATED_IMAGES"):
-        Slot.of(Shade())
+        Slot.of(Shade(), torch.device("cpu"))
 
 
 def test_preprocessor_that_gives_no_tensor_is_told_before_the_run():
@@ -290,4 +290,4 @@ def test_preprocessor_that_gives_no_tensor_is_told_before_the_run():
             return "pixels"
 
     with pytest.raises(layertap.PluginError, match="prepares a str"):
-        Slot.of(Wrong())
+        Slot.of(Wrong(), torch.device("cpu"))
