@@ -19,7 +19,7 @@ from layertap.shards import Gathered
 
 
 class Retry:
-    """What of `features` is to be computed again: `numbers` are the shards, in order.
+    """What of `features` is to be computed again.
 
     A whole shard is, because a row's last bits depend on the batch it was in. Raises `StoreError` (6) where the file
     behind a kept row is not the one that the row was made from.
@@ -30,6 +30,7 @@ class Retry:
         self._shards = shards
         self._plan = plan
         self.numbers: list[int] = []
+        """The shards to be computed again, in order."""
         first = 0
         for number, (facts, failures) in enumerate(zip(shards, self._failures(), strict=True)):
             if any(may_pass(failed.stage, failed.reason) for failed in failures):
@@ -50,8 +51,9 @@ class Retry:
             return
         ends = np.cumsum([facts.planned for facts in self._shards])
         begin, end = int(ends[wanted[0]] - self._shards[wanted[0]].planned), int(ends[wanted[-1]])
+        again = set(wanted)
         for position, record in enumerate(self._plan.records(begin, end), begin):
-            if int(np.searchsorted(ends, position, side="right")) in self.numbers:
+            if int(np.searchsorted(ends, position, side="right")) in again:
                 yield record
 
     def shards(self, computed: Iterator[Gathered], first: int) -> Iterator[Gathered]:
