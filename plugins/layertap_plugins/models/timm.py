@@ -49,7 +49,8 @@ class TimmModel(layertap.ModelProvider):
 
     def load(self) -> layertap.LoadedModel:
         """The model on the CPU. Raises `ConfigError`, `WeightsError` and `UnsafeError`; draws from no random state."""
-        timm: Any = importlib.import_module("timm")
+        with building.uncollected():
+            timm: Any = importlib.import_module("timm")
         reference = self.params.weights
         _refuse(self.params.args)
         origin = _origin(self.params.name)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 import layertap
-from layertap_plugins.models import building, checkpoints, weights
+from layertap_plugins.models import building, checkpoints, hollow, weights
 from layertap_plugins.models.weights import Pin
 from layertap_plugins.preprocessors.imagenet import ImageNet
 
@@ -47,8 +48,9 @@ class TorchvisionModel(layertap.ModelProvider):
 
     def load(self) -> layertap.LoadedModel:
         """The model on the CPU. Raises `ConfigError`, `WeightsError` and `UnsafeError`; draws from no random state."""
-        import torchvision  # type: ignore[import-untyped]
-        from torchvision import models
+        with building.uncollected():
+            import torchvision  # type: ignore[import-untyped]
+            from torchvision import models
 
         name, reference = self.params.name, self.params.weights
         if name not in models.list_models():
@@ -67,24 +69,30 @@ class TorchvisionModel(layertap.ModelProvider):
             **_facts(name),
         }
         if reference == weights.RANDOM:
-            module = self._build()
+            with building.suited(name, self.params.args), building.seeded():
+                module: nn.Module = self._builder()()
             return layertap.LoadedModel(module, _preprocessor([entries.DEFAULT, *entries], module), about)
         entry, path = _find(entries, reference)
         checkpoint = checkpoints.read(path, self.params.weights_sha256, named=entry is not None)
         about |= checkpoint.facts
         if entry is None:
-            module = self._build()
+            module = self._unfilled()
             classes = self.params.args.get("num_classes", len(entries.DEFAULT.meta.get("categories", ())))
             checkpoints.fit(module, _today(name, checkpoint.state), path, classes)
         else:
-            module = self._build(_LoadedEntry(entry, checkpoint.state))
+            module = self._unfilled(_LoadedEntry(entry, checkpoint.state))
             about["weights_entry"] = entry.name
         checkpoints.check_finite(module, path)
         presets = [entries.DEFAULT, *entries] if entry is None else [entry]
         return layertap.LoadedModel(module, _preprocessor(presets, module), about)
 
-    def _build(self, entry: _LoadedEntry | None = None) -> nn.Module:
-        """The architecture on the CPU with the same values each time: those of `entry`, or the seeded initial ones."""
+    def _unfilled(self, entry: _LoadedEntry | None = None) -> nn.Module:
+        """The architecture on the CPU with the values of `entry`, or for every parameter to be loaded."""
+        with building.suited(self.params.name, self.params.args):
+            return hollow.built(self._builder(entry), lambda module: module, loads=entry is not None)
+
+    def _builder(self, entry: _LoadedEntry | None = None) -> Callable[[], nn.Module]:
+        """What builds the architecture, and loads `entry` into it."""
         from torchvision import models
 
         name, args = self.params.name, self.params.args
@@ -95,9 +103,7 @@ class TorchvisionModel(layertap.ModelProvider):
             own["weights_backbone"] = None
         if entry is None and name.endswith(("googlenet", "inception_v3")):
             own["init_weights"] = True  # the default, which they warn about when it is left to them
-        with building.seeded(), building.suited(name, args):
-            module: nn.Module = builder(**{**own, **args})
-        return module
+        return partial(builder, **{**own, **args})
 
 
 class _LoadedEntry:
