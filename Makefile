@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup demo test lint soak
+.PHONY: help setup demo test lint soak bench
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -21,6 +21,9 @@ test: setup lint  ## Run every check and test
 
 soak: setup  ## Kill it, fill its disk, cut its power and feed it rubbish, at full size (half an hour)
 	$(BIN)/python -m pytest -m soak -s
+
+bench: setup  ## Measure the published set and write its page, tests/benchmark/README.md
+	$(BIN)/python -m tests.benchmark.publish
 
 lint: setup  ## Run the checks alone
 	$(BIN)/ruff check

@@ -181,6 +181,29 @@ def verify(
 
 
 @app.command()
+def bench(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: Overrides = None,
+    plugin: Own = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many images of the plan, from the first.")] = 256,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often everything is measured.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure each stage, the limit, the line and two scripts without layertap, and suggest what would be faster."""
+    from layertap.bench.benchmark import bench as measured
+    from layertap.bench.scorecard import scorecard
+    from layertap.loading import parse_overrides
+
+    own = _own(context, plugin)
+    found = measured(config, parse_overrides(overrides or []), own, images=images, rounds=rounds)
+    if as_json:
+        _print_json(found.data())
+    else:
+        typer.echo(scorecard(found))
+
+
+@app.command()
 def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -> None:
     """List every plugin: kind, type, distribution, version and file."""
     from layertap.plugins import Plugins

@@ -27,7 +27,7 @@ from layertap.records import Activations, Batch, Failure, Planned, Report, RunIn
 from layertap.retry import Retry
 from layertap.shards import Gathered, gather, nonfinite
 from layertap.store import beside, open_store
-from layertap.stream import Decoding, Slot, batches, default_workers
+from layertap.stream import Slot, batches, default_workers
 from layertap.tally import Tally
 from layertap.taps import TappedModel
 from layertap.timing import Stopwatch
@@ -74,7 +74,7 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
                 raise ConfigError(
                     f"the sink {config.sink.type} keeps no output folder, so nothing in it can be retried"
                 )
-            return _Walk(this, SinkOutput(sink), started, stopwatch).walk()
+            return Walk(this, SinkOutput(sink), started, stopwatch).walk()
         path, manifest = Path(sink.params.path), provenance.manifest(this)
         store = stack.enter_context(open_store(path, sink, manifest, mode=config.mode, retry=retry_failed))
         output, retry = FolderOutput(store, this.plan), None
@@ -86,7 +86,7 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
                 return _report(info, output.tally(), output, sink, 0.0, already=True)
             store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run))
             output = FolderOutput(store, this.plan)
-        return _Walk(this, output, started, stopwatch, retry).walk()
+        return Walk(this, output, started, stopwatch, retry).walk()
 
 
 def extract(
@@ -145,7 +145,7 @@ def extract(
 
 
 @dataclass(frozen=True, slots=True)
-class _Walk:
+class Walk:
     """One run from its first image to its report."""
 
     run: Prepared
@@ -174,16 +174,9 @@ class _Walk:
         return report
 
     def _extract(self, info: RunInfo, tally: Tally) -> None:
-        line, config, first, retry = self.run.line, self.run.config, tally.shards, self.retry
-        stream = batches(
-            retry.planned(first) if retry else self.run.plan.records(first * info.shard_rows),
-            line.preprocessor,
-            line.slot,
-            batch_size=info.batch_size,
-            workers=config.workers or default_workers(),
-            decoding=Decoding(config.formats, config.image_timeout, config.isolation),
-            stopwatch=self.stopwatch,
-        )
+        line, first, retry = self.run.line, tally.shards, self.retry
+        planned = retry.planned(first) if retry else self.run.plan.records(first * info.shard_rows)
+        stream = self.run.batches(planned, self.stopwatch)
         numbers = (number for number in retry.numbers if number >= first) if retry else itertools.count(first)
         with closing(stream), Writer(self.output, self.stopwatch) as writer:
             done = self._watched(line.activations(stream, info.columns, self.stopwatch), info, tally)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,11 @@ from layertap.line import Line
 from layertap.manifest import read_manifest
 from layertap.plan import Plan
 from layertap.plugins import Plugins
-from layertap.records import Column, RunInfo
+from layertap.records import Batch, Column, Planned, RunInfo
 from layertap.shards import default_rows
-from layertap.stream import Slot
+from layertap.stream import Decoding, Slot, batches, default_workers
 from layertap.taps import TappedModel
+from layertap.timing import Stopwatch
 
 _FORMATS = {"contiguous": "preserve_format", "channels_last": "channels_last"}
 
@@ -40,6 +41,21 @@ class Prepared:
     sink: Sink
     events: Events
     info: RunInfo
+
+    def batches(
+        self, planned: Iterable[Planned], stopwatch: Stopwatch | None = None, *, workers: int | None = None
+    ) -> Generator[Batch, None, None]:
+        """The images of some records, prepared as the configuration says."""
+        config = self.config
+        return batches(
+            planned,
+            self.line.preprocessor,
+            self.line.slot,
+            batch_size=self.info.batch_size,
+            workers=workers or config.workers or default_workers(),
+            decoding=Decoding(config.formats, config.image_timeout, config.isolation),
+            stopwatch=stopwatch,
+        )
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from layertap.plugins import Plugins
 from layertap.prepared import Prepared, prepared
 from layertap.records import Planned
 from layertap.shards import to_numpy
-from layertap.stream import Decoding, batches, default_workers
 
 # Where another machine, thread count or version may change the last bits: by this share of a tap's largest value.
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-1}
@@ -171,15 +170,13 @@ def _places(
 
 def _computed(this: Prepared, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
     """The rows of whole batches, each with its place in the plan: a row's last bits depend on the batch it is in."""
-    size, config, line = this.info.batch_size, this.config, this.line
+    size = this.info.batch_size
     chosen = set(numbers)
     every = enumerate(this.plan.records(0, (numbers[-1] + 1) * size))
     records = (Planned(planned.record) for place, planned in every if place // size in chosen)
-    decoding = Decoding(config.formats, config.image_timeout, config.isolation)
-    workers = config.workers or default_workers()
-    stream = batches(records, line.preprocessor, line.slot, batch_size=size, workers=workers, decoding=decoding)
+    stream = this.batches(records)
     with closing(stream):
-        for number, (batch, activations) in zip(numbers, line.activations(stream, this.info.columns), strict=True):
+        for number, (batch, activations) in zip(numbers, this.line.activations(stream, this.info.columns), strict=True):
             good = [number * size + slot for slot in range(len(batch.records)) if slot not in batch.failures]
             for index, place in enumerate(good):
                 yield place, {name: to_numpy(values[index]) for name, values in activations.values.items()}

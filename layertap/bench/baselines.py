@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import io
+import multiprocessing
 import os
 import pickle
 import time
@@ -96,9 +97,9 @@ class Tutorial:
 class Careful:
     """A DataLoader, a hook, a copy.
 
-    The processes are started afresh, not forked: this one has run a model already, and a fork of it may hang. They
-    are started once and kept (`persistent_workers`). `started` is how long it takes from asking for the first batch
-    until it is there: importing torch in each process, mostly. It counts in no run.
+    Its processes are forked from a fresh one that has imported torch, not from this one, which has run a model
+    already, so that a fork of it may hang. They are started once and kept (`persistent_workers`). `started` is how
+    long it takes from asking for the first batch until it is there, that import included. It counts in no run.
     """
 
     def __init__(self, this: Prepared, images: Images, workers: int) -> None:
@@ -107,13 +108,15 @@ class Careful:
         self.count = len(images)
         self.workers = workers
         pinned = this.line.device.type == "cuda"
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "torchvision"])
         self._loader: DataLoader[Tensor] = DataLoader(
             images,
             batch_size=this.info.batch_size,
             num_workers=workers,
             pin_memory=pinned,
             persistent_workers=True,
-            multiprocessing_context="spawn",
+            multiprocessing_context=context,
         )
         self.started = 0.0
 

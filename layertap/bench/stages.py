@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layertap import trials
-from layertap.figures import Figure
+from layertap.bench import trials
+from layertap.bench.figures import Figure
 from layertap.line import Line
 from layertap.outputs import Output
 from layertap.prepared import Prepared

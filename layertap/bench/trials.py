@@ -22,7 +22,6 @@ from layertap.prepared import Prepared
 from layertap.records import Batch, RunInfo, Shard
 from layertap.shards import default_rows
 from layertap.store import open_store, storage
-from layertap.stream import Decoding, batches
 from layertap.timing import Stopwatch
 
 
@@ -57,7 +56,7 @@ class Trial:
         clock = _Clock()
         with self.output() as (sink, info, output):
             this = dataclasses.replace(self.this, sink=sink, events=Events([clock]), info=info)
-            pipeline._Walk(this, output, time.monotonic(), Stopwatch()).walk()
+            pipeline.Walk(this, output, time.monotonic(), Stopwatch()).walk()
         return clock.read(self.this.plan.count)
 
     @contextmanager
@@ -133,16 +132,7 @@ def sampled(this: Prepared) -> Prepared:
 
 def stream(this: Prepared, *, workers: int, stopwatch: Stopwatch | None = None) -> Generator[Batch, None, None]:
     """The batches of the run, made by so many workers."""
-    config = this.config
-    return batches(
-        this.plan.records(),
-        this.line.preprocessor,
-        this.line.slot,
-        batch_size=this.info.batch_size,
-        workers=workers,
-        decoding=Decoding(config.formats, config.image_timeout, config.isolation),
-        stopwatch=stopwatch,
-    )
+    return this.batches(this.plan.records(), stopwatch, workers=workers)
 
 
 @contextmanager

@@ -1,0 +1,234 @@
+"""How fast a run is on the user's own images and model, how fast it could be, and what would make it faster.
+
+All is measured in one process on one sample of the plan, from files that have just been read, in rounds: in each,
+every stage alone, the line, and the two baselines, so that ratios are of neighbours in time. The line is measured from
+the first image read to the last commit. Nothing is written but to a folder beside the output, which is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from layertap.bench import changes, stages
+from layertap.bench.baselines import Careful, Images, Tutorial
+from layertap.bench.changes import Change
+from layertap.bench.figures import Figure
+from layertap.bench.peaks import Peak, peak_memory
+from layertap.bench.stages import Cost, Stage
+from layertap.bench.trials import Trial, folder_beside, sampled, stream
+from layertap.errors import ConfigError
+from layertap.line import OutOfMemory
+from layertap.loading import ConfigLike, load_config
+from layertap.plugins import Plugins
+from layertap.prepared import Prepared, prepared
+from layertap.records import ImageRecord
+from layertap.stream import default_workers
+from layertap.timing import Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A script without layertap: images a second, and how many times as fast the line is, round by round.
+
+    `started` are the seconds that its processes took to be there, which count in no rate. `why` it was not measured.
+    """
+
+    images: int
+    workers: int
+    rate: Figure | None = None
+    ratio: Figure | None = None
+    started: float | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What was measured.
+
+    `ready` are the seconds until the model is loaded and probed, `first_batch` those from then to the first batch, and
+    `closing` those from the last commit to the finished output. `stages` are in seconds an image, `limits` and `line`
+    in images a second. `achieved` is the line over the limit of the same round.
+    """
+
+    model: str
+    taps: Sequence[str]
+    device: str
+    cores: int
+    threads: int
+    images: int
+    failed: int
+    batch_size: int
+    workers: int
+    rounds: int
+    ready: float
+    first_batch: float
+    closing: float
+    stages: Mapping[str, Stage]
+    limits: Mapping[str, float]
+    line: Figure
+    achieved: Figure
+    baselines: Mapping[str, Baseline]
+    memory: Peak
+    changes: Sequence[Change]
+    noise: float
+
+    @property
+    def binds(self) -> str:
+        """The resource that the line waits for."""
+        return min(self.limits, key=lambda name: self.limits[name])
+
+    @property
+    def limit(self) -> float:
+        """Images a second that no line of these stages can exceed."""
+        return self.limits[self.binds]
+
+    @property
+    def suggested(self) -> list[Change]:
+        """The changes that gain more than the noise, the best first."""
+        return sorted((c for c in self.changes if c.gains(self.noise)), key=lambda c: -c.ratio.median)
+
+    def data(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        suggested = [{"key": change.key, "value": change.value} for change in self.suggested]
+        return {**dataclasses.asdict(self), "limit": self.limit, "binds": self.binds, "suggested": suggested}
+
+
+def bench(
+    config: ConfigLike,
+    overrides: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] = (),
+    *,
+    images: int = 256,
+    rounds: int = 5,
+    suggest: bool = True,
+) -> Bench:
+    """Measure what `run` would do with the first `images` of the plan, in whole batches where there is one.
+
+    `suggest`: also try other batch sizes, numbers of workers and the profile `fast`. A sink without an output folder is
+    not written to. Raises `LayertapError`.
+    """
+    known = Plugins.load(plugins)
+    loaded = load_config(config, overrides, known)
+    few = loaded.model_copy(update={"limit": min(images, loaded.limit or images), "observers": ()})
+    stopwatch = Stopwatch()
+    with ExitStack() as stack:
+        with stopwatch.measure("ready"):
+            whole = stack.enter_context(prepared(few, known))
+        this = sampled(whole)
+        folder = stack.enter_context(folder_beside(this))
+        good = _good(this)
+        with peak_memory(this.line.device) as peak:
+            first = Trial(this, folder).once()
+        found = _Rounds(this, folder)
+        found.go(Images(good, this.line.preprocessor, plugins), rounds)
+        tried, noise = changes.tried(this, folder, rounds) if suggest else ((), 0.0)
+        return Bench(
+            model=str(this.info.about.get("name") or type(this.line.tapped.module).__name__),
+            taps=tuple(this.info.columns),
+            device=this.info.device,
+            cores=default_workers(),
+            threads=torch.get_num_threads(),
+            images=this.plan.count,
+            failed=this.plan.count - len(good),
+            batch_size=this.info.batch_size,
+            workers=this.config.workers or default_workers(),
+            rounds=rounds,
+            ready=stopwatch.seconds["ready"],
+            first_batch=first.first_batch,
+            closing=first.closing,
+            stages=stages.stages_of(found.costs),
+            limits=found.limits(),
+            line=Figure.of(found.rates["line"]),
+            achieved=found.achieved(),
+            baselines=found.baselines,
+            memory=peak,
+            changes=tried,
+            noise=noise,
+        )
+
+
+def _good(this: Prepared) -> list[ImageRecord]:
+    """The records whose images can be used. Having been read, their files are in memory from here on."""
+    good = []
+    for batch in stream(this, workers=default_workers()):
+        good += [record for slot, record in enumerate(batch.records) if slot not in batch.failures]
+    if not good:
+        raise ConfigError(
+            f"source: none of the first {this.plan.count} images can be used, so there is nothing to measure"
+        )
+    return good
+
+
+class _Rounds:
+    """Stages, line and baselines in turn, and what came of it, round by round."""
+
+    def __init__(self, this: Prepared, folder: Path) -> None:
+        self._this = this
+        self._folder = folder
+        self._trial = Trial(this, folder)
+        self._accelerated = this.line.device.type != "cpu"
+        self._cores = default_workers()
+        self.costs: list[dict[str, Cost]] = []
+        self.rates: dict[str, list[float]] = {"line": []}
+        self.baselines: dict[str, Baseline] = {}
+
+    def go(self, images: Images, rounds: int) -> None:
+        """Measure. The order turns from round to round, so that nobody always comes after the same one."""
+        with self._rivals(images) as rivals:
+            order = ["stages", "line", *rivals]
+            for number in range(rounds):
+                for name in order[number % len(order) :] + order[: number % len(order)]:
+                    self._measure(name, rivals)
+        for name in rivals:
+            if name in self.rates:
+                ratios = [ours / theirs for ours, theirs in zip(self.rates["line"], self.rates[name], strict=True)]
+                rate, ratio = Figure.of(self.rates[name]), Figure.of(ratios)
+                self.baselines[name] = dataclasses.replace(self.baselines[name], rate=rate, ratio=ratio)
+
+    def limits(self) -> dict[str, float]:
+        """By the medians of all rounds."""
+        found = stages.stages_of(self.costs)
+        costs = {name: Cost(stage.wall.median, stage.cores.median) for name, stage in found.items()}
+        return stages.limits_of(costs, self._cores, accelerated=self._accelerated)
+
+    def achieved(self) -> Figure:
+        """The line over the limit, both of the same round."""
+        limits = [min(stages.limits_of(c, self._cores, accelerated=self._accelerated).values()) for c in self.costs]
+        return Figure.of([rate / limit for rate, limit in zip(self.rates["line"], limits, strict=True)])
+
+    def _measure(self, name: str, rivals: Mapping[str, Tutorial | Careful]) -> None:
+        if name == "stages":
+            with self._trial.output() as (_, info, output):
+                self.costs.append(stages.measure(self._this, output if info.path is not None else None))
+        elif name == "line":
+            self.rates["line"].append(self._trial.once().rate)
+        elif self.baselines[name].why is None:
+            with TemporaryDirectory(dir=self._folder) as place:
+                try:
+                    seconds = rivals[name].once(Path(place))
+                except OutOfMemory as error:
+                    self.rates.pop(name, None)
+                    self.baselines[name] = dataclasses.replace(self.baselines[name], why=str(error))
+                else:
+                    self.rates.setdefault(name, []).append(rivals[name].count / seconds)
+
+    @contextmanager
+    def _rivals(self, images: Images) -> Iterator[dict[str, Tutorial | Careful]]:
+        tutorial = Tutorial(self._this, images)
+        self.baselines["tutorial"] = Baseline(tutorial.count, tutorial.workers)
+        why = images.why_not_sent()
+        if why:
+            self.baselines["careful"] = Baseline(len(images), self._cores, why=why)
+            yield {"tutorial": tutorial}
+            return
+        with Careful(self._this, images, self._cores) as careful:
+            self.baselines["careful"] = Baseline(careful.count, careful.workers, started=careful.started)
+            yield {"tutorial": tutorial, "careful": careful}
