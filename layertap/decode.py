@@ -14,11 +14,12 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from io import BytesIO
+from typing import TypeAlias
 
 import PIL.ImageFile
-from PIL import Image
+from PIL import Image, features
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
@@ -34,6 +35,9 @@ from layertap.notes import note
 from layertap.notes import notes as notes
 from layertap.reasons import refusal
 
+Enough: TypeAlias = Callable[[tuple[int, int]], tuple[int, int] | None]
+"""Of an image's size, the least width and height that are enough of it; None where all of it is needed."""
+
 
 def refuse_lenient() -> None:
     """Raise `ConfigError` where this process has told Pillow to fill truncated images up with grey."""
@@ -44,6 +48,16 @@ def refuse_lenient() -> None:
 class _Jpeg(JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
         """Nothing: here Pillow parses the EXIF block, for a resolution that nobody reads, and warns of its faults."""
+
+    def shrink(self, enough: Enough) -> bool:
+        """Have it decoded at the least of 1, 1/2, 1/4 and 1/8 of its size that is still enough. Is it less than 1?"""
+        whole = self.size
+        try:
+            if (least := enough(whole)) is not None:
+                self.draft(None, least)
+        except Exception as error:
+            raise refusal("error") from error
+        return self.size != whole
 
 
 _READERS: Mapping[str, type[ImageFile]] = {
@@ -58,10 +72,11 @@ _READERS: Mapping[str, type[ImageFile]] = {
 _GIF_MARKS = re.compile(rb"[!,;]")
 
 
-def decode(data: bytes | Image.Image, formats: Collection[str] = ()) -> Image.Image:
+def decode(data: bytes | Image.Image, formats: Collection[str] = (), enough: Enough | None = None) -> Image.Image:
     """The image, loaded, its first frame where it has several. Raises `ImageError`.
 
     `formats` are those of `layertap.formats.OPTIONAL` that are opened besides the standard ones.
+    With `enough` a JPEG that is larger comes smaller, by 2, 4 or 8: the work for the rest is never done.
     Mode, palette and EXIF block are as the file has them: 16-bit, CMYK and rotated images come as such; only TIFFs
     come upright, as Pillow gives them. Converted to RGB it is what Pillow's own image is, without a warning.
     """
@@ -84,6 +99,8 @@ def decode(data: bytes | Image.Image, formats: Collection[str] = ()) -> Image.Im
         else:
             raise refusal("format_not_allowed")
         check_pixels(*image.size)
+        if enough is not None and isinstance(image, _Jpeg) and image.shrink(enough):
+            facts = facts | {"scaled"}
         image.load()
         _settle_transparency(image)
     except ImageError:
@@ -92,6 +109,17 @@ def decode(data: bytes | Image.Image, formats: Collection[str] = ()) -> Image.Im
         raise refusal(_reason(error, file)) from error
     note(image, facts)
     return image
+
+
+def decoders(formats: Collection[str] = ()) -> dict[str, str]:
+    """What pixels depend on besides Pillow itself: the library, with its version, that decodes each lossy format."""
+    libraries = {
+        "JPEG": ("libjpeg_turbo", "libjpeg-turbo") if features.check("libjpeg_turbo") else ("jpg", "libjpeg"),
+        "WEBP": ("webp", "libwebp"),
+    }
+    optional = {"TIFF": ("libtiff", "libtiff"), "JPEG2000": ("jpg_2000", "openjpeg"), "AVIF": ("avif", "libavif")}
+    libraries |= {name: optional[name] for name in optional if name in formats}
+    return {name: f"{library} {features.version(feature)}" for name, (feature, library) in libraries.items()}
 
 
 def _optional(name: str, data: bytes) -> tuple[Image.Image, set[str]]:

@@ -65,14 +65,15 @@ class Decoder(Protocol):
 class InThread:
     """Decodes in the thread that asks."""
 
-    def __init__(self, formats: Sequence[str]) -> None:
+    def __init__(self, formats: Sequence[str], enough: decode.Enough | None = None) -> None:
         self._formats = formats
+        self._enough = enough
 
     def ready(self) -> None:
         pass
 
     def decode(self, data: bytes | Image.Image) -> Decoded:
-        image = decode.decode(data, self._formats)
+        image = decode.decode(data, self._formats, self._enough)
         return image, decode.notes(image)
 
     def end(self) -> None:

@@ -16,6 +16,7 @@ NOTES: Mapping[str, str] = {
     "float": "floating-point values, cut off at 0 and 255",
     "frames": "it has several frames or pages, of which the first is taken",
     "icc_profile": "its colour profile is not applied",
+    "scaled": "it was decoded at a half, a quarter or an eighth of its size, as the profile allows",
 }
 
 # Where `decode` leaves what only the encoded bytes tell. A PNG may hold a text under this very name: no tuple, then.

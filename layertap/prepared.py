@@ -15,6 +15,7 @@ from layertap import memory, parts
 from layertap.computing import find_device, ready, rounding
 from layertap.config import RunConfig
 from layertap.contracts import FileSink, Sink, Source
+from layertap.decode import Enough
 from layertap.errors import ConfigError
 from layertap.events import Events
 from layertap.line import Line
@@ -42,6 +43,12 @@ class Prepared:
     events: Events
     info: RunInfo
 
+    @property
+    def enough(self) -> Enough | None:
+        """What says how much of a JPEG is decoded; None where all of it is."""
+        scaled = self.config.profile.decode == "scaled" and self.config.isolation == "thread"
+        return self.line.preprocessor.enough if scaled else None
+
     def batches(
         self, planned: Iterable[Planned], stopwatch: Stopwatch | None = None, *, workers: int | None = None
     ) -> Generator[Batch, None, None]:
@@ -53,7 +60,7 @@ class Prepared:
             self.line.slot,
             batch_size=self.info.batch_size,
             workers=workers or config.workers or default_workers(),
-            decoding=Decoding(config.formats, config.image_timeout, config.isolation),
+            decoding=Decoding(config.formats, config.image_timeout, config.isolation, self.enough),
             stopwatch=stopwatch,
         )
 

@@ -17,10 +17,11 @@ class Profile(pydantic.BaseModel):
         "contiguous", description="how the model's input and weights lie in memory"
     )
     resize: Literal["exact", "tensor"] = Field(
-        "exact", description="by the preprocessor's own filter, or by torch's on bytes, off by one level at times"
+        "exact", description="by the preprocessor's own filter, or by torch's on bytes, off by a level, seldom two"
     )
     decode: Literal["whole", "scaled"] = Field(
-        "whole", description="JPEGs at their size, or at a half, a quarter or an eighth where that is still enough"
+        "whole",
+        description="JPEGs at their size, or at a half, a quarter or an eighth where that is enough: a few percent off",
     )
     tf32: bool | None = Field(None, description="whether NVIDIA GPUs may round to TF32; null leaves torch as it is set")
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from layertap import decode
 from layertap.config import PARTS, RunConfig
 from layertap.contracts import Preprocessor
 from layertap.errors import PluginError
@@ -68,7 +69,8 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
         "columns": {name: [list(column.shape), column.dtype] for name, column in info.columns.items()},
         "preprocess": {"class": type(preprocessor).__name__, **_params(preprocessor)},
         "formats": sorted(this.config.formats),
-        "profile": this.config.profile.model_dump(),
+        "profile": {**this.config.profile.model_dump(), "decode": "scaled" if this.enough else "whole"},
+        "decoders": decode.decoders(this.config.formats),
         "autocast": this.config.autocast,
         "source": info.config["source"]["type"],
         "images": this.plan.count,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from layertap import decode
 from layertap.contracts import Preprocessor
+from layertap.decode import Enough
 from layertap.errors import PluginError
 from layertap.isolation import COMMAND, Decoder, InProcess, InThread
 from layertap.plugins import guard
@@ -33,19 +34,21 @@ _AHEAD = 2
 class Decoding:
     """How images are decoded: which formats besides the standard ones, within how many seconds an image, and where.
 
-    The seconds are those from when an image is read until it is prepared. `command` starts a process that decodes.
+    The seconds are those from when an image is read until it is prepared. `enough` is the preprocessor's, where a JPEG
+    may be decoded at a part of its size; a process decodes all of it. `command` starts such a process.
     """
 
     formats: tuple[str, ...] = ()
     timeout: float = 10.0
     isolation: Literal["thread", "process"] = "thread"
+    enough: Enough | None = None
     command: tuple[str, ...] = COMMAND
 
     def decoder(self) -> Decoder:
         """One worker's."""
         if self.isolation == "process":
             return InProcess(self.formats, self.timeout, self.command)
-        return InThread(self.formats)
+        return InThread(self.formats, self.enough)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,3 +139,17 @@ def test_no_pinned_slot_is_overwritten_and_nothing_is_read_before_it_is_there():
     assert transfer_for(device).behind == 1
     for expected, values in zip(sent, found, strict=True):
         assert torch.allclose(values, torch.full_like(values, expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("isolation", "decode"), [("thread", "scaled"), ("process", "whole")])
+def test_fast_profile_decodes_large_photographs_at_a_part_of_their_size(tmp_path, photographs, isolation, decode):
+    (tmp_path / "photos").mkdir()
+    photographs[0].resize((1600, 1200)).save(tmp_path / "photos/large.jpg")
+    preprocess = {"type": "imagenet", "resize": 20, "crop": 16}
+    taps = ["features.0"]
+    fast = {"preprocess": preprocess, "taps": taps, "profile": "fast", "isolation": isolation}
+    report = run(tmp_path / "photos", tmp_path / "out", **fast)
+    assert (report.kept, report.notes.get("scaled", 0)) == (1, int(decode == "scaled"))
+    assert layertap.open(tmp_path / "out").manifest["fingerprint"]["profile"]["decode"] == decode
+    exact = run(tmp_path / "photos", None, preprocess=preprocess, taps=taps).values["features.0"]
+    assert np.allclose(layertap.open(tmp_path / "out")["features.0"][:], exact, atol=0.5)

@@ -17,6 +17,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from layertap import ImageError
 from layertap.decode import decode
+from layertap.profiles import PROFILES
 from layertap_plugins.preprocessors.imagenet import ImageNet
 
 MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "I;16"]
@@ -80,6 +81,62 @@ def test_any_image_and_any_numbers_give_the_bits_of_the_preset(
     )
     ours = as_we_do(images, resize=resize, crop=crop, mean=mean, std=std, interpolation=interpolation)
     assert differ(ours, theirs) == 0
+
+
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (500, 333), (257, 255), (48, 32)])
+@pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (256, 257)])
+def test_images_of_usual_sizes_give_the_bits_of_the_preset(size, resize, crop):
+    images = [picture(*size)]
+    theirs = as_torchvision_does(images, resize_size=resize, crop_size=crop)
+    assert differ(as_we_do(images, resize=resize, crop=crop), theirs) == 0
+
+
+# The fast profile
+
+
+def fast(**params):
+    preprocessor = ImageNet.of(**params)
+    preprocessor.profile = PROFILES["fast"]
+    return preprocessor
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize("size", [(500, 375), (375, 500), (40, 30), (2500, 1700)])
+def test_the_fast_profile_is_off_by_a_level_at_times(photographs, size, interpolation):
+    for image in photographs[:2]:
+        image = image.resize(size)
+        exact = ImageNet.of(interpolation=interpolation).prepare(image)
+        quick = fast(interpolation=interpolation).prepare(image)
+        assert (quick.shape, quick.dtype) == (exact.shape, exact.dtype)
+        off = (quick.int() - exact.int()).abs()
+        assert off.max() <= (2 if interpolation in ("bilinear", "bicubic") else 0)
+        assert (off > 0).double().mean() < 0.02
+        assert torch.equal(quick, fast(interpolation=interpolation).prepare(image))
+
+
+def test_the_fast_profile_makes_no_difference_where_there_is_nothing_to_save():
+    image = picture(60, 40)
+    for params in ({"resize": 16, "crop": 24}, {"interpolation": "nearest"}):
+        assert torch.equal(fast(**params).prepare(image), ImageNet.of(**params).prepare(image))
+
+
+def test_enough_is_what_is_only_made_smaller():
+    assert ImageNet().enough((4000, 3000)) == (256, 256)
+    assert ImageNet.of(resize=32).enough((10, 10)) == (32, 32)
+    assert ImageNet.of(interpolation="nearest").enough((4000, 3000)) is None
+
+
+@pytest.mark.parametrize("exif", ["ignore", "apply"])
+def test_a_scaled_photograph_gives_much_the_same(photographs, exif):
+    block = Image.Exif()
+    block[0x0112] = 6
+    file = io.BytesIO()
+    photographs[0].resize((2000, 1500)).save(file, "JPEG", quality=95, exif=block)
+    preprocessor = fast(exif=exif)
+    image = decode(file.getvalue(), enough=preprocessor.enough)
+    assert image.size == (500, 375)
+    whole = ImageNet.of(exif=exif).prepare(decode(file.getvalue())).double()
+    assert (preprocessor.prepare(image).double() - whole).abs().mean() < 3
 
 
 # How each of the eight orientations is stored, so that turned as it says it is the upright image.

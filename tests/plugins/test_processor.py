@@ -47,6 +47,12 @@ def test_a_processor_whose_images_differ_in_shape_is_no_preprocessor(name):
     assert ImageProcessor.around(getattr(transformers, name)()) is None
 
 
+def test_enough_is_the_shorter_side_where_that_is_what_is_resized():
+    made = {name: getattr(transformers, name)() for name in ("CLIPImageProcessor", "ViTImageProcessor")}
+    assert ImageProcessor.around(made["CLIPImageProcessor"]).enough((500, 375)) == (224, 224)
+    assert ImageProcessor.around(made["ViTImageProcessor"]).enough((500, 375)) is None
+
+
 def test_the_preprocessor_is_data_and_survives_pickle():
     preprocessor = ImageProcessor.around(transformers.ViTImageProcessor())
     data = preprocessor.params.model_dump(mode="json")

@@ -11,6 +11,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.preprocessors.images import as_rgb, refuse_strip
+from layertap_plugins.preprocessors.resizing import planes
 
 if TYPE_CHECKING:
     import torch
@@ -51,10 +52,12 @@ class Composed(layertap.Preprocessor):
         last = self._transform.transforms[-2:]
         return len(last) == 2 and isinstance(last[0], transforms.ToTensor) and isinstance(last[1], transforms.Normalize)
 
+    def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The square of the shorter side after resizing; None where another side counts."""
+        return None if self.shorter_side is None else (self.shorter_side, self.shorter_side)
+
     def prepare(self, image: Image.Image) -> Tensor:
         """The image as uint8 `(3, H, W)`. Raises `ImageError`: `empty`, `aspect` (too long) or `unsupported_mode`."""
-        from torchvision.transforms.functional import pil_to_tensor  # type: ignore[import-untyped]
-
         refuse_strip(image, self.shorter_side)
         try:
             if self.converts_first:
@@ -67,8 +70,7 @@ class Composed(layertap.Preprocessor):
         except ValueError as error:
             message = f"no conversion from the mode {image.mode} to RGB: {error}"
             raise layertap.ImageError("unsupported_mode", message) from error
-        pixels: Tensor = pil_to_tensor(image)
-        return pixels
+        return planes(image)
 
     def finish(self, batch: Tensor) -> Tensor:
         """The batch as normalised float32, contiguous `(N, 3, H, W)`, on the device of `batch`."""

@@ -10,6 +10,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.preprocessors.images import as_rgb, in_eight_bits, refuse_strip, upright
+from layertap_plugins.preprocessors.resizing import centre
 
 if TYPE_CHECKING:
     import torch
@@ -48,24 +49,23 @@ class ImageNet(layertap.Preprocessor):
 
     params: Params
 
+    def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The square of the shorter side after resizing: whatever is as large is only made smaller."""
+        return None if self.params.interpolation == "nearest" else (self.params.resize, self.params.resize)
+
     def prepare(self, image: Image.Image) -> Tensor:
         """The image as uint8 `(3, crop, crop)`.
 
         Raises `ImageError`: `empty`, `aspect` (too long a strip) or `unsupported_mode`.
         """
-        from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
-        from torchvision.transforms import functional as F
-
-        resize, crop = self.params.resize, self.params.crop
-        refuse_strip(image, resize)
-        if self.params.exif == "apply":
+        params = self.params
+        refuse_strip(image, params.resize)
+        if params.exif == "apply":
             image = upright(image)
-        if self.params.depth == "rescale":
+        if params.depth == "rescale":
             image = in_eight_bits(image)
-        image = as_rgb(image)
-        image = F.resize(image, [resize], interpolation=InterpolationMode(self.params.interpolation))
-        pixels: Tensor = F.pil_to_tensor(F.center_crop(image, [crop]))
-        return pixels
+        exact = self.profile.resize == "exact"
+        return centre(as_rgb(image), params.resize, params.crop, params.interpolation, exact=exact)
 
     def finish(self, batch: Tensor) -> Tensor:
         """The uint8 batch as normalised float32, contiguous `(N, 3, crop, crop)`, on the device of `batch`."""

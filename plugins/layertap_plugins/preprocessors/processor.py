@@ -67,6 +67,10 @@ class ImageProcessor(layertap.Preprocessor):
         transformers = importlib.import_module("transformers")
         return getattr(transformers, self.params.processor).from_dict(self.params.config)
 
+    def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The square of the shorter side after resizing; None where another side counts."""
+        return None if self._shorter_side is None else (self._shorter_side, self._shorter_side)
+
     def prepare(self, image: Image.Image) -> Tensor:
         """The image as `(3, H, W)`, uint8 where the work is split and float32 else.
 

@@ -1,0 +1,68 @@
+"""Resizing an image and cutting out its centre as torchvision does, or nearly so in less time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+Size: TypeAlias = tuple[int, int]
+Box: TypeAlias = tuple[int, int, int, int]
+
+# Beyond it, bringing the pixels into a tensor costs more than torch's filter saves.
+_MAX_TENSOR_PIXELS = 2**22
+
+
+def centre(image: Image.Image, resize: int, crop: int, interpolation: str, *, exact: bool = True) -> Tensor:
+    """The RGB image with its shorter side resized, and of it the square in the centre: uint8 `(3, crop, crop)`.
+
+    Bit for bit what torchvision makes of it; without `exact`, in less time, some pixels are off by a level, seldom two.
+    """
+    from PIL.Image import Resampling
+
+    size = _resized(image.size, resize)
+    left, top = (_offset(length, crop) for length in size)
+    box = left, top, left + crop, top + crop
+    resample = Resampling[interpolation.upper()]
+    # Only these two are known to torch, and smooth: a box would count whole pixels otherwise.
+    if exact or interpolation not in ("bilinear", "bicubic") or crop > min(size):
+        # Whole, although much of it is cut off: Pillow chooses by the sizes which way to go first, and so how to round.
+        return planes(image.resize(size, resample).crop(box))
+    if image.width * image.height > _MAX_TENSOR_PIXELS:
+        across, down = (length / after for length, after in zip(image.size, size, strict=True))
+        part = left * across, top * down, (left + crop) * across, (top + crop) * down
+        return planes(image.resize((crop, crop), resample, part))
+    return _cut_bytes(image, size, box, interpolation)
+
+
+def planes(image: Image.Image) -> Tensor:
+    """The RGB image as uint8 `(3, H, W)`, contiguous."""
+    import torch
+
+    data = bytearray().join(image.tobytes("raw", band) for band in "RGB")
+    return torch.frombuffer(data, dtype=torch.uint8).view(3, image.height, image.width)
+
+
+def _resized(size: Size, side: int) -> Size:
+    width, height = size
+    longer = int(side * max(size) / min(size))
+    return (side, longer) if width <= height else (longer, side)
+
+
+def _offset(length: int, crop: int) -> int:
+    return -((crop - length) // 2) if crop > length else round((length - crop) / 2)
+
+
+def _cut_bytes(image: Image.Image, size: Size, box: Box, interpolation: str) -> Tensor:
+    """The image resized by torch's filter on bytes, then cut."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    left, top, right, bottom = box
+    # Pillow holds RGB in four bytes a pixel: so it is a plain copy, and of a kind that torch is quickest with.
+    data = bytearray(image.tobytes("raw", "RGBX"))
+    pixels = torch.frombuffer(data, dtype=torch.uint8).view(1, image.height, image.width, 4).permute(0, 3, 1, 2)
+    resized: Tensor = interpolate(pixels, size=size[::-1], mode=interpolation, antialias=True)
+    return resized[0, :3, top:bottom, left:right]
