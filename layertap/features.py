@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import csv
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -73,7 +74,7 @@ class Rows:
         if isinstance(key, (int, np.integer)):
             index = range(len(self))[int(key)]
             part = bisect.bisect_right(self._starts, index) - 1
-            return self._true(self._parts[part][index - self._starts[part]])
+            return self._true(self._parts[part][index - self._starts[part]]).reshape(self.shape[1:])
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             if step == 1:
@@ -91,7 +92,7 @@ class Rows:
 
     def _stretch(self, start: int, stop: int) -> NDArray[Any]:
         found = [
-            self._true(part[max(start - at, 0) : stop - at])
+            self._shaped(part[max(start - at, 0) : stop - at])
             for at, part in zip(self._starts, self._parts, strict=False)
             if at < stop and start < at + part.shape[0]
         ]
@@ -107,8 +108,13 @@ class Rows:
             local = rows[here] - self._starts[part]
             # Not every format can gather in any order; all can in ascending order without repeats.
             unique, back = np.unique(local, return_inverse=True)
-            values[here] = self._true(self._parts[part][unique])[back]
+            values[here] = self._shaped(self._parts[part][unique])[back]
         return values
+
+    def _shaped(self, values: Any) -> NDArray[Any]:
+        """Stored rows in the shape of the tap: a format may keep them flat."""
+        array = self._true(values)
+        return array.reshape(len(array), *self.shape[1:])
 
     def _true(self, values: Any) -> NDArray[Any]:
         """Stored values in their own dtype: bfloat16 is kept as its bits by formats that do not know it."""
@@ -144,7 +150,7 @@ class Features:
         with guard(self._sink), _readable(self.path):
             parts = [self._sink.load(folder, tap) for folder in self._folders()]
         for part in parts:
-            if list(part.shape[1:]) != facts.shape:
+            if math.prod(part.shape[1:]) != math.prod(facts.shape):
                 raise StoreError(
                     f"{self.path}: {tap!r} holds rows of {part.shape[1:]}, and its manifest says {facts.shape}"
                 )
