@@ -17,7 +17,7 @@ demo: setup  ## Extract features of real photographs and show what they mean
 	$(BIN)/python configs/quickstart.py quickstart/
 
 test: setup lint  ## Run every check and test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 soak: setup  ## Kill it, fill its disk, cut its power and feed it rubbish, at full size (half an hour)
 	$(BIN)/python -m pytest -m soak -s

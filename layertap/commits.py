@@ -130,6 +130,13 @@ class Commits:
         """Make a shard untrue again, its part being gone."""
         self._path(number).unlink()
 
+    def tidy(self) -> None:
+        """Remove what a crash has left of writing the last record, or the next."""
+        committed = len(self)
+        for number in (max(committed - 1, 0), committed):
+            record = self._path(number)
+            record.with_name(f"{record.name}.tmp").unlink(missing_ok=True)
+
     def part(self, number: int) -> Path:
         """The folder of a shard's files."""
         return self._output / PARTS / f"{number:05d}"

@@ -36,6 +36,16 @@ def create(path: Path, write: Callable[[IO[str]], object]) -> None:
     sync(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """`path` and what is missing above it, each made durable in the folder that it lies in."""
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
 def fresh_folder(path: Path) -> None:
     """An empty folder at `path`, which only an interrupted run of ours can have filled before."""
     clear_folder(path)

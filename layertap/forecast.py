@@ -98,5 +98,5 @@ def _state(path: Path | None) -> str:
         return "nothing is kept on disk"
     manifest = read_manifest(path)
     if manifest is not None:
-        return str(manifest.status)
+        return "unfinished" if manifest.status == "running" else manifest.status
     return "new" if not path.exists() or not any(path.iterdir()) else "not ours"

@@ -11,6 +11,7 @@ from typing import Self
 
 from layertap.errors import StoreError
 from layertap.manifest import read_manifest
+from layertap.switching import staging
 
 LOCKED = 5
 
@@ -63,8 +64,12 @@ def _locked(path: Path) -> int:
 
 
 def _owner(path: Path) -> str:
-    try:
-        manifest = read_manifest(path)
-    except StoreError:
-        return ""
-    return f": {manifest.owner}" if manifest and manifest.owner else ""
+    # A run that replaces a finished output says so in the folder that it builds beside it.
+    for folder in (path, staging(path)):
+        try:
+            manifest = read_manifest(folder)
+        except StoreError:
+            continue
+        if manifest and manifest.owner:
+            return f": {manifest.owner}"
+    return ""

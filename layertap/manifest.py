@@ -165,7 +165,7 @@ class Manifest(Facts):
         old, new = self.fingerprint, other.fingerprint
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in besides]
         implied = {after for before in changed for after in _IMPLIED.get(before, ())}
-        return [f"{k} was {_short(old.get(k))}, now {_short(new.get(k))}" for k in changed if k not in implied]
+        return [_told(key, old.get(key), new.get(key)) for key in changed if key not in implied]
 
 
 FILES = "file sizes and times"
@@ -211,6 +211,12 @@ def parsed(text: str, path: Path, model: type[M]) -> M:
         raise StoreError(f"{path}: {'.'.join(map(str, where))}: {what}", code=FOREIGN) from error
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: cannot be read: {error}", code=FOREIGN) from error
+
+
+def _told(key: str, old: Any, new: Any) -> str:
+    if key == FILES:
+        return f"{key} of some images have changed (where they had failed before: --retry-failed)"
+    return f"{key} was {_short(old)}, now {_short(new)}"
 
 
 def _short(value: Any) -> str:

@@ -76,7 +76,9 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
                 )
             return Walk(this, SinkOutput(sink), started, stopwatch).walk()
         path, manifest = Path(sink.params.path), provenance.manifest(this)
-        store = stack.enter_context(open_store(path, sink, manifest, mode=config.mode, retry=retry_failed))
+        store = stack.enter_context(
+            open_store(path, sink, manifest, mode=config.mode, retry=retry_failed, holds=this.plan.holds)
+        )
         output, retry = FolderOutput(store, this.plan), None
         if store.is_complete:
             if retry_failed:
@@ -84,8 +86,10 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
                 retry = Retry(features, store.manifest.shards, this.plan)
             if retry is None or not retry.numbers:
                 return _report(info, output.tally(), output, sink, 0.0, already=True)
-            store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run))
+            store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run, this.plan.holds))
             output = FolderOutput(store, this.plan)
+            if store.is_complete:
+                return _report(info, output.tally(), output, sink, 0.0, already=True)
         return Walk(this, output, started, stopwatch, retry).walk()
 
 

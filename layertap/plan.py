@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from layertap.commits import Commit
 from layertap.contracts import Source
 from layertap.errors import ConfigError, PluginError
 from layertap.plugins import guard
@@ -86,6 +87,13 @@ class Plan:
             if record_id not in without:
                 digest.update(f"{record_id}\0{stamp};".encode())
         return digest.hexdigest()
+
+    def holds(self, record: Commit) -> bool:
+        """Whether a commit record accounts for each of its images once, and for them alone."""
+        planned = [record_id for record_id, _ in self.entries(record.first, record.first + record.planned)]
+        failed = {failure.id for failure in record.failures}
+        kept = [record_id for record_id in planned if record_id not in failed]
+        return len(planned) == record.planned and kept == [row.id for row in record.kept] and failed <= set(planned)
 
     def _entries_of_the_source(self) -> Iterator[tuple[str, str | None]]:
         return ((record.id, stamp_of(record)) for record in self._checked())

@@ -99,8 +99,6 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
         with config.at("batch_size"):
             batch_size = _batch_size(config, sink, line, columns, plan.count)
         shard_rows = config.shard_rows or default_rows(columns, batch_size)
-        if shard_rows % batch_size:
-            raise ConfigError(f"shard_rows: {shard_rows} is no multiple of batch_size ({batch_size})")
         with config.at("batch_size"):
             memory.refuse_more_than_there_is(line, columns, min(batch_size, plan.count), min(shard_rows, plan.count))
             if device.type != "cpu":
@@ -127,7 +125,10 @@ def _batch_size(config: RunConfig, sink: Sink, line: Line, columns: Mapping[str,
         found = read_manifest(Path(sink.params.path))
         if found is not None:
             return found.batch_size
-    return memory.largest_batch(line, columns, images)
+    size = memory.largest_batch(line, columns, images)
+    while config.shard_rows and config.shard_rows % size:
+        size //= 2
+    return size
 
 
 def _refuse_inside(output: Path, images: object) -> None:

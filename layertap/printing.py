@@ -38,6 +38,8 @@ def report_data(report: Report) -> dict[str, Any]:
 
 def report_text(report: Report) -> str:
     """A report for people."""
+    from layertap.switching import retired
+
     done = "was complete already" if report.already else f"in {report.seconds:.1f} s"
     lines = [f"{report.kept} of {report.planned} images kept, {report.failed} failed, {done}"]
     where = f" -> {report.path}" if report.path else ""
@@ -48,6 +50,8 @@ def report_text(report: Report) -> str:
         lines.append(f"  failed: {reasons}" + (f" (listed in {report.path / 'failures.csv'})" if report.path else ""))
     if report.notes:
         lines.append("  noted: " + ", ".join(f"{word} {count}" for word, count in sorted(report.notes.items())))
+    if report.path and (left := retired(report.path)).exists():
+        lines.append(f"  what was in the replaced output and is not layertap's is in {left} now")
     if not report.stored:
         lines.append("  nothing is kept on disk: this sink has no output folder")
     return "\n".join(lines)
@@ -70,7 +74,8 @@ def verdict_text(found: Verdict) -> str:
     if found.rows and found.environment:
         lines.append(f"  not as it was then: {'; '.join(found.environment)}")
     lines += [f"  {fault}" for fault in found.faults]
-    lines.append(f"{len(found.faults)} faults" if found.faults else "all is well")
+    count = len(found.faults)
+    lines.append(f"{count} fault{'s' * (count > 1)}" if count else "all is well")
     return "\n".join(lines)
 
 
@@ -118,7 +123,8 @@ def forecast_text(found: Forecast) -> str:
         stop = f"the forward stops after {found.stop}" if found.stop else "the forward runs whole"
         lines.append(f"compute {stop}: {found.compute:.1%} of the model, {1 - found.compute:.1%} saved")
     free = "" if found.free_bytes is None else f", {_size(found.free_bytes)} free"
-    lines.append(f"disk    {_size(found.row_bytes)} an image, {_size(found.bytes)} in all{free}")
+    size = f"{_size(found.bytes)} in all, twice that while parts are merged"
+    lines.append(f"disk    {_size(found.row_bytes)} an image, {size}{free}")
     where = "" if found.path is None else f"{found.path}: "
     lines.append(f"output  {where}{found.state}")
     return "\n".join(lines)

@@ -11,15 +11,16 @@ A commit: temporary name, write, fsync, rename, fsync of the folder, commit reco
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from layertap import durable, switching
+from layertap import confined, durable, switching
 from layertap.commits import COMMITS, PARTS, Commit, Commits, meta_types
 from layertap.contracts import FileSink
 from layertap.errors import StoreError
@@ -64,13 +65,36 @@ class Store:
             commit.count_into(tally)
         return tally
 
-    def begin(self) -> None:
-        """Say who writes here. Raises `StoreError` where that cannot be written."""
+    def begin(self, holds: Callable[[Commit], bool]) -> None:
+        """Say who writes here, and go back to before the first shard that is not whole, or not the plan's.
+
+        `holds` says whether a record is one of the plan. Raises `StoreError` where nothing can be written.
+        """
         self.manifest.owner = Owner(host=socket.gethostname(), pid=os.getpid(), since=_now())
         with storage(self.path):
             self._write_manifest()
             for name in (PARTS, COMMITS):
-                (self.path / name).mkdir(exist_ok=True)
+                durable.make_folder(self.path / name)
+            self.commits.tidy()
+            committed = list(range(len(self.commits)))
+            sound = next((n for n in committed if not self._is_sound(n, holds)), len(committed))
+            for number in reversed(committed[sound:]):
+                self.commits.remove(number)
+
+    def _is_sound(self, number: int, holds: Callable[[Commit], bool]) -> bool:
+        try:
+            record = self.commits.read(number)
+            place = self.commits.part(number).relative_to(self.path).as_posix()
+            return (
+                record is not None
+                and holds(record)
+                and all(
+                    FileFacts.of(confined.regular(self.path, f"{place}/{name}")) == facts
+                    for name, facts in record.files.items()
+                )
+            )
+        except (OSError, StoreError):
+            return False
 
     def commit(self, gathered: Gathered, source: str) -> None:
         """Make a shard durable, then true by its commit record. Raises `StoreError` for a full or broken disk.
@@ -114,9 +138,25 @@ class Store:
             manifest.status, manifest.finished, manifest.owner = "complete", _now(), None
             self._write_manifest()
             self.sweep()
-            if self._target:
+            self.take_place()
+
+    def take_place(self) -> None:
+        """Put a complete output where it belongs, if it was built beside another one."""
+        if self._target:
+            with storage(self._target):
                 switching.switch(self._target)
-                self.path = self._target
+            self.path = self._target
+
+    def refuse_lost(self) -> None:
+        """Raise `StoreError` for a file of a complete output that is gone or has another length."""
+        for name, facts in self.manifest.files.items():
+            try:
+                size = confined.regular(self.path, name).stat().st_size
+            except FileNotFoundError:
+                size = -1
+            if size != facts.bytes:
+                lost = "is gone" if size < 0 else f"has {size} bytes, and was written with {facts.bytes}"
+                raise StoreError(f"{self.path / name}: {lost}; mode=new extracts all of it anew")
 
     def sweep(self) -> None:
         """Remove the parts of a complete, merged output: by the names that its commits record, and no others."""
@@ -153,20 +193,26 @@ class Store:
 
 @contextmanager
 def open_store(
-    path: Path, sink: FileSink, manifest: Manifest, *, mode: Literal["resume", "new"] = "resume", retry: bool = False
+    path: Path,
+    sink: FileSink,
+    manifest: Manifest,
+    *,
+    mode: Literal["resume", "new"] = "resume",
+    retry: bool = False,
+    holds: Callable[[Commit], bool] = lambda record: True,
 ) -> Iterator[Store]:
     """The output folder, made if need be, locked, and checked to belong to this very configuration.
 
     `new` replaces what layertap has finished there, by a folder beside it that takes its place when it is complete.
-    `retry` takes files that have changed as no difference. Raises `StoreError`: 5 another run holds it, 6 it is another
-    configuration's or not ours, 7 it cannot be written.
+    `retry` takes files that have changed as no difference; `holds` says whether a record is one of the plan.
+    Raises `StoreError`: 5 another run holds it, 6 it is another configuration's or not ours, 7 it cannot be written.
     """
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path}: is a file, and the output is a folder; choose another path", code=FOREIGN)
     with ExitStack() as stack:
         with storage(path):
             switching.recover(path)
-            path.mkdir(parents=True, exist_ok=True)
+            durable.make_folder(path)
             stack.enter_context(Lock(path))
             switching.sweep_retired(path)
         switching.refuse_links(path)
@@ -181,19 +227,26 @@ def open_store(
                 code=FOREIGN,
             )
         if found and mode == "new" and (changed or found.status == "complete"):
-            yield stack.enter_context(beside(path, sink, manifest, found.run))
+            yield stack.enter_context(beside(path, sink, manifest, found.run, holds))
             return
         store = Store(path, sink, found or manifest)
         if store.is_complete:
             with storage(path):
                 store.sweep()
+                store.refuse_lost()
         else:
-            store.begin()
+            store.begin(holds)
         yield store
 
 
 @contextmanager
-def beside(path: Path, sink: FileSink, manifest: Manifest, replaced: str) -> Iterator[Store]:
+def beside(
+    path: Path,
+    sink: FileSink,
+    manifest: Manifest,
+    replaced: str,
+    holds: Callable[[Commit], bool],
+) -> Iterator[Store]:
     """A store beside the output at `path`, which is locked already: the folder takes its place when it is complete.
 
     One that was begun for the same purpose is gone on with.
@@ -202,23 +255,27 @@ def beside(path: Path, sink: FileSink, manifest: Manifest, replaced: str) -> Ite
     manifest = manifest.model_copy(update={"replaces": replaced})
     with ExitStack() as stack:
         with storage(folder):
-            folder.mkdir(exist_ok=True)
+            durable.make_folder(folder)
             stack.enter_context(Lock(folder))
             switching.refuse_links(folder)
             found = read_manifest(folder)
             if found is None:
                 _refuse_foreign(folder)
-            elif found.replaces is None or found.status == "complete":
+            elif found.replaces is None:
                 raise StoreError(f"{folder}: is in the way of replacing {path}; move it", code=FOREIGN)
             elif found.replaces != replaced or found.different(manifest):
                 switching.discard(folder)
-                folder.mkdir()
+                durable.make_folder(folder)
                 stack.enter_context(Lock(folder))
                 found = None
+            durable.prune(switching.retired(path))
             if os.path.lexists(switching.retired(path)):
                 raise StoreError(f"{switching.retired(path)}: is in the way of replacing {path}; move it", code=FOREIGN)
         store = Store(folder, sink, found or manifest, target=path)
-        store.begin()
+        if store.is_complete:  # and was stopped just before it could take its place
+            store.take_place()
+        else:
+            store.begin(holds)
         yield store
 
 
@@ -228,7 +285,8 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{error.filename or path}: {error.strerror or error}") from error
+        cure = "; make room, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise StoreError(f"{error.filename or path}: {error.strerror or error}{cure}") from error
 
 
 def _refuse_foreign(path: Path) -> None:

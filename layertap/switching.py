@@ -29,7 +29,12 @@ def switch(path: Path) -> None:
     """Put the complete output beside `path` in its place, and remove the old one."""
     new, old, place = staging(path), retired(path), os.path.realpath(path)
     os.rename(place, old)
-    os.rename(new, place)
+    try:
+        os.rename(new, place)
+    except FileNotFoundError:
+        # While this run was suspended, another one has found the switch half done, and done it.
+        if not os.path.exists(place):
+            raise
     durable.sync(new.parent)
     sweep_retired(path)
 
@@ -66,6 +71,7 @@ def discard(folder: Path) -> None:
     committed = len(commits)
     for number in range(committed):
         discard_shard(commits, number)
+    commits.tidy()
     # What a run was about to write when it was stopped: it has these names and no others.
     for begun in (commits.part(committed), commits.part(committed).with_suffix(".tmp"), folder / "merge.tmp"):
         durable.clear_folder(begun)

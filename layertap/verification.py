@@ -146,6 +146,10 @@ def _compute_again(
                 code=FOREIGN,
             )
         wanted = dict(_places(verdict.rows, shards, features, this.plan))
+        for row in set(verdict.rows) - set(wanted.values()):
+            verdict.faults.append(f"row {row} ({_id(features, row)!r}): its source gives no such image there")
+        if not wanted:
+            return
         numbers = sorted({place // this.info.batch_size for place in wanted})
         for place, values in _computed(this, numbers):
             if place in wanted:

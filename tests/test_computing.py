@@ -73,9 +73,9 @@ def test_batch_size_auto_is_a_power_of_two_and_a_resume_keeps_to_it(photos, tmp_
     assert layertap.open(tmp_path / "out").manifest["batch_size"] == 16
 
 
-def test_batch_size_auto_that_does_not_divide_the_shard_is_told(photos, tmp_path):
-    with pytest.raises(layertap.ConfigError, match="shard_rows: 20 is no multiple of batch_size"):
-        run(photos, tmp_path / "out", batch_size="auto", shard_rows=20)
+def test_batch_size_auto_divides_the_shard_that_is_asked_for(photos, tmp_path):
+    run(photos, tmp_path / "out", batch_size="auto", shard_rows=12)
+    assert layertap.open(tmp_path / "out").manifest["batch_size"] == 4
 
 
 @pytest.mark.parametrize("wrong", ["quick", {"resize": "rough"}, {"memory": 1}])

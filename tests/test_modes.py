@@ -123,6 +123,24 @@ def test_crash_between_the_two_renames_is_mended_by_the_next_run(photos, tmp_pat
     assert sorted(os.listdir(tmp_path)) == ["out"]
 
 
+def test_replacement_that_was_complete_but_not_yet_in_place_takes_it(photos, tmp_path):
+    run(photos, tmp_path / "out", taps=["classifier"])
+    run(photos, tmp_path / "out.new", taps=["features.0"])
+    manifest = json.loads((tmp_path / "out.new/manifest.json").read_text())
+    manifest["replaces"] = layertap.open(tmp_path / "out").manifest["run"]
+    (tmp_path / "out.new/manifest.json").write_text(json.dumps(manifest))
+    assert run(photos, tmp_path / "out", taps=["features.0"], mode="new").already
+    assert layertap.open(tmp_path / "out").taps == ["features.0"]
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+
+
+def test_empty_folder_left_of_a_replaced_output_is_no_hindrance(photos, tmp_path):
+    run(photos, tmp_path / "out")
+    (tmp_path / "out.old").mkdir()
+    run(photos, tmp_path / "out", taps=["classifier"], mode="new")
+    assert sorted(os.listdir(tmp_path)) == ["out"]
+
+
 def test_output_behind_a_link_is_replaced_where_it_is(photos, tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to("disk/out")

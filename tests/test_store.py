@@ -163,6 +163,48 @@ def test_file_system_without_locks_is_refused_in_words(photos, tmp_path, monkeyp
         run(photos, tmp_path / "out")
 
 
+def replaced_by_link(part: Path) -> None:
+    os.rename(part, part.parents[3] / "elsewhere.npy")
+    part.symlink_to(part.parents[3] / "elsewhere.npy")
+
+
+def replaced_by_pipe(part: Path) -> None:
+    part.unlink()
+    os.mkfifo(part)
+
+
+def flipped(part: Path) -> None:
+    data = bytearray(part.read_bytes())
+    data[-3] ^= 1
+    part.write_bytes(data)
+
+
+def forged(part: Path) -> None:
+    record = part.parents[2] / f"commits/{part.parent.name}.json"
+    record.write_text(record.read_text().replace("cats/01.jpg", "cats/xx.jpg").replace("cats/09.jpg", "cats/xx.jpg"))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("how", [flipped, Path.unlink, replaced_by_link, replaced_by_pipe, forged])
+def test_committed_part_that_is_not_what_was_committed_is_made_again(photos, tmp_path, how, number):
+    run(photos, tmp_path / "whole", shard_rows=4)
+    stop(photos, tmp_path / "out")
+    how(tmp_path / f"out/parts/{number:05d}/classifier.npy")
+    run(photos, tmp_path / "out", shard_rows=4)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("how", [Path.unlink, lambda path: os.truncate(path, 300)], ids=["gone", "cut"])
+def test_complete_output_that_has_lost_a_file_is_not_called_complete(photos, tmp_path, how):
+    run(photos, tmp_path / "out")
+    how(tmp_path / "out/classifier.npy")
+    with pytest.raises(layertap.StoreError, match=r"classifier.npy: .*mode=new extracts all of it anew") as lost:
+        run(photos, tmp_path / "out")
+    assert lost.value.code == 7
+    assert run(photos, tmp_path / "out", mode="new").kept == 20
+    assert run(photos, tmp_path / "out").already
+
+
 def test_reader_beside_a_run_sees_whole_commits_only(photos, tmp_path):
     (tmp_path / "watch.py").write_text(
         "import layertap\n"
