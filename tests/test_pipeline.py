@@ -168,7 +168,7 @@ def test_changed_image_behind_the_same_name_is_refused(photos, tmp_path, change)
     shutil.copytree(photos, tmp_path / "photos")
     run(tmp_path / "photos", tmp_path / "out")
     change(tmp_path / "photos/cats/03.jpg")
-    with pytest.raises(layertap.StoreError, match="another configuration: file sizes and times was"):
+    with pytest.raises(layertap.StoreError, match="file sizes and times of some images have changed"):
         run(tmp_path / "photos", tmp_path / "out")
 
 
