@@ -277,12 +277,12 @@ def _print_json(data: Any) -> None:
 
 def main() -> NoReturn:
     """The console script: runs a command and exits with its code."""
-    _catch(signal.SIGTERM, TERMINATED)
-    _catch(signal.SIGINT, INTERRUPTED)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that a terminal has no letters for must not fail a run that is done.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _catch(signal.SIGTERM, TERMINATED)
+        _catch(signal.SIGINT, INTERRUPTED)
         code = typer.main.get_command(app).main(standalone_mode=False)
     except _UsageFault as error:
         error.show()
@@ -294,6 +294,10 @@ def main() -> NoReturn:
         typer.echo("stopped; what is committed stays, and the same command goes on from there", err=True)
         code = stopped.code
         stopped.last_resort.cancel()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            # All is said and done: what is left is the interpreter's own end, which has no place for an exception.
+            signal.signal(number, signal.SIG_DFL)
     sys.exit(code)
 
 

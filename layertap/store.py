@@ -160,12 +160,8 @@ class Store:
 
     def sweep(self) -> None:
         """Remove the parts of a complete, merged output: by the names that its commits record, and no others."""
-        if not self.manifest.merged or not (self.path / COMMITS).is_dir():
-            return
-        for number in range(len(self.manifest.shards)):
-            switching.discard_shard(self.commits, number)
-        for name in (PARTS, COMMITS):
-            durable.prune(self.path / name)
+        if self.manifest.merged:
+            switching.discard_shards(self.path, len(self.manifest.shards))
 
     def _merge(self, count: int) -> dict[str, FileFacts]:
         folder = self.path / _MERGE

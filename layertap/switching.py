@@ -55,6 +55,8 @@ def sweep_retired(path: Path) -> None:
     old = read_manifest(retired(path)) if current and current.replaces else None
     if current and old and current.replaces == old.run:
         discard(retired(path))
+    elif current and current.replaces:
+        durable.prune(retired(path))
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -68,9 +70,9 @@ def discard(folder: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest is not None
     commits = Commits(folder)
-    committed = len(commits)
-    for number in range(committed):
-        discard_shard(commits, number)
+    # Of a complete one the first records may be swept already.
+    committed = max(len(commits), len(manifest.shards))
+    discard_shards(folder, committed)
     commits.tidy()
     # What a run was about to write when it was stopped: it has these names and no others.
     for begun in (commits.part(committed), commits.part(committed).with_suffix(".tmp"), folder / "merge.tmp"):
@@ -80,6 +82,8 @@ def discard(folder: Path) -> None:
     confined.remove(folder, [*manifest.files, *tables, *temporary])
     for name in (PARTS, COMMITS):
         durable.prune(folder / name)
+    # Without its manifest nobody would know whose the rest is.
+    durable.sync(folder)
     confined.remove(folder, [MANIFEST])
     durable.prune(folder)
 
@@ -91,11 +95,19 @@ def refuse_links(folder: Path) -> None:
             raise StoreError(f"{folder / name}: is a link, which no run of layertap makes", code=FOREIGN)
 
 
-def discard_shard(commits: Commits, number: int) -> None:
-    """Remove a shard's files by their recorded names, then its record."""
-    record = commits.read(number)
-    if record is not None:
-        part = commits.part(number)
-        confined.remove(part, record.files)
-        durable.prune(part)
+def discard_shards(folder: Path, count: int) -> None:
+    """Remove the files of the first shards by their recorded names, then the records: these are gone no earlier."""
+    commits = Commits(folder)
+    recorded = []
+    for number in range(count):
+        record = commits.read(number)
+        if record is not None:
+            confined.remove(commits.part(number), record.files)
+            durable.prune(commits.part(number))
+            recorded.append(number)
+    if (folder / PARTS).is_dir():
+        durable.sync(folder / PARTS)
+    for number in recorded:
         commits.remove(number)
+    for name in (PARTS, COMMITS):
+        durable.prune(folder / name)

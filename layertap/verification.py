@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from layertap import confined, provenance
 from layertap.commits import PARTS, Commits, digest
-from layertap.errors import StoreError
+from layertap.errors import LayertapError, StoreError
 from layertap.features import Features, open_output
 from layertap.loading import load_config
 from layertap.manifest import FILES, FOREIGN, FileFacts, Manifest, ShardFacts, read_output
@@ -121,7 +121,7 @@ def _check_rows(
                     )
                 start += facts.kept
         verdict.shards = len(shards)
-    except StoreError as error:
+    except LayertapError as error:
         verdict.faults.append(str(error))
 
 
