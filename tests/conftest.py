@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+# Where the tests run in a shell's background, signals are ignored, and what they start would ignore them too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = str(Path(__file__).with_name("tiny.py"))
 
