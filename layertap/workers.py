@@ -20,6 +20,9 @@ from layertap.timing import Stopwatch
 # Time is counted in steps, and none counts for more than this: a process that was stopped for an hour has spent a step.
 _SHORTEST_STEP, _LONGEST_STEP = 0.001, 0.1
 
+# A signal that comes between Python's last look and the wait itself wakes nobody: it is found after a nap.
+_NAP = 0.25
+
 # How long closing waits for images that are being worked on.
 _PATIENCE = 1.0
 
@@ -61,7 +64,8 @@ class Pending:
 
     def done(self, stopwatch: Stopwatch | None) -> Batch:
         """Wait for the batch. Raises what it was aborted for."""
-        self._settled.wait()
+        while not self._settled.wait(_NAP):
+            pass
         if self._fault is not None:
             raise self._fault
         if stopwatch is not None:
