@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from layertap import parts, provenance
+from layertap import heap, parts, provenance
 from layertap.computing import find_device, ready
 from layertap.config import RunConfig
 from layertap.contracts import FileSink, Sink
@@ -165,7 +165,8 @@ class Walk:
             sink.open(info)
         try:
             events.run_started(info)
-            self._extract(info, tally)
+            with heap.kept():
+                self._extract(info, tally)
             seconds = time.monotonic() - self.started
             self.output.finish(seconds, self.stopwatch)
             report = _report(info, tally, self.output, sink, seconds)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from layertap import heap
 from layertap.bench import trials
 from layertap.bench.figures import Figure
 from layertap.line import Line
@@ -81,15 +82,16 @@ def measure(this: Prepared, output: Output | None) -> dict[str, Cost]:
 
     What comes out is written to `output`, if there is one; without it there is no stage `write`.
     """
-    costs, batches = _images(this)
-    computed, done = _computed(this.line, batches)
-    costs |= computed
-    images = sum(len(batch.records) for batch in batches)
-    with _measured() as spent:
-        (gathered,) = gather(done, this.info.columns, images, [0])
-    costs["gather"] = spent.over(images)
-    if output is not None:
-        costs["write"] = _written(output, gathered, images)
+    with heap.kept():
+        costs, batches = _images(this)
+        computed, done = _computed(this.line, batches)
+        costs |= computed
+        images = sum(len(batch.records) for batch in batches)
+        with _measured() as spent:
+            (gathered,) = gather(done, this.info.columns, images, [0])
+        costs["gather"] = spent.over(images)
+        if output is not None:
+            costs["write"] = _written(output, gathered, images)
     return costs
 
 
