@@ -35,6 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+new = typer.Typer(help="Write something of your own to start from.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(new, name="new")
+
 Own = Annotated[
     list[str] | None,
     typer.Option("--plugin", metavar="FILE_OR_MODULE", help="Load a plugin of your own. May be given several times."),
@@ -187,6 +190,31 @@ def verify(
 
 
 @app.command()
+def export(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder.")],
+    type_name: Annotated[str, typer.Argument(metavar="TYPE", help="A sink, `thingsvision` or `clip_retrieval`.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A new folder, or an empty one.")],
+    tap: Annotated[
+        list[str] | None, typer.Option("--tap", metavar="NAME", help="Only this tap. May be given several times.")
+    ] = None,
+    plugin: Own = None,
+) -> None:
+    """Write the rows of OUT into PATH by another sink, or in another library's layout; the values stay the same."""
+    from layertap.features import open_output
+
+    with _importing():
+        from layertap.export import export as exported
+    from layertap.plugins import Plugins
+
+    own = _own(context, plugin)
+    with open_output(output, plugins=own) as features:
+        taps = features.chosen(tap)
+        exported(features, type_name, path, taps, Plugins.load(own))
+        typer.echo(f"{features.manifest['counts']['kept']} rows of {', '.join(taps)} -> {path} ({type_name})")
+
+
+@app.command()
 def bench(
     context: typer.Context,
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
@@ -213,18 +241,18 @@ def bench(
 
 @app.command()
 def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -> None:
-    """List every plugin: kind, type, distribution, version and file."""
+    """List every plugin: kind, type, distribution, version, file; on a terminal also parameters and what is missing."""
+    from layertap import catalogue
     from layertap.plugins import Plugins
 
     known = Plugins.load(_own(context, plugin))
-    rows = [[r.kind, r.type_name, r.distribution, r.version, r.file] for r in known]
     if as_json:
-        _print_json([dict(zip(printing.PLUGIN_COLUMNS, row, strict=True)) for row in rows])
+        _print_json([catalogue.data(registered) for registered in known])
     elif sys.stdout.isatty():
-        printing.print_table(printing.PLUGIN_COLUMNS, rows)
+        catalogue.show(known)
     else:
-        for row in rows:
-            typer.echo("\t".join(row))
+        for registered in known:
+            typer.echo("\t".join(catalogue.row(registered)))
     for name, reason in known.failures.items():
         typer.echo(f"{name} could not be loaded: {reason}", err=True)
 
@@ -246,6 +274,20 @@ def schema(
     from layertap.schema import config_schema
 
     _print_json(config_schema(Plugins.load(_own(context, plugin))))
+
+
+@new.command("plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its distribution, and the folder to write.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="source, sink, preprocessor, reducer, model or observer.", show_default=False)
+    ],
+) -> None:
+    """Write a working plugin into the folder NAME: its class, entry point and test, ready to install."""
+    from layertap import scaffold
+
+    folder = scaffold.new_plugin(name, kind)
+    typer.echo(f"wrote {folder}; now: pip install -e {folder}; (cd {folder} && pytest)")
 
 
 @app.command()

@@ -18,6 +18,7 @@ from layertap.contracts import FileSink, Sink
 from layertap.errors import ConfigError, ImageError
 from layertap.features import Features
 from layertap.grammar import TapsLike
+from layertap.heap import Heap
 from layertap.line import Line
 from layertap.loading import ConfigLike, load_config
 from layertap.outputs import FolderOutput, Output, SinkOutput, Writer
@@ -165,8 +166,8 @@ class Walk:
             sink.open(info)
         try:
             events.run_started(info)
-            with heap.kept():
-                self._extract(info, tally)
+            with heap.kept() as memory:
+                self._extract(info, tally, memory)
             seconds = time.monotonic() - self.started
             self.output.finish(seconds, self.stopwatch)
             report = _report(info, tally, self.output, sink, seconds)
@@ -178,13 +179,13 @@ class Walk:
         events.run_finished(info, report, None)
         return report
 
-    def _extract(self, info: RunInfo, tally: Tally) -> None:
+    def _extract(self, info: RunInfo, tally: Tally, memory: Heap) -> None:
         line, first, retry = self.run.line, tally.shards, self.retry
         planned = retry.planned(first) if retry else self.run.plan.records(first * info.shard_rows)
         stream = self.run.batches(planned, self.stopwatch)
         numbers = (number for number in retry.numbers if number >= first) if retry else itertools.count(first)
         with closing(stream), Writer(self.output, self.stopwatch) as writer:
-            done = self._watched(line.activations(stream, info.columns, self.stopwatch), info, tally)
+            done = self._watched(line.activations(stream, info.columns, self.stopwatch), info, tally, memory)
             computed = gather(done, info.columns, min(info.shard_rows, info.planned), numbers)
             for gathered in retry.shards(computed, first) if retry else computed:
                 if retry and gathered.shard.number not in retry.numbers:
@@ -201,7 +202,7 @@ class Walk:
         self.run.events.batch_done(info, gathered.planned)
 
     def _watched(
-        self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally
+        self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally, memory: Heap
     ) -> Iterator[tuple[Batch, Activations]]:
         config, events = self.run.config, self.run.events
         most = config.max_failures
@@ -220,6 +221,7 @@ class Walk:
             tally.planned += len(batch.records)
             events.batch_done(info, len(batch.records))
             yield batch, activations
+            memory.tidy()
 
     def _committed(self, number: int | None, info: RunInfo) -> None:
         if number is not None:
