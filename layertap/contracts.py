@@ -79,6 +79,11 @@ class Preprocessor(Plugin):
     profile: Profile = PROFILES["exact"]
     """How exact it has to be; set before any other call."""
 
+    @property
+    def example(self) -> tuple[int, int]:
+        """Width and height of an image that `prepare` takes: on one of them the core sees what it gives."""
+        return (640, 480)
+
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The least width and height of which `prepare` makes much the same as of an image of `size`.
 

@@ -64,7 +64,7 @@ class Slot:
         """What `prepare` gives, seen on one synthetic image. Raises `PluginError` where it gives no tensor."""
         decode.refuse_lenient()
         with guard(preprocessor):
-            prepared = preprocessor.prepare(Image.new("RGB", (640, 480), (124, 116, 104)))
+            prepared = preprocessor.prepare(Image.new("RGB", preprocessor.example, (124, 116, 104)))
         if not isinstance(prepared, Tensor):
             raise PluginError(
                 f"the preprocessor {type(preprocessor).__name__} prepares a {type(prepared).__name__}, not a tensor"

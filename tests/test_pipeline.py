@@ -187,7 +187,7 @@ def test_complete_output_is_left_as_it_is(photos, tmp_path):
         ({"batch_size": 5}, "batch_size was 4, now 5"),
         ({"taps": ["classifier"]}, "taps was"),
         ({"model": {"type": "tiny", "seed": 1}}, "seed"),
-        ({"preprocess": {"type": "squash", "size": 17}}, "preprocess was"),
+        ({"preprocess": {"type": "tiny_squash", "size": 17}}, "preprocess was"),
         ({"limit": 10}, "images was 20, now 10"),
     ],
 )
@@ -224,7 +224,7 @@ def test_folder_that_is_not_ours_is_refused_untouched(photos, tmp_path):
         ({"device": "cuda:7"}, layertap.ConfigError, "cuda:7"),
         ({"batch_size": 0}, layertap.ConfigError, "batch_size"),
         ({"model": "tinny"}, layertap.ConfigError, "tiny"),
-        ({"preprocess": {"type": "squash", "size": 7}}, layertap.PluginError, "shape"),
+        ({"preprocess": {"type": "tiny_squash", "size": 7}}, layertap.PluginError, "shape"),
     ],
 )
 def test_what_can_be_known_before_is_told_before_the_output_exists(photos, tmp_path, changes, error, named):

@@ -80,4 +80,4 @@ def register_models(register: Any) -> None:
 
 @layertap.hookimpl
 def register_preprocessors(register: Any) -> None:
-    register("squash", Squash)
+    register("tiny_squash", Squash)

@@ -11,10 +11,10 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.preprocessors.images import as_rgb, refuse_strip
+from layertap_plugins.preprocessors.normalising import normalised
 from layertap_plugins.preprocessors.resizing import planes
 
 if TYPE_CHECKING:
-    import torch
     from PIL import Image
     from torch import Tensor
 
@@ -74,28 +74,14 @@ class Composed(layertap.Preprocessor):
 
     def finish(self, batch: Tensor) -> Tensor:
         """The batch as normalised float32, contiguous `(N, 3, H, W)`, on the device of `batch`."""
-        import torch
-
         if not self._is_split:
             return batch.contiguous()
         normalize = self._transform.transforms[-1]
-        # The operations of ToTensor and Normalize in their order, without their copies.
-        pixels = batch.to(torch.float32, memory_format=torch.contiguous_format, copy=True).div_(255)
-        return pixels.sub_(_column(normalize.mean, batch.device)).div_(_column(normalize.std, batch.device))
+        mean, std = ([float(value) for value in values] for values in (normalize.mean, normalize.std))
+        return normalised(batch, mean, std)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"params": self.params}  # the transform is made again where it is needed
-
-
-def _column(values: Any, device: torch.device) -> Tensor:
-    return _columns(tuple(float(value) for value in values), device)
-
-
-@functools.cache
-def _columns(values: tuple[float, ...], device: torch.device) -> Tensor:
-    import torch
-
-    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 class TimmTransform(Composed):

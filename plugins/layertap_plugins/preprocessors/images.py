@@ -40,6 +40,34 @@ def as_rgb(image: Image.Image) -> Image.Image:
         raise layertap.ImageError("unsupported_mode", message) from error
 
 
+def is_grey(image: Image.Image) -> bool:
+    """Whether the image is stored as greyscale, with or without alpha; what its colours are is not looked at."""
+    return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
+
+
+def over(colour: str, image: Image.Image) -> Image.Image:
+    """An image with transparency laid over a colour, as RGB; one without as it is."""
+    if not _is_transparent(image):
+        return image
+    from PIL import Image
+
+    try:
+        image = image.convert("RGBA")
+    except ValueError:
+        return image  # of a mode that has no conversion to RGB either
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
+        return True
+    # One value that stands for transparent, or an alpha for each colour; a text of a PNG may go by this name too.
+    kinds = {"1": int, "L": int, "P": int | bytes, "RGB": tuple}
+    if image.mode in kinds:
+        return isinstance(image.info.get("transparency"), kinds[image.mode])
+    return image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
+
+
 def in_eight_bits(image: Image.Image) -> Image.Image:
     """16-bit greyscale scaled linearly to 8 bits, where Pillow's conversion cuts off at 255; others as they are."""
     if not image.mode.startswith("I;16"):

@@ -1,0 +1,41 @@
+"""Resizing to one size, whatever the aspect: scale to 0..1, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+import layertap
+from layertap_plugins.preprocessors.resizing import stretched
+from layertap_plugins.preprocessors.sized import Filter, Size, Sized, wide_and_high
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+
+class Squash(Sized):
+    """Bit for bit torchvision's `Resize([height, width])` on the RGB image: all of it, and its aspect not kept."""
+
+    class Params(Sized.Params):
+        size: Size = Field(224, description="the side of the result, or its height and width, in pixels")
+        interpolation: Filter = Field("bilinear", description="Pillow's filter for resizing")
+
+    params: Params
+
+    def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The square of the result's longer side, so that an image may still be turned."""
+        longer = max(wide_and_high(self.params.size))
+        return None if self.params.interpolation == "nearest" else (longer, longer)
+
+    def sized(self, image: Image.Image) -> Tensor:
+        """The RGB image as uint8 `(3, height, width)`."""
+        exact = self.profile.resize == "exact"
+        return stretched(image, wide_and_high(self.params.size), self.params.interpolation, exact=exact)
+
+
+@layertap.hookimpl
+def register_preprocessors(register: Callable[[str, type[layertap.Preprocessor]], None]) -> None:
+    register("squash", Squash)

@@ -1,0 +1,163 @@
+"""A pipeline of torchvision's own transforms, bit for bit, its float half done once a batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from pydantic import Field
+
+import layertap
+from layertap_plugins.preprocessors.images import MAX_PIXELS, refuse_strip
+from layertap_plugins.preprocessors.policies import Policies
+from layertap_plugins.preprocessors.steps import Resizing, Step
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+Transform: TypeAlias = Callable[[Any], Any]
+
+_MAKE_TENSORS = ("PILToTensor", "ToImage")
+_NEED_TENSORS = ("ConvertImageDtype", "Normalize", "ToDtype")
+# They make one value of one value, so that a batch may come as well as an image.
+_MAY_WAIT = (*_NEED_TENSORS, "Identity", "ToPureTensor")
+
+# Upright, wide and small: where they give one shape, every image does.
+_SAMPLES = ((60, 80), (97, 41), (20, 30))
+
+
+class Pipeline(layertap.Preprocessor):
+    """What `torchvision.transforms.v2.Compose` gives for the RGB image, of the transforms in the list.
+
+    Where the list does not say when the image becomes a tensor, `ToImage` goes in before the first that needs one.
+    """
+
+    class Params(Policies):
+        transforms: Annotated[list[Step], Field(min_length=1, max_length=64)] = Field(
+            description="transforms of torchvision.transforms.v2 by name, in order, as in `Resize: {size: 256}`"
+        )
+
+    params: Params
+
+    def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """The square of the longest side of a resize that comes first; None where something else does."""
+        first = self.params.transforms[0].arguments
+        if not isinstance(first, Resizing) or first.size is None or first.interpolation.startswith("nearest"):
+            return None
+        side = first.size if isinstance(first.size, int) else max(first.size)
+        return side, side
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """The image as `(C, H, W)`, uint8 where floats wait for the batch.
+
+        Raises `ImageError`: `empty`, `aspect` (too long a strip), `unsupported_mode` or `greyscale`; `ConfigError` for
+        transforms that do not go together, or that give images of several shapes.
+        """
+        refuse_strip(image, None)
+        early, _ = self._halves
+        return _applied(early, self.params.rgb(image))
+
+    def finish(self, batch: Tensor) -> Tensor:
+        """The batch as model input, contiguous `(N, C, H, W)`, on the device of `batch`."""
+        _, late = self._halves
+        for _, transform in late:
+            batch = transform(batch)
+        return batch.contiguous()
+
+    @functools.cached_property
+    def _halves(self) -> tuple[Sequence[tuple[Step, Transform]], Sequence[tuple[Step, Transform]]]:
+        """The transforms of one image, and those that wait for the batch."""
+        steps = list(self.params.transforms)
+        if not any(step.name in _MAKE_TENSORS for step in steps):
+            first = next((at for at, step in enumerate(steps) if step.name in _NEED_TENSORS), len(steps))
+            steps.insert(first, Step.model_validate("ToImage"))
+        made = [(step, _made(step)) for step in steps]
+        waiting = sum(1 for _ in takewhile(lambda step: step.name in _MAY_WAIT, reversed(steps)))
+        early, late = made[: len(made) - waiting], made[len(made) - waiting :]
+        _try(made)
+        return early, late
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"params": self.params}  # the transforms are made again where they are needed
+
+
+def _made(step: Step) -> Transform:
+    import torch
+    from torchvision.transforms import v2  # type: ignore[import-untyped]
+
+    arguments = step.arguments.model_dump()
+    if "dtype" in arguments:
+        arguments["dtype"] = getattr(torch, arguments["dtype"])
+    if "interpolation" in arguments:
+        arguments["interpolation"] = v2.InterpolationMode(arguments["interpolation"])
+    try:
+        transform: Transform = getattr(v2, step.name)(**arguments)
+    except (TypeError, ValueError) as error:
+        raise _refused(step, error) from error
+    return transform
+
+
+def _try(transforms: Sequence[tuple[Step, Transform]]) -> None:
+    """Raise `ConfigError` where the transforms do not go together, or do not give one shape."""
+    from PIL import Image
+
+    shapes = []
+    for size in _SAMPLES:
+        value: Any = Image.new("RGB", size)
+        for step, transform in transforms:
+            try:
+                value = transform(value)
+            except Exception as error:  # what it raises depends on the transform
+                raise _refused(step, error) from error
+        shapes.append(tuple(value.shape))
+    if len(set(shapes)) > 1:
+        raise layertap.ConfigError(
+            f"preprocess.transforms: images of {_SAMPLES[0]} and {_SAMPLES[1]} pixels would get the shapes "
+            f"{shapes[0]} and {shapes[1]}: add a CenterCrop, or give Resize a height and a width"
+        )
+
+
+def _applied(transforms: Sequence[tuple[Step, Transform]], image: Any) -> Tensor:
+    import torch
+    from torchvision.transforms.v2 import functional  # type: ignore[import-untyped]
+
+    for step, transform in transforms:
+        if isinstance(step.arguments, Resizing):
+            height, width = functional.get_size(image)
+            _refuse_growth((width, height), step.arguments, isinstance(image, torch.Tensor))
+        image = transform(image)
+    pixels: Tensor = image.as_subclass(torch.Tensor)
+    return pixels
+
+
+def _refuse_growth(size: tuple[int, int], how: Resizing, is_tensor: bool) -> None:
+    """Raise `ImageError`, `aspect`, for a strip that would vanish or explode; tensors are resized across first."""
+    width, height = _resized(size, how)
+    if min(width, height) == 0 or width * (max(height, size[1]) if is_tensor else height) > MAX_PIXELS:
+        raise layertap.ImageError("aspect")
+
+
+def _resized(size: tuple[int, int], how: Resizing) -> tuple[int, int]:
+    """The width and height that torchvision's Resize gives."""
+    sides = [how.size] if isinstance(how.size, int) else how.size
+    if sides is not None and len(sides) == 2:
+        return sides[1], sides[0]
+    short, long = sorted(size)
+    if sides is not None:
+        short, long = sides[0], int(sides[0] * long / short)
+    if how.max_size is not None and (sides is None or long > how.max_size):
+        short, long = int(how.max_size * short / long), how.max_size
+    return (short, long) if size[0] <= size[1] else (long, short)
+
+
+def _refused(step: Step, error: Exception) -> layertap.ConfigError:
+    said = str(error).partition("\n")[0] or type(error).__name__
+    return layertap.ConfigError(f"preprocess.transforms: {step.name}: torchvision refuses it: {said}")
+
+
+@layertap.hookimpl
+def register_preprocessors(register: Callable[[str, type[layertap.Preprocessor]], None]) -> None:
+    register("torchvision", Pipeline)
