@@ -2,139 +2,73 @@
 
 from __future__ import annotations
 
-import bisect
 import csv
 import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layertap import confined
-from layertap.commits import PARTS, Commit, Commits
+from layertap.commits import PARTS, Commit, Commits, meta_types
 from layertap.contracts import ArrayLike, FileSink
 from layertap.dtypes import numpy_dtype
 from layertap.errors import StoreError, did_you_mean
 from layertap.grammar import Spec
-from layertap.manifest import Manifest, read_output
+from layertap.manifest import Manifest, TapFacts, read_output
 from layertap.plugins import Plugins, guard
+from layertap.rows import Rows
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
+    import pyarrow  # type: ignore[import-untyped]
+
+    from layertap.dataset import TapDataset
 
 _READ: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": lambda text: text == "True"}
 
+# Parts open at once: a sink may hold all of a part in memory, and a system gives out only so many files.
+_MOST_OPEN = 4
 
-class Rows:
-    """One tap's values, one row an image, read when they are asked for.
-
-    `shape` and `dtype` are known without reading; `rows[i]`, `rows[a:b]`, `rows[[3, 1]]` and `np.asarray(rows)` give
-    arrays, in row order.
-    """
-
-    def __init__(self, parts: Sequence[ArrayLike], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self._parts = parts
-        self._starts = list(itertools.accumulate((part.shape[0] for part in parts), initial=0))
-        self.shape: tuple[int, ...] = (self._starts[-1], *shape)
-        self.dtype = dtype
-
-    @property
-    def ndim(self) -> int:
-        """How many axes there are, the rows among them."""
-        return len(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __repr__(self) -> str:
-        return f"<Rows {self.shape} {self.dtype}>"
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        return (self[index] for index in range(len(self)))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        if copy is False and len(self._parts) != 1:
-            raise ValueError("rows in several parts cannot become one array without a copy")
-        values = self[:]
-        return np.array(values, dtype=dtype) if copy else np.asarray(values, dtype=dtype)
-
-    def __getitem__(self, key: Any) -> Any:
-        first, *rest = key if isinstance(key, tuple) else (key,)
-        if first is Ellipsis or first is None:
-            return np.asarray(self)[key]
-        values = self._rows(first)
-        if not rest:
-            return values
-        return values[tuple(rest)] if isinstance(first, (int, np.integer)) else values[(slice(None), *rest)]
-
-    def _rows(self, key: Any) -> NDArray[Any]:
-        if isinstance(key, (int, np.integer)):
-            index = range(len(self))[int(key)]
-            part = bisect.bisect_right(self._starts, index) - 1
-            return self._true(self._parts[part][index - self._starts[part]]).reshape(self.shape[1:])
-        if isinstance(key, slice):
-            start, stop, step = key.indices(len(self))
-            if step == 1:
-                return self._stretch(start, max(start, stop))
-            return self._scattered(np.arange(start, stop, step))
-        wanted = np.asarray(key)
-        if wanted.dtype == bool:
-            if wanted.shape != (len(self),):
-                raise IndexError(f"a boolean index needs one value a row, {len(self)}, not the shape {wanted.shape}")
-            wanted = np.flatnonzero(wanted)
-        wanted = wanted.astype(np.int64, casting="unsafe" if not wanted.size else "same_kind")
-        if wanted.size and not (-len(self) <= wanted.min() and wanted.max() < len(self)):
-            raise IndexError(f"a row is out of range: there are {len(self)}")
-        return self._scattered(wanted % len(self) if len(self) else wanted)
-
-    def _stretch(self, start: int, stop: int) -> NDArray[Any]:
-        found = [
-            self._shaped(part[max(start - at, 0) : stop - at])
-            for at, part in zip(self._starts, self._parts, strict=False)
-            if at < stop and start < at + part.shape[0]
-        ]
-        if len(found) == 1:
-            return found[0]
-        return np.concatenate(found) if found else np.empty((0, *self.shape[1:]), self.dtype)
-
-    def _scattered(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        values = np.empty((*rows.shape, *self.shape[1:]), self.dtype)
-        owners = np.searchsorted(self._starts, rows, side="right") - 1
-        for part in np.unique(owners):
-            here = owners == part
-            local = rows[here] - self._starts[part]
-            # Not every format can gather in any order; all can in ascending order without repeats.
-            unique, back = np.unique(local, return_inverse=True)
-            values[here] = self._shaped(self._parts[part][unique])[back]
-        return values
-
-    def _shaped(self, values: Any) -> NDArray[Any]:
-        """Stored rows in the shape of the tap: a format may keep them flat."""
-        array = self._true(values)
-        return array.reshape(len(array), *self.shape[1:])
-
-    def _true(self, values: Any) -> NDArray[Any]:
-        """Stored values in their own dtype: bfloat16 is kept as its bits by formats that do not know it."""
-        array = np.asarray(values)
-        return array if array.dtype == self.dtype else array.view(self.dtype)
+_LONGEST_TEXT = 64 * 2**20
 
 
 class Features:
     """An output folder: `features["classifier.5"]` are its rows, in the order of `ids`.
 
     `taps` are the names, `manifest` is everything known about the run. An unfinished output shows what is committed.
+    Files are opened when they are read; `close`, or the end of a `with` block, lets go of them.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, sink: FileSink) -> None:
+    def __init__(self, path: Path, manifest: Manifest, sink: FileSink, plugins: Sequence[str] = ()) -> None:
         self.path = path
         self.manifest: dict[str, Any] = manifest.model_dump(mode="json")
         self.taps: list[str] = list(manifest.taps)
         self._known = manifest
         self._sink = sink
+        self._plugins = tuple(plugins)
         sink.stems = {name: tap.file for name, tap in manifest.taps.items()}
+        self._opened = lru_cache(_MOST_OPEN)(partial(_load, path, sink, manifest.taps))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.path, self._plugins)
+
+    def close(self) -> None:
+        """Let go of the files; what is read afterwards opens them again."""
+        self._opened.cache_clear()
 
     @property
     def is_complete(self) -> bool:
@@ -142,19 +76,24 @@ class Features:
         return self._known.status == "complete"
 
     def __getitem__(self, tap: str) -> Rows:
+        facts = self.facts(tap)
+        shape, dtype = tuple(facts.shape), numpy_dtype(facts.dtype)
+        openers = [partial(self._opened, folder, tap) for folder in self._folders]
+        counts = [openers[0]().shape[0]] if self._is_merged else self._counts
+        parts = [
+            _Part(self.path, self._sink, opened, (count, *shape), dtype)
+            for opened, count in zip(openers, counts, strict=True)
+        ]
+        return Rows(parts, shape, dtype)
+
+    def facts(self, tap: str) -> TapFacts:
+        """What the manifest says of a tap. Raises `StoreError` for a name that is none."""
         facts = self._known.taps.get(tap)
         if facts is None:
             raise StoreError(
                 f"{self.path}: no tap is named {tap!r}{did_you_mean(tap, self.taps)} ({', '.join(self.taps)})"
             )
-        with guard(self._sink), _readable(self.path):
-            parts = [self._sink.load(folder, tap) for folder in self._folders()]
-        for part in parts:
-            if math.prod(part.shape[1:]) != math.prod(facts.shape):
-                raise StoreError(
-                    f"{self.path}: {tap!r} holds rows of {part.shape[1:]}, and its manifest says {facts.shape}"
-                )
-        return Rows(parts, tuple(facts.shape), numpy_dtype(facts.dtype))
+        return facts
 
     def __contains__(self, tap: object) -> bool:
         return tap in self._known.taps
@@ -191,20 +130,95 @@ class Features:
         kept = (row for commit in self._commits() for row in commit.kept)
         yield from ({"row": number, "id": row.id, **row.meta} for number, row in enumerate(kept))
 
+    @cached_property
+    def meta(self) -> dict[str, str]:
+        """The metadata columns and the name of their type: `str`, `int`, `float`, `bool`, `null` where all are None."""
+        if self.is_complete:
+            return dict(self._known.meta)
+        return meta_types(row for commit in self._commits() for row in commit.kept)
+
+    def to_pandas(self, taps: str | Sequence[str] | None = None) -> pandas.DataFrame:
+        """All rows as a DataFrame: `row`, `id`, the metadata, and a column a tap, in memory; needs the extra `pandas`.
+
+        A cell of a tap is an array of its shape and dtype, or the number itself where the shape is `()`. Metadata has
+        pandas' nullable types, so that None is `<NA>` and an int stays one. `taps` are all of them by default; one that
+        is named as a column of metadata gets `_` behind its name.
+        """
+        from layertap.tables import frame
+
+        return frame(self, self.chosen(taps))
+
+    def to_arrow(self, taps: str | Sequence[str] | None = None) -> pyarrow.Table:
+        """All rows as a table: `row`, `id`, the metadata, and a column a tap, in memory; needs the extra `parquet`.
+
+        A vector is a fixed-size list, a map a fixed-shape tensor, a single number itself. Arrow has no bfloat16: it
+        becomes float32, which holds each of its values exactly.
+        """
+        from layertap.tables import table
+
+        return table(self, self.chosen(taps))
+
+    def to_torch(self, tap: str, label: str | None = None) -> TapDataset:
+        """One tap as a map-style `torch.utils.data.Dataset` that reads when it is asked, for a `DataLoader`.
+
+        Its items are `tensor`, or `(tensor, label)` where `label` names a metadata column; text becomes codes, the
+        positions in its sorted `classes`. It can be pickled. Raises `StoreError` for a row without a label.
+        """
+        from layertap.dataset import TapDataset
+
+        return TapDataset(self, tap, label)
+
+    def export(self, type: str, path: str | os.PathLike[str], taps: str | Sequence[str] | None = None) -> Path:
+        """Write these rows into the new folder `path` by the sink `type`, or in another library's layout; the path.
+
+        By a sink it is a whole output again, which `open` and `verify` take: the same values to the bit, written shard
+        by shard in bounded memory. `thingsvision` (one tap: `features.npy` and `file_names.txt`) and `clip_retrieval`
+        (one tap of vectors: `img_emb/` and `metadata/`, not normalised) are for other programs. `path` is there when
+        all of it is; the same call goes on with an export that was cut short. Raises `StoreError`: this output is
+        unfinished or damaged, `path` holds something (6), another export is writing there (5).
+        """
+        from layertap.export import export
+
+        return export(self, type, Path(path), self.chosen(taps), Plugins.load(self._plugins))
+
+    def chosen(self, taps: str | Sequence[str] | None) -> list[str]:
+        """The taps asked for, in the order of `taps`; all where none are named."""
+        asked = set(self.taps if taps is None else [taps] if isinstance(taps, str) else taps)
+        for name in asked:
+            self.facts(name)
+        return [name for name in self.taps if name in asked]
+
+    @property
+    def _is_merged(self) -> bool:
+        return self.is_complete and self._known.merged
+
+    @cached_property
     def _folders(self) -> list[Path]:
-        """The folders that hold a part each, once every file that a run has written there is found to be a file."""
+        """The folders that hold a part each, once all that lies there is found to be files and folders of its own."""
         commits = Commits(self.path)
         with _readable(self.path):
             if self.is_complete:
                 for name in self._known.files:
                     confined.regular(self.path, name)
-                if self._known.merged:
-                    return [self.path]
             else:
                 for commit in self._commits():
                     for name in commit.files:
                         confined.regular(self.path, f"{PARTS}/{commits.part(commit.shard).name}/{name}")
-        return [commits.part(number) for number in range(self._shards)]
+            if self._is_merged:
+                for name in {name.partition("/")[0] for name in self._known.files if "/" in name}:
+                    _refuse_links(self.path / name)
+                return [self.path]
+            folders = [commits.part(number) for number in range(self._shards)]
+            for folder in folders:
+                _refuse_links(folder)
+        return folders
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """The rows of each shard."""
+        if self.is_complete:
+            return [facts.kept for facts in self._known.shards]
+        return [len(commit.kept) for commit in self._commits()]
 
     def _commits(self) -> Iterator[Commit]:
         return itertools.islice(Commits(self.path), self._shards)
@@ -222,8 +236,52 @@ class Features:
         return result
 
     def _csv(self, name: str) -> Iterator[dict[str, str]]:
+        # What a sink writes is longer than what the reader takes at first.
+        csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_TEXT))
         with _readable(self.path), confined.open_text(self.path, name) as file:
             yield from csv.DictReader(file)
+
+
+class _Part:
+    """One tap's rows in one part, opened when they are read and checked to be what the manifest says."""
+
+    def __init__(
+        self, path: Path, sink: FileSink, opened: Callable[[], ArrayLike], shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self._path = path
+        self._sink = sink
+        self._opened = opened
+        self.shape = shape
+        self.dtype = dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        part = self._opened()
+        if part.shape[0] != self.shape[0]:
+            raise StoreError(f"{self._path}: a part holds {part.shape[0]} rows, and its record says {self.shape[0]}")
+        with guard(self._sink), _readable(self._path):
+            return np.asarray(part[key])
+
+    def __array__(self) -> NDArray[Any]:
+        values: NDArray[Any] = self[:]
+        return values
+
+
+def _load(path: Path, sink: FileSink, taps: Mapping[str, TapFacts], folder: Path, tap: str) -> ArrayLike:
+    with guard(sink), _readable(path):
+        part = sink.load(folder, tap)
+    if math.prod(part.shape[1:]) != math.prod(taps[tap].shape):
+        raise StoreError(f"{path}: {tap!r} holds rows of {part.shape[1:]}, and its manifest says {taps[tap].shape}")
+    return part
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise `OSError` where anything below is a link: what a format finds by itself must not lead out of the output."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                raise confined.NotRegular(f"{entry.path}: is a link, which no run of layertap makes")
+            if entry.is_dir():
+                _refuse_links(Path(entry.path))
 
 
 @contextmanager
@@ -233,6 +291,10 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, KeyError, ValueError, csv.Error) as error:
         what = " ".join(str(error).split())
         raise StoreError(f"{path}: is not as its run has left it: {what}") from error
+
+
+def _reopened(path: Path, plugins: Sequence[str]) -> Features:
+    return open_output(path, plugins=plugins)
 
 
 def open_output(path: str | os.PathLike[str], *, plugins: Sequence[str] = ()) -> Features:
@@ -252,4 +314,4 @@ def open_output(path: str | os.PathLike[str], *, plugins: Sequence[str] = ()) ->
         sink = registered.cls(params)
     if not isinstance(sink, FileSink):
         raise StoreError(f"{folder}: the sink {spec.type!r} keeps no files to open")
-    return Features(folder, manifest, sink)
+    return Features(folder, manifest, sink, plugins)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import shutil
+import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import layertap
-from layertap.features import Rows
+from layertap.rows import Rows
+from tests.conftest import TINY
+from tests.test_export import extracted, opened
 from tests.test_pipeline import run
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=4)
@@ -37,6 +44,10 @@ def test_rows_in_parts_read_as_one_array(lengths, data):
     keys += [data.draw(index), (data.draw(index), 1, 2)] if count else []
     for key in keys:
         assert np.array_equal(rows[key], whole[key]), key
+    size = data.draw(st.integers(1, count + 1))
+    chunks = list(rows.chunks(size))
+    assert all(0 < len(chunk) <= size for chunk in chunks)
+    assert np.array_equal(np.concatenate([*chunks, whole[:0]]), whole)
 
 
 @pytest.mark.parametrize("key", [5, -6, [0, 9], np.ones(3, dtype=bool)])
@@ -72,8 +83,6 @@ def test_metadata_keeps_its_types(tmp_path, photos):
         "@layertap.hookimpl\n"
         "def register_sources(register): register('typed', Typed)\n"
     )
-    from tests.conftest import TINY
-
     layertap.run(
         {
             "model": "tiny",
@@ -113,3 +122,121 @@ def test_array_with_objects_is_not_unpickled(photos, tmp_path: Path):
     np.save(tmp_path / "out/classifier.npy", np.array([{"a": 1}], dtype=object))
     with pytest.raises(layertap.LayertapError):
         np.asarray(layertap.open(tmp_path / "out")["classifier"])
+
+
+class Made:
+    """Rows that are made when they are read: more of them than there is memory for."""
+
+    shape = (2_000_000, 64)
+    dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key):
+        return np.ones((len(range(self.shape[0])[key]), 64), np.float32)
+
+    def __array__(self):
+        return self[:]
+
+
+@pytest.mark.parametrize(("rows", "most"), [(10_000, 10_000 * 256), (None, 16_000_000)])
+def test_chunks_are_of_bounded_size(rows, most):
+    whole = Rows([Made(), Made()], (64,), Made.dtype)
+    seen = 0
+    tracemalloc.start()
+    for chunk in whole.chunks(rows):
+        assert chunk.nbytes <= most
+        seen += len(chunk)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen == 4_000_000
+    assert peak < 3.1 * most
+
+
+def test_chunk_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one row, not 0"):
+        Rows([Made()], (64,), Made.dtype).chunks(0)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """An output in ten parts, by a sink that says how many of them are in memory."""
+    extracted(tmp_path / "out", sink={"type": "parts", "path": str(tmp_path / "out")}, shard_rows=2)
+    return tmp_path / "out"
+
+
+def alive() -> int:
+    gc.collect()
+    return len(next(m for n, m in sys.modules.items() if n.endswith("_typed")).Kept.alive)
+
+
+def test_few_parts_are_open_at_once_and_none_after_close(parts):
+    with opened(parts) as features:
+        rows = features["maps"]
+        assert alive() == 0
+        whole = np.asarray(rows)
+        assert np.array_equal(rows[::-1], whole[::-1])
+        assert [len(chunk) for chunk in features["features.0"].chunks(5)] == [5, 5, 5, 3]
+        assert 0 < alive() <= 4
+    assert alive() == 0
+    assert np.array_equal(rows[3], whole[3])
+
+
+def test_part_with_other_rows_than_its_record_is_told(parts):
+    file = parts / "parts/00001/rows/maps.npy"
+    np.save(file, np.load(file)[:1])
+    with pytest.raises(layertap.StoreError, match="a part holds 1 rows, and its record says 2"):
+        opened(parts)["maps"][:]
+
+
+def test_rows_of_another_dtype_are_told(photos, tmp_path):
+    run(photos, tmp_path / "out")
+    np.save(tmp_path / "out/classifier.npy", np.zeros((20, 10), np.float64))
+    with pytest.raises(layertap.StoreError, match="rows of float32 are stored as float64"):
+        layertap.open(tmp_path / "out")["classifier"][0]
+
+
+@pytest.mark.parametrize("place", ["parts/00001/rows/maps.npy", "parts/00001/rows/extra", "parts/00001/rows", "parts"])
+def test_no_link_is_followed_whether_the_manifest_names_it_or_not(parts, tmp_path, place):
+    there = parts / place
+    if there.exists():
+        shutil.move(there, tmp_path / "elsewhere")
+    else:
+        (tmp_path / "elsewhere").write_bytes(b"")
+    os.symlink(tmp_path / "elsewhere", there)
+    with pytest.raises(layertap.StoreError, match="is a link"):
+        opened(parts)["maps"]
+
+
+def test_links_beside_the_files_are_the_users_own(photos, tmp_path):
+    run(photos, tmp_path / "out")
+    os.symlink(tmp_path, tmp_path / "out/mine")
+    assert len(layertap.open(tmp_path / "out")["classifier"]) == 20
+
+
+def test_metadata_columns_have_types(parts):
+    assert opened(parts).meta == {
+        "count": "int",
+        "share": "float",
+        "even": "bool",
+        "text": "str",
+        "mixed": "str",
+        "large": "int",
+        "none": "null",
+        "label": "str",
+    }
+
+
+def test_metadata_may_be_long(tmp_path):
+    plugin = tmp_path / "long.py"
+    plugin.write_text(
+        "import layertap\n"
+        "from PIL import Image\n"
+        "class Long(layertap.Source):\n"
+        "    def records(self):\n"
+        "        yield layertap.ImageRecord('a', Image.new('RGB', (8, 8)), {'text': 'word ' * 40_000})\n"
+        "@layertap.hookimpl\n"
+        "def register_sources(register): register('long', Long)\n"
+    )
+    sink = {"type": "npy", "path": str(tmp_path / "out")}
+    config = {"model": "tiny", "taps": "classifier", "source": "long", "sink": sink, "observers": []}
+    layertap.run(config, plugins=[TINY, str(plugin)])
+    assert layertap.open(tmp_path / "out").index[0]["text"] == "word " * 40_000
