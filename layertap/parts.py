@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -13,6 +14,7 @@ import pydantic
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from layertap.config import MODEL_PREPROCESSOR, RunConfig, build_part, model_short
 from layertap.contracts import ModelProvider, Plugin, Preprocessor, Source
@@ -22,12 +24,14 @@ from layertap.grammar import Spec
 from layertap.plugins import Plugins, guard
 from layertap.records import ImageRecord, LoadedModel
 
-Item: TypeAlias = "ImageRecord | str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+Item: TypeAlias = "ImageRecord | str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Tensor"
 ModelLike: TypeAlias = "nn.Module | LoadedModel | str | Mapping[str, Any]"
-ImagesLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Source | Iterable[Item]"
+ImagesLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | Source | Item | Iterable[Item] | Dataset[Any]"
 PreprocessLike: TypeAlias = "Preprocessor | Callable[[Image.Image], Tensor] | str | Mapping[str, Any] | None"
 
 _ARGUMENTS = Document("extract", {})
+
+_CHANNELS = (1, 3, 4)
 
 
 def load_model(provider: Plugin) -> LoadedModel:
@@ -79,7 +83,11 @@ def given_preprocessor(preprocess: PreprocessLike, loaded: LoadedModel, plugins:
 
 
 def given_records(images: ImagesLike, plugins: Plugins) -> Iterator[ImageRecord]:
-    """The records of a folder, one image file, a source, or an iterable of images, taken lazily."""
+    """The records of a folder, one image, a source, an iterable of images or a torch Dataset, taken lazily.
+
+    A Dataset is asked for its items in this thread, because few can serve several; of an item `(image, label)` the
+    label is metadata. Raises `ConfigError` for what is no image.
+    """
     if isinstance(images, (str, os.PathLike)):
         images = {"type": "folder", "path": os.fspath(images)}
     if isinstance(images, Mapping):
@@ -90,6 +98,22 @@ def given_records(images: ImagesLike, plugins: Plugins) -> Iterator[ImageRecord]
         with guard(images):
             yield from images.records()
         return
+    if isinstance(images, (ImageRecord, bytes, Image.Image)):
+        images = [images]
+    if isinstance(images, Dataset):
+        yield from _of_dataset(images)
+        return
+    if isinstance(images, DataLoader):
+        raise ConfigError("extract: images is a DataLoader, which makes batches itself; give its `.dataset`")
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4:
+        raise ConfigError(
+            f"extract: images is one array of shape {tuple(images.shape)}, and only (N, H, W, C) or (N, C, H, W) are "
+            "surely several images; put it into a list"
+        )
+    if not isinstance(images, Iterable):
+        raise ConfigError(
+            f"extract: images is of type {type(images).__name__}, not a folder, a source or a list of images"
+        )
     for number, item in enumerate(images):
         yield _record(item, number)
 
@@ -134,6 +158,65 @@ def _record(item: Item, number: int) -> ImageRecord:
         return item
     if isinstance(item, (str, os.PathLike)):
         return ImageRecord(os.fspath(item), Path(item))
+    return ImageRecord(str(number), _in_memory(item, f"images[{number}]"))
+
+
+def _of_dataset(dataset: Dataset[Any]) -> Iterator[ImageRecord]:
+    items = dataset if isinstance(dataset, IterableDataset) else (dataset[number] for number in range(_length(dataset)))
+    for number, item in enumerate(items):
+        image, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+        data = _in_memory(image, f"item {number} of {type(dataset).__name__}")
+        label = label.item() if isinstance(label, (np.generic, np.ndarray, Tensor)) and _one(label) else label
+        plain = isinstance(label, (str, int, float, bool))
+        yield ImageRecord(str(number), data, {"label": label if plain else None})
+
+
+def _length(dataset: Dataset[Any]) -> int:
+    if not isinstance(dataset, Sized):
+        raise ConfigError(f"extract: the Dataset {type(dataset).__name__} has no length; give it a __len__")
+    return len(dataset)
+
+
+def _one(label: np.generic | NDArray[Any] | Tensor) -> bool:
+    return math.prod(label.shape) == 1
+
+
+def _in_memory(item: object, where: str) -> bytes | Image.Image:
+    if isinstance(item, (bytes, Image.Image)):
+        return item
+    if isinstance(item, Tensor):
+        _check_bytes(str(item.dtype).removeprefix("torch."), where)
+        return _image(item.detach().cpu().numpy(), where, channels_first=True)
     if isinstance(item, np.ndarray):
-        return ImageRecord(str(number), Image.fromarray(item))
-    return ImageRecord(str(number), item)
+        _check_bytes(str(item.dtype), where)
+        return _image(item, where, channels_first=False)
+    raise ConfigError(
+        f"extract: {where} is of type {type(item).__name__}, not an image: a path, bytes, a PIL image or a uint8 array"
+    )
+
+
+def _check_bytes(dtype: str, where: str) -> None:
+    if dtype != "uint8":
+        raise ConfigError(
+            f"extract: {where} is {dtype}, not uint8: give the image as it was before any transform, or, for values "
+            "from 0 to 1, (x * 255).round() as uint8; scaling and normalising is the preprocessor's"
+        )
+
+
+def _image(pixels: NDArray[np.uint8], where: str, *, channels_first: bool) -> Image.Image:
+    """An array of two axes is grey; of three, the one of 1, 3 or 4 is the channels.
+
+    Where both ends could be, it is the first of a tensor and the last of an array, as their libraries have it.
+    """
+    if 0 in pixels.shape:
+        raise ConfigError(f"extract: {where} has the shape {pixels.shape}, without any pixels")
+    if pixels.ndim == 3:
+        first, last = pixels.shape[0] in _CHANNELS, pixels.shape[2] in _CHANNELS
+        if first and (channels_first or not last):
+            pixels = pixels.transpose(1, 2, 0)
+        if first or last:
+            pixels = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+            return Image.fromarray(np.ascontiguousarray(pixels))
+    if pixels.ndim != 2:
+        raise ConfigError(f"extract: {where} has the shape {pixels.shape}; an image is (H, W), (H, W, C) or (C, H, W)")
+    return Image.fromarray(np.ascontiguousarray(pixels))

@@ -110,7 +110,8 @@ def extract(
 
     Args:
         model: a module, or `TYPE/NAME` such as `torchvision/alexnet`, or a mapping as in a configuration.
-        images: a folder, an image file, a source, or an iterable of paths, bytes, PIL images or uint8 arrays.
+        images: a folder, an image, a source, a torch Dataset of images or (image, label), or an iterable of paths,
+            bytes, PIL images and uint8 arrays or tensors.
         taps: what to listen to.
         batch_size: images in one forward.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. The model is put back where it was.
@@ -140,13 +141,14 @@ def extract(
         records = parts.given_records(images, known)
         planned = (Planned(record) for record in records)
         stream = batches(planned, preprocessor, slot, batch_size=batch_size, workers=workers or default_workers())
-        with closing(stream):
+        with closing(stream), heap.kept() as memory:
             for batch, activations in line.activations(stream, columns):
                 if on_error == "fail":
                     for failure in batch.failures.values():
                         raise _refused(failure)
                 if activations.records:
                     yield activations
+                memory.tidy()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """From a record to its encoded bytes, or to the image where its source gives one.
 
-Only regular files are read. A file that is not the one which the run was planned with is refused by size and time.
+Only regular files are read. A file that is not the one which the run was planned with is refused by size and time, and
+so is what a callable reads from, where that has a stamp.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from layertap.errors import ImageError, LayertapError
+from layertap.errors import ImageError, LayertapError, PluginError
 from layertap.reasons import refusal
 from layertap.records import ImageRecord, Planned
 
@@ -37,9 +38,12 @@ _ERRNOS = {
 
 
 def stamp_of(record: ImageRecord) -> str | None:
-    """What tells a changed file without reading it: size and modification time; None for what is no file."""
+    """What tells a changed file without reading it: size and modification time, or what a callable has as `stamp`.
+
+    None for other data. Raises `PluginError` for a stamp that is no text.
+    """
     if not isinstance(record.data, Path):
-        return None
+        return _given(record)
     try:
         return _stamp(record.data.stat())
     except (OSError, ValueError):
@@ -53,7 +57,13 @@ def read(planned: Planned) -> bytes | Image.Image:
         if isinstance(data, Path):
             data = _read_file(data, planned.stamp)
         elif callable(data):
+            given = _given(planned.record)
+            if given is not None and planned.stamp not in (None, given):
+                raise refusal("changed")
             data = data()
+            # What only refuses has said why by now: it is gone, or leads out of its folder.
+            if planned.stamp not in (None, given):
+                raise refusal("changed")
     except LayertapError:
         raise
     except OSError as error:
@@ -71,6 +81,14 @@ def read(planned: Planned) -> bytes | Image.Image:
     if len(data) > MAX_BYTES:
         raise refusal("file_too_large")
     return data
+
+
+def _given(record: ImageRecord) -> str | None:
+    """The stamp that a callable has, of whatever it reads from."""
+    stamp = getattr(record.data, "stamp", None) if callable(record.data) else None
+    if stamp is not None and not (isinstance(stamp, str) and stamp.isprintable()):
+        raise PluginError(f"the data of {record.id!r} has the stamp {stamp!r}; a stamp is one line of text, or None")
+    return stamp
 
 
 def _stamp(facts: os.stat_result) -> str:

@@ -25,7 +25,9 @@ class ImageRecord:
     """One image of a source: who it is and how to read it; no pixels yet.
 
     `data` is the encoded bytes, a file's path, a decoded image, or a callable that gives bytes or an image (called on
-    any thread). Every record of a source has the same keys in `meta`, and none is named `row` or `id`.
+    any thread). A callable may have an attribute `stamp`, one line of text that changes with what it reads from (a size
+    and time, an ETag): a run goes on only with the stamps it was planned with. Every record of a source has the same
+    keys in `meta`, and none is named `row` or `id`.
     """
 
     id: str
@@ -35,7 +37,10 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A record of a plan; `stamp` is its file's size and time as the plan found them, None where there is no file."""
+    """A record of a plan.
+
+    `stamp` is its file's size and time, or its callable's stamp, as the plan found them; None where there is none.
+    """
 
     record: ImageRecord
     stamp: str | None = None

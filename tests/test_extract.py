@@ -161,3 +161,107 @@ def test_endless_images_are_taken_as_they_are_needed(photographs):
 def test_model_by_name_with_a_plugin_of_ones_own(photos):
     found = layertap.extract("tiny/tiny", photos, ["classifier"], device="cpu", plugins=[TINY])
     assert torch.cat([batch.values["classifier"] for batch in found]).shape == (20, 10)
+
+
+def features(images, **rest):
+    (batch,) = layertap.extract(small(), images, ["0"], preprocess=squash, device="cpu", **rest)
+    return batch
+
+
+def test_an_array_has_its_channels_where_its_shape_says(photographs):
+    pixels = np.asarray(photographs[0].crop((0, 0, 40, 30)))
+    first = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    images = [Image.fromarray(pixels), pixels, first, torch.from_numpy(pixels.copy()), torch.from_numpy(first)]
+    values = features(images).values["0"]
+    assert all(torch.equal(row, values[0]) for row in values)
+    grey = np.asarray(photographs[0].crop((0, 0, 40, 30)).convert("L"))
+    images = [Image.fromarray(grey), grey, grey[..., None], grey[None], torch.from_numpy(grey.copy())[None]]
+    values = features(images).values["0"]
+    assert all(torch.equal(row, values[0]) for row in values)
+
+
+def test_an_array_that_both_ends_could_have_channels_is_taken_as_its_library_has_it(photographs):
+    pixels = np.asarray(photographs[0].crop((0, 0, 3, 3)))
+    images = [Image.fromarray(pixels), pixels, torch.from_numpy(pixels.transpose(2, 0, 1).copy())]
+    values = features(images).values["0"]
+    assert all(torch.equal(row, values[0]) for row in values)
+    several = np.stack([np.asarray(photographs[0].crop((n, 0, n + 9, 8))) for n in range(4)])
+    expected = features(list(several)).values["0"]
+    for whole in (several, torch.from_numpy(several.transpose(0, 3, 1, 2).copy())):
+        assert torch.equal(features(whole).values["0"], expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([np.zeros((4, 4, 3))], r"images\[0\] is float64, not uint8: give the image as it was before any transform"),
+        ([torch.zeros(3, 4, 4)], r"images\[0\] is float32, not uint8"),
+        ([np.zeros((4, 4), bool)], r"is bool, not uint8"),
+        ([np.zeros((6, 4, 5), np.uint8)], r"has the shape \(6, 4, 5\)"),
+        ([np.zeros((2, 4, 4, 3), np.uint8)], r"has the shape \(2, 4, 4, 3\)"),
+        ([np.zeros((0, 4, 3), np.uint8)], "without any pixels"),
+        ([{"image": 1}], r"images\[0\] is of type dict, not an image"),
+        (np.zeros((9, 8, 3), np.uint8), "put it into a list"),
+        (torch.zeros(8, 9), "put it into a list"),
+        (7, "images is of type int, not a folder"),
+    ],
+)
+def test_what_is_no_image_is_told_with_what_to_give(images, said):
+    with pytest.raises(layertap.ConfigError, match=said):
+        features(images)
+
+
+def test_one_image_needs_no_list(photos, photographs):
+    path = sorted(photos.rglob("*.jpg"))[0]
+    record = layertap.ImageRecord("mine", path)
+    for image in (photographs[0], path.read_bytes(), record, str(path)):
+        assert len(features(image).records) == 1
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A map-style data set as people write them: its length is all that ends it."""
+
+    def __init__(self, photographs, transform=None, labels=None):
+        self.photographs, self.transform, self.labels = photographs, transform, labels
+
+    def __len__(self):
+        return len(self.photographs)
+
+    def __getitem__(self, index):
+        image = self.photographs[index % len(self.photographs)]
+        image = self.transform(image) if self.transform else image
+        return image if self.labels is None else (image, self.labels[index])
+
+
+def test_a_torch_dataset_gives_its_images_and_labels(photographs):
+    expected = features(photographs).values["0"]
+    plain = features(Pairs(photographs))
+    assert torch.equal(plain.values["0"], expected)
+    assert [record.meta for record in plain.records] == [{"label": None}] * 5
+    labels = [3, "cat", torch.tensor(7), np.int64(9), {"boxes": []}]
+    labelled = features(Pairs(photographs, labels=labels))
+    assert torch.equal(labelled.values["0"], expected)
+    assert [record.id for record in labelled.records] == ["0", "1", "2", "3", "4"]
+    assert [record.meta["label"] for record in labelled.records] == [3, "cat", 7, 9, None]
+    half = torch.utils.data.Subset(Pairs(photographs, labels=labels), [3, 0])
+    assert [record.meta["label"] for record in features(half).records] == [9, 3]
+    tensors = Pairs(photographs, transform=lambda image: torch.from_numpy(np.array(image)))
+    assert torch.equal(features(tensors).values["0"], expected)
+
+
+def test_an_iterable_dataset_is_taken_as_it_comes(photographs):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([(image, number) for number, image in enumerate(photographs)])
+
+    batch = features(Stream())
+    assert torch.equal(batch.values["0"], features(photographs).values["0"])
+    assert [record.meta["label"] for record in batch.records] == [0, 1, 2, 3, 4]
+
+
+def test_a_dataset_whose_items_are_model_input_is_refused_with_the_cure(photographs):
+    with pytest.raises(layertap.ConfigError, match=r"item 0 of Pairs is float32, not uint8: .*before any transform"):
+        features(Pairs(photographs, transform=to_tensor))
+    loader = torch.utils.data.DataLoader(Pairs(photographs))
+    with pytest.raises(layertap.ConfigError, match=r"give its `\.dataset`"):
+        features(loader)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from layertap.errors import ConfigError, ImageError
+from layertap.errors import ConfigError, ImageError, PluginError
 from layertap.reading import GONE, MAX_BYTES, read, stamp_of
 from layertap.records import ImageRecord, Planned
 
@@ -158,3 +158,36 @@ def test_other_errors_of_layertap_pass_through_a_callable():
 
     with pytest.raises(ConfigError):
         read(Planned(ImageRecord("a", data)))
+
+
+class Stamped:
+    """A callable that reads from something which may change."""
+
+    def __init__(self, stamp):
+        self.stamp = stamp
+
+    def __call__(self):
+        return JPEG
+
+
+def test_a_callable_with_a_stamp_is_the_planned_one_or_refused():
+    record = ImageRecord("a", Stamped("v1"))
+    assert stamp_of(record) == "v1"
+    assert read(Planned(record, "v1")) == read(Planned(record)) == JPEG
+    assert refused(Planned(ImageRecord("a", Stamped("v2")), "v1")) == "changed"
+    assert refused(Planned(ImageRecord("a", Stamped(None)), "v1")) == "changed"
+
+    def refuse():
+        raise ImageError("outside_root")
+
+    assert refused(Planned(ImageRecord("a", refuse), "v1")) == "outside_root"
+
+
+def test_what_has_no_stamp_has_none():
+    assert [stamp_of(ImageRecord("a", data)) for data in (JPEG, PHOTO, lambda: JPEG, Stamped(None))] == [None] * 4
+
+
+@pytest.mark.parametrize("stamp", [7, b"v1", "two\nlines", "\udcff"])
+def test_a_stamp_that_is_no_line_of_text_is_refused(stamp):
+    with pytest.raises(PluginError, match="the data of 'a' has the stamp"):
+        stamp_of(ImageRecord("a", Stamped(stamp)))

@@ -1,0 +1,176 @@
+"""Files that hold many images: how they are found, told from changed ones, and read a piece at a time."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import layertap
+
+# What an image may cost on every worker at once, as for a file of its own.
+_MOST_BYTES = 512 * 2**20
+
+_MOST_FILES = 100_000
+
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of bytes in a file, as a record's data; `stamp` is that of the whole file."""
+
+    path: str
+    offset: int
+    size: int
+    stamp: str
+
+    def __call__(self) -> bytes:
+        """The bytes. Raises `ImageError` where the file is another one by now, or ends before they do."""
+        if self.size > _MOST_BYTES:
+            raise layertap.ImageError("file_too_large")
+        descriptor = opened(self.path, self.stamp)
+        try:
+            data = os.pread(descriptor, self.size, self.offset)
+            while len(data) < self.size and (
+                more := os.pread(descriptor, self.size - len(data), self.offset + len(data))
+            ):
+                data += more
+        finally:
+            os.close(descriptor)
+        if len(data) < self.size:
+            raise layertap.ImageError("truncated")
+        return data
+
+
+def opened(path: str, stamp: str | None = None) -> int:
+    """A descriptor of a regular file, to be closed by the caller.
+
+    Raises `OSError`, and `ImageError` where it is no regular file or not the one with that stamp.
+    """
+    # Opening a pipe that nobody writes to must not hang, and only a descriptor tells surely what the file is.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise layertap.ImageError("not_regular")
+        if stamp not in (None, stamp_of(facts)):
+            raise layertap.ImageError("changed")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def stamp_of(facts: os.stat_result) -> str:
+    """What tells a changed file: its size and modification time."""
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
+def stamped(path: str) -> str:
+    """The stamp of a source's own file. Raises `ConfigError` where there is no such regular file."""
+    refuse_url(path)
+    try:
+        facts = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise unusable(path, getattr(error, "strerror", None) or error) from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise unusable(path, "it is no regular file")
+    return stamp_of(facts)
+
+
+def unusable(path: str, why: object) -> layertap.ConfigError:
+    """The error for a file of the source's that cannot be used."""
+    return layertap.ConfigError(
+        f"source.path: cannot use {path!r}: {why}; a relative path starts at the working directory"
+    )
+
+
+def refuse_url(path: str) -> None:
+    """Raise `ConfigError` for what lies on another machine: these files are read in many small pieces."""
+    if "://" in path:
+        raise layertap.ConfigError(f"source.path: {path!r} is a URL, and this source reads local files; fetch it first")
+
+
+def located(paths: str | Sequence[str], suffixes: tuple[str, ...]) -> dict[str, str]:
+    """The files behind a path or several, and a short name for each: that of the file, where no two have the same.
+
+    A path is a file, a folder (all files below it that end in one of the suffixes), or a pattern with `*` or braces.
+    What one path stands for comes in the order of bytes. Raises `ConfigError`.
+    """
+    found: list[str] = []
+    for path in [paths] if isinstance(paths, str) else paths:
+        for name in [path] if os.path.lexists(path) else _expanded(path):
+            found += _behind(name, suffixes)
+    for path in (path for path, group in itertools.groupby(sorted(found)) if len(list(group)) > 1):
+        raise layertap.ConfigError(f"source.path: {path!r} is named twice")
+    names = [os.path.basename(path) for path in found]
+    return {
+        path: text_of(os.fsencode(name)) for path, name in zip(found, names if _differ(names) else found, strict=True)
+    }
+
+
+def text_of(name: bytes) -> str:
+    """A name as text; bytes that are not UTF-8 become `%XX`, and so does the one that ends a C string."""
+    text = name.replace(b"\0", b"%00").decode("utf-8", "surrogateescape")
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)
+
+
+def _differ(names: Sequence[str]) -> bool:
+    return len(set(names)) == len(names)
+
+
+def _behind(path: str, suffixes: tuple[str, ...]) -> list[str]:
+    refuse_url(path)
+    if os.path.isdir(path):
+        below = [
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(path)
+            for name in names
+            if name.endswith(suffixes) and not name.startswith(".")
+        ]
+        if not below:
+            raise layertap.ConfigError(f"source.path: no file below {path!r} ends in {' or '.join(suffixes)}")
+        return sorted(below, key=os.fsencode)
+    if glob.has_magic(path) and not os.path.lexists(path):
+        matching = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
+        if not matching:
+            raise layertap.ConfigError(f"source.path: no file matches {path!r}")
+        return sorted(matching, key=os.fsencode)
+    return [path]
+
+
+def _expanded(pattern: str) -> list[str]:
+    """What a pattern with braces stands for, as a shell has it: `{000..012}` with its zeros, `{a,b}`."""
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    before, after = pattern[: braces.start()], pattern[braces.end() :]
+    ends = [
+        *itertools.islice(
+            (end for part in _parts(braces[1], pattern) for end in _expanded(part + after)), _MOST_FILES + 1
+        )
+    ]
+    if len(ends) > _MOST_FILES:
+        raise layertap.ConfigError(f"source.path: {pattern!r} stands for more than {_MOST_FILES:,} files")
+    return [before + end for end in ends]
+
+
+def _parts(inside: str, pattern: str) -> Iterator[str]:
+    if numbers := _RANGE.fullmatch(inside):
+        first, last = (int(number) for number in numbers.groups())
+        if last < first:
+            raise layertap.ConfigError(f"source.path: the range in {pattern!r} ends before it begins")
+        width = max(len(number) for number in numbers.groups()) if "0" in (inside[0], numbers[2][0]) else 0
+        yield from (f"{number:0{width}d}" for number in range(first, last + 1))
+    elif "," in inside:
+        yield from inside.split(",")
+    else:
+        raise layertap.ConfigError(
+            f"source.path: {{{inside}}} in {pattern!r} is neither a range like {{000..012}} nor a list like {{a,b}}"
+        )

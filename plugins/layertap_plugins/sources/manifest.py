@@ -1,0 +1,197 @@
+"""A list of images of one's own: a table of paths or URLs."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from pydantic import Field
+
+import layertap
+from layertap_plugins.sources import files, remote, tables
+
+_FORMATS = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+
+Rows: TypeAlias = Iterator[tuple[int, Mapping[str, object]]]
+
+
+class ManifestSource(layertap.Source):
+    """Yields one record a row, in the order of the table.
+
+    The id is the path as it is written, or the value of a column. All other columns with plain values are metadata: of
+    CSV and TSV as text, of JSON lines and Parquet as they are, None where a line has none. A path that comes twice is
+    an error.
+    """
+
+    extra = "parquet"
+
+    class Params(layertap.Params):
+        path: str = Field(min_length=1, description="the table: CSV or TSV with a header, JSON lines or Parquet")
+        format: Literal["csv", "tsv", "jsonl", "parquet"] | None = Field(
+            None, description="what the table is; by default what its suffix says"
+        )
+        column: str = Field("path", description="the column of the images' paths or URLs")
+        id: str | None = Field(None, description="the column of the ids; by default the path as it is written")
+        root: str | None = Field(
+            None, min_length=1, description="where relative paths start; by default the table's own folder"
+        )
+        links: Literal["inside", "follow"] = Field(
+            "inside",
+            description="inside: a relative path that a link leads out of the root is listed as failed; follow: it is "
+            "read, wherever it leads",
+        )
+        storage_options: remote.StorageOptions = Field(
+            default_factory=dict, description="how to reach URLs, as fsspec takes it, such as {anon: true} for S3"
+        )
+
+    params: Params
+
+    def __init__(self, params: Params | None = None) -> None:
+        super().__init__(params)
+        self._vetted: str | None = None
+
+    def records(self) -> Iterator[layertap.ImageRecord]:
+        stamp = files.stamped(self.params.path)
+        column, id_column = self.params.column, self.params.id
+        columns, rows, unit = self._table()
+        for key, name in (("column", column), ("id", id_column)):
+            if name is not None:
+                tables.check_column(key, name, columns, repr(self.params.path))
+        keys = tables.keys_of(name for name in columns if name not in (column, id_column))
+        root = self.params.root if self.params.root is not None else os.path.dirname(self.params.path)
+        data_of = functools.partial(self._data, root, _Links(root) if self.params.links == "inside" else None)
+        seen: dict[str, int] | None = {} if self._vetted != stamp else None
+        for number, row in rows:
+            path, record_id = (self._text(row, name, f"{unit} {number}") for name in (column, id_column or column))
+            if seen is not None and seen.setdefault(record_id, number) != number:
+                raise layertap.ConfigError(
+                    f"source.path: {self.params.path!r} lists {record_id!r} twice, in {unit}s {seen[record_id]} and "
+                    f"{number}; " + ("every image needs an id of its own" if id_column else "leave one out")
+                )
+            meta = {key: tables.plain(row.get(name)) for name, key in keys.items()}
+            yield layertap.ImageRecord(record_id, data_of(path), meta)
+        self._vetted = stamp
+
+    def _data(self, root: str, links: _Links | None, path: str) -> Path | Callable[[], bytes]:
+        if "://" in path:
+            return remote.data_of(path, self.params.storage_options)
+        whole = os.path.join(root, path)
+        if links is not None and not os.path.isabs(path) and links.lead_out(whole):
+            return _refuse
+        return Path(whole)
+
+    def _text(self, row: Mapping[str, object], column: str, where: str) -> str:
+        value = tables.plain(row.get(column))
+        if value is None or value == "":
+            raise layertap.ConfigError(f"source.path: {where} of {self.params.path!r} has no {column!r}")
+        if column == self.params.column and not isinstance(value, str):
+            raise layertap.ConfigError(
+                f"source.column: {where} of {self.params.path!r} has {value!r} for {column!r}, not a path"
+            )
+        return str(value)
+
+    def _table(self) -> tuple[list[str], Rows, str]:
+        """Its columns, its rows with their numbers, and what those count."""
+        path = self.params.path
+        form = self.params.format or _FORMATS.get(os.path.splitext(path)[1].lower())
+        if form is None:
+            raise layertap.ConfigError(
+                f"source.format: {path!r} ends in none of {', '.join(_FORMATS)}; say which it is, as in `format: csv`"
+            )
+        if form == "parquet":
+            with tables.understood(path), tables.opened(path) as file:
+                return tables.scalars(file.schema_arrow), _of_parquet(path), "row"
+        if form == "jsonl":
+            plain = {key: None for _, row in _of_json(path) for key, value in row.items() if tables.is_plain(value)}
+            return list(plain), _of_json(path), "line"
+        cells = _of_csv(path, "\t" if form == "tsv" else ",")
+        _, header = next(cells, (0, []))
+        for name in (name for name in header if name and header.count(name) > 1):
+            raise layertap.ConfigError(f"source.path: {path!r} has two columns named {name!r}")
+        # A column without a name is the index that pandas writes.
+        return [name for name in header if name], _filled(cells, header, path), "line"
+
+
+class _Links:
+    """Whether links lead out of a folder: of a path in it, the link at its end or any on the way to it."""
+
+    def __init__(self, root: str) -> None:
+        self._root = os.path.normpath(root or os.curdir)
+        self._real_root = os.path.realpath(root)
+        self._real = functools.lru_cache(4096)(os.path.realpath)
+
+    def lead_out(self, path: str) -> bool:
+        """A path that says itself that it leads out, with `..`, is the list's own business."""
+        if not _below(os.path.normpath(path), self._root):
+            return False
+        if os.path.islink(path):
+            return os.path.exists(path) and not _below(os.path.realpath(path), self._real_root)
+        return not _below(self._real(os.path.dirname(path)), self._real_root, itself=True)
+
+
+def _below(path: str, root: str, *, itself: bool = False) -> bool:
+    if root == os.curdir:
+        return not path.startswith(os.pardir)
+    return path.startswith(os.path.join(root, "")) or (itself and path == root)
+
+
+def _refuse() -> bytes:
+    raise layertap.ImageError("outside_root")
+
+
+def _of_csv(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines that are not empty, each with its number, the header among them."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise layertap.ConfigError(
+                f"source.path: cannot read {path!r} behind line {reader.line_num}: {error}"
+            ) from error
+
+
+def _filled(lines: Iterator[tuple[int, list[str]]], header: list[str], path: str) -> Rows:
+    for number, cells in lines:
+        if len(cells) != len(header):
+            raise layertap.ConfigError(
+                f"source.path: line {number} of {path!r} has {len(cells)} values, and the header {len(header)}"
+            )
+        yield number, dict(zip(header, cells, strict=True))
+
+
+def _of_json(path: str) -> Rows:
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise layertap.ConfigError(f"source.path: line {number} of {path!r} is no JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise layertap.ConfigError(f"source.path: line {number} of {path!r} is no JSON object")
+            yield number, row
+
+
+def _of_parquet(path: str) -> Rows:
+    with tables.understood(path), tables.opened(path) as file:
+        names = tables.class_names(file.schema_arrow)
+        columns = tables.scalars(file.schema_arrow)
+        number = 0
+        for group in range(file.num_row_groups):
+            for row in tables.rows_of(file, group, columns):
+                number += 1
+                yield number, {column: tables.named(row[column], names.get(column)) for column in columns}
+
+
+@layertap.hookimpl
+def register_sources(register: Callable[[str, type[layertap.Source]], None]) -> None:
+    register("manifest", ManifestSource)

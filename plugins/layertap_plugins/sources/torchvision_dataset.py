@@ -1,0 +1,157 @@
+"""A data set of torchvision, by its name."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+import layertap
+from layertap_plugins.models import building, weights
+from layertap_plugins.sources import files, tables
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+# Functions, which plain data cannot give; the pixels are the preprocessor's to change.
+_FUNCTIONS = frozenset({"transform", "target_transform", "transforms", "loader", "is_valid_file"})
+
+# They unpickle a file that lies in the working directory.
+_UNSAFE = frozenset({"LSUN", "LSUNClass"})
+
+# It draws each image from torch's global random state.
+_ONE_AT_A_TIME = frozenset({"FakeData"})
+_TURN = threading.Lock()
+
+
+class TorchvisionDatasetSource(layertap.Source):
+    """Yields one record an image of the data set; nothing is downloaded unless `args` say so.
+
+    The id is the number in eight digits, or, for ImageFolder, the path below its root. `label` is the name of the class
+    where the data set has names, else its number, and None where it is not known before the image is read.
+    """
+
+    class Params(layertap.Params):
+        name: str = Field(
+            min_length=1, description="a data set of torchvision.datasets, such as CIFAR10 or ImageFolder"
+        )
+        args: dict[str, Any] = Field(
+            default_factory=dict,
+            description="its arguments, such as {root: data/, train: false, download: true}; no transforms",
+        )
+
+    params: Params
+
+    def records(self) -> Iterator[layertap.ImageRecord]:
+        dataset = self._dataset
+        count, labels, names = len(dataset), _labels(dataset), getattr(dataset, "classes", None)
+        paths = _paths(dataset)
+        for number in range(count):
+            label = None if labels is None else _label(labels[number], names)
+            data: Path | Item = Item(dataset, number, self.params.name)
+            record_id = f"{number:08d}"
+            if paths is not None:
+                data = Path(paths[number])
+                record_id = files.text_of(os.fsencode(os.path.relpath(data, dataset.root)))
+            yield layertap.ImageRecord(record_id, data, {"label": label})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"params": self.params}
+
+    @functools.cached_property
+    def _dataset(self) -> Any:
+        with building.uncollected():
+            datasets: Any = importlib.import_module("torchvision.datasets")
+        name, args = self.params.name, dict(self.params.args)
+        known = [name for name in datasets.__all__ if _is_dataset(getattr(datasets, name), datasets)]
+        if name not in known:
+            near = weights.nearest(name, known)
+            raise layertap.ConfigError(f"source.name: torchvision has no data set {name!r}{near}")
+        if name in _UNSAFE:
+            raise layertap.UnsafeError(f"source.name: {name} would run what a pickle in the working directory says")
+        parameters = inspect.signature(getattr(datasets, name)).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        for key in args:
+            if key in _FUNCTIONS:
+                raise layertap.ConfigError(f"source.args: {key} is a function; images are prepared by `preprocess`")
+            if key not in parameters and not takes_all:
+                near = weights.nearest(key, parameters) or f" (it has {', '.join({*parameters} - _FUNCTIONS)})"
+                raise layertap.ConfigError(f"source.args: {name} has no {key!r}{near}")
+        if "download" in parameters:
+            args.setdefault("download", False)
+        try:
+            dataset = getattr(datasets, name)(**args)
+            # Some give films, or pairs; that is better said before the run than of each image.
+            first = dataset[0] if len(dataset) and _paths(dataset) is None else None
+        except Exception as error:
+            said = weights.brief(error)
+            raise layertap.ConfigError(f"source.args: {self.params.args} does not suit {name}: {said}") from error
+        if not len(dataset):
+            raise layertap.ConfigError(f"source.args: {name} has no images")
+        if first is not None:
+            _image_of(first, name)
+        return dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An image's place in a data set."""
+
+    dataset: Any
+    number: int
+    name: str
+
+    def __call__(self) -> Image.Image:
+        """The image, as the data set decodes it."""
+        with _TURN if self.name in _ONE_AT_A_TIME else nullcontext():
+            return _image_of(self.dataset[self.number], self.name)
+
+
+def _is_dataset(found: Any, datasets: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, datasets.VisionDataset) and found is not datasets.VisionDataset
+
+
+def _image_of(item: Any, name: str) -> Image.Image:
+    from PIL import Image
+
+    image = item[0] if isinstance(item, tuple) else item
+    if not isinstance(image, Image.Image):
+        raise layertap.ConfigError(f"source.name: {name} gives a {type(image).__name__}, not one image")
+    return image
+
+
+def _paths(dataset: Any) -> list[str] | None:
+    """The files of a data set that is a folder: its images are read as any others are."""
+    datasets: Any = importlib.import_module("torchvision.datasets")
+    return [path for path, _ in dataset.samples] if isinstance(dataset, datasets.DatasetFolder) else None
+
+
+def _labels(dataset: Any) -> Sequence[Any] | None:
+    """The labels, where there is one for each image without reading it."""
+    for attribute in ("targets", "labels", "_labels"):
+        found: Any = getattr(dataset, attribute, None)
+        if hasattr(found, "__getitem__") and len(found) == len(dataset) and getattr(found, "ndim", 1) == 1:
+            labels: Sequence[Any] = found
+            return labels
+    return None
+
+
+def _label(value: Any, names: Any) -> tables.Value:
+    number = value.item() if hasattr(value, "item") else value
+    names = names if isinstance(names, (list, tuple)) else None
+    # ImageNet has several names for a class.
+    return tables.named(number, names and [name[0] if isinstance(name, tuple) else name for name in names])
+
+
+@layertap.hookimpl
+def register_sources(register: Callable[[str, type[layertap.Source]], None]) -> None:
+    register("torchvision_dataset", TorchvisionDatasetSource)
