@@ -1,0 +1,224 @@
+"""Whole commands against each other: from the shell's prompt to features on disk, each in a process of its own.
+
+`python -m tests.benchmark.commands [--images N] [--rounds N]` prints the table. The peers are installed beside the
+environment, without a change to it, each as it installs: what does not is said in its row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
+from pathlib import Path
+
+from layertap.bench.figures import Figure
+from tests.benchmark import photographs
+
+SCRIPTS = Path(__file__).with_name("scripts")
+
+ALEXNET = {"type": "torchvision", "name": "alexnet", "weights": "random"}
+RESNET = {"type": "timm", "name": "resnet18", "weights": "random"}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A script, the model and layer that it is measured on, and what it needs beyond our own environment.
+
+    `beside`: a package that is put on its path without its dependencies; `own`: one that pins others, and gets an
+    environment of its own.
+    """
+
+    title: str
+    script: str
+    layer: str
+    model: Mapping[str, str] = field(default_factory=lambda: ALEXNET)
+    beside: str | None = None
+    own: str | None = None
+
+
+PEERS = [
+    Peer("careful DataLoader script", "careful", "classifier.5"),
+    Peer("careful DataLoader script", "careful", "features.2"),
+    Peer("tutorial: load all, one forward", "tutorial", "classifier.5"),
+    Peer("torchextractor + DataLoader", "with_torchextractor", "classifier.5", beside="torchextractor"),
+    Peer("timm + DataLoader", "with_timm", "global_pool", RESNET),
+    Peer("img2vec", "with_img2vec", "classifier.5", beside="img2vec-pytorch"),
+    Peer("thingsvision", "with_thingsvision", "classifier.5", own="thingsvision"),
+    Peer("thingsvision", "with_thingsvision", "features.2", own="thingsvision"),
+]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a command took: seconds, core-seconds, and the most bytes in memory at once."""
+
+    seconds: float
+    cores: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """Round by round what a peer and layertap took; `why` there is nothing."""
+
+    peer: Peer
+    theirs: Sequence[Spent] = ()
+    ours: Sequence[Spent] = ()
+    version: str = ""
+    why: str | None = None
+
+    @property
+    def ratio(self) -> Figure:
+        """How many times as long the peer takes."""
+        return Figure.of([their.seconds / our.seconds for their, our in zip(self.theirs, self.ours, strict=True)])
+
+
+def measured(folder: Path, images: Path, rounds: int) -> list[Result]:
+    """Each peer against layertap, in turn; the order turns from round to round."""
+    _fake_pretrained(folder / "home")
+    return [_against(peer, folder, images, rounds) for peer in PEERS]
+
+
+def _against(peer: Peer, folder: Path, images: Path, rounds: int) -> Result:
+    print(f"{peer.title}, {peer.layer}", file=sys.stderr)
+    try:
+        python, path, version = _installed(peer, folder)
+    except subprocess.CalledProcessError as error:
+        return Result(peer, why=f"does not install: {_last_line(error)}")
+    theirs, ours = [], []
+    environment = os.environ | {"PYTHONPATH": path, "TORCH_HOME": str(folder / "home")}
+    script = [python, str(SCRIPTS / f"{peer.script}.py"), str(images), str(folder / "theirs.npy"), peer.layer]
+    for number in range(rounds):
+        for name in ("theirs", "ours") if number % 2 else ("ours", "theirs"):
+            try:
+                if name == "theirs":
+                    theirs.append(_spent(script, environment))
+                else:
+                    ours.append(_spent(_layertap(peer, folder, images), dict(os.environ)))
+            except subprocess.CalledProcessError as error:
+                return Result(peer, version=version, why=f"fails: {_last_line(error)}")
+    return Result(peer, theirs, ours, version)
+
+
+def _layertap(peer: Peer, folder: Path, images: Path) -> list[str]:
+    out = folder / "ours"
+    shutil.rmtree(out, ignore_errors=True)
+    config = {
+        "model": dict(peer.model),
+        "taps": [peer.layer],
+        "source": {"type": "folder", "path": str(images)},
+        "sink": {"type": "npy", "path": str(out)},
+        "device": "cpu",
+        "observers": [],
+    }
+    asked = folder / "config.yaml"
+    asked.write_text(json.dumps(config))
+    return [sys.executable, "-m", "layertap", "run", str(asked), "--quiet"]
+
+
+def _spent(command: Sequence[str], environment: Mapping[str, str]) -> Spent:
+    """Run to the end. Raises `CalledProcessError`."""
+    with tempfile.TemporaryFile() as printed:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=printed, stderr=subprocess.STDOUT)
+        # Of this process and those that it has waited for: a DataLoader's are among them.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            printed.seek(0)
+            raise subprocess.CalledProcessError(process.returncode, command, printed.read())
+    return Spent(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def _installed(peer: Peer, folder: Path) -> tuple[str, str, str]:
+    """The Python to run a peer's script with, what to put on its path, and the peer's version."""
+    installing = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet"]
+    if peer.own:
+        place = folder / peer.own
+        python = str(place / "bin" / "python")
+        if not place.is_dir():
+            subprocess.run([sys.executable, "-m", "venv", str(place)], check=True, capture_output=True)
+            subprocess.run([*installing, "--python", python, peer.own], check=True, capture_output=True)
+        (packages,) = place.glob("lib/python*/site-packages")
+        return python, "", _version(packages, peer.own)
+    if peer.beside:
+        place = folder / peer.beside
+        if not place.is_dir():
+            command = [*installing, "--python", sys.executable, "--target", str(place), "--no-deps", peer.beside]
+            subprocess.run(command, check=True, capture_output=True)
+        return sys.executable, str(place), _version(place, peer.beside)
+    return sys.executable, "", ""
+
+
+def _version(place: Path, name: str) -> str:
+    return next((found.version for found in distributions(path=[str(place)]) if found.name == name), "")
+
+
+def _fake_pretrained(home: Path) -> None:
+    """A file of AlexNet's weights under the name that torchvision looks for; its values say nothing about time."""
+    import torch
+    from torchvision.models import AlexNet_Weights, alexnet
+
+    place = home / "hub" / "checkpoints"
+    place.mkdir(parents=True)
+    torch.save(alexnet().state_dict(), place / AlexNet_Weights.DEFAULT.url.rpartition("/")[2])
+
+
+def _last_line(error: subprocess.CalledProcessError) -> str:
+    lines = ((error.stderr or b"") + (error.output or b"")).decode(errors="replace").strip().splitlines()
+    return lines[-1][:100] if lines else f"status {error.returncode}"
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results as a table in Markdown."""
+    lines = [
+        "| against | layer | seconds | layertap's | times as fast | core-seconds | layertap's | memory | layertap's |",
+        f"|{'---|' * 9}",
+    ]
+    for result in results:
+        title = f"{result.peer.title} {result.version}".strip()
+        layer = f"{result.peer.model['name']} `{result.peer.layer}`"
+        if result.why is not None:
+            lines.append(f"| {title} | {layer} | {result.why} |{' |' * 6}")
+            continue
+        ratio = result.ratio
+        cells = [
+            f"{_median(result.theirs, 'seconds'):.1f}",
+            f"{_median(result.ours, 'seconds'):.1f}",
+            f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
+            f"{_median(result.theirs, 'cores'):.1f}",
+            f"{_median(result.ours, 'cores'):.1f}",
+            f"{_median(result.theirs, 'memory') / 1e9:.2f} GB",
+            f"{_median(result.ours, 'memory') / 1e9:.2f} GB",
+        ]
+        lines.append(f"| {title} | {layer} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _median(spent: Sequence[Spent], name: str) -> float:
+    return Figure.of([float(getattr(one, name)) for one in spent]).median
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time whole commands: other libraries, plain scripts, and layertap.")
+    parser.add_argument("--images", type=int, default=1_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        images = Path(name) / "images"
+        images.mkdir()
+        photographs.write(images, asked.images)
+        print(table(measured(Path(name), images, asked.rounds)))
+
+
+if __name__ == "__main__":
+    main()
