@@ -168,7 +168,11 @@ class Store:
         durable.fresh_folder(folder)
         with guard(self._sink), storage(self.path):
             self._sink.merge([self.commits.part(number) for number in range(count)], folder)
-        files = self.manifest.files = _facts(folder)
+        files = _facts(folder)
+        # A rename puts a file in another one's place, and no folder in that of one which an earlier try has filled.
+        switching.remove_files(self.path, self.manifest.files)
+        durable.sync(self.path)
+        self.manifest.files = files
         # Their names are known before they stand anywhere, so that nothing of ours lies about without a record.
         self._write_manifest()
         durable.move_into(folder, self.path)

@@ -7,6 +7,7 @@ and manifest record; whatever else lies in the old folder stays in `features.old
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from layertap import confined, durable
@@ -79,7 +80,7 @@ def discard(folder: Path) -> None:
         durable.clear_folder(begun)
     tables = ("index.csv", "failures.csv")
     temporary = [f"{COMMITS}/{committed:05d}.json.tmp", *(f"{name}.tmp" for name in (*tables, MANIFEST))]
-    confined.remove(folder, [*manifest.files, *tables, *temporary])
+    remove_files(folder, [*manifest.files, *tables, *temporary])
     for name in (PARTS, COMMITS):
         durable.prune(folder / name)
     # Without its manifest nobody would know whose the rest is.
@@ -93,6 +94,14 @@ def refuse_links(folder: Path) -> None:
     for name in (PARTS, COMMITS):
         if (folder / name).is_symlink():
             raise StoreError(f"{folder / name}: is a link, which no run of layertap makes", code=FOREIGN)
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of ours by their recorded names, and the folders among them that are empty then."""
+    names = list(names)
+    confined.remove(folder, names)
+    for name in {name.partition("/")[0] for name in names if "/" in name}:
+        durable.prune(folder / name)
 
 
 def discard_shards(folder: Path, count: int) -> None:
