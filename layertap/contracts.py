@@ -68,6 +68,11 @@ class ModelProvider(Plugin):
 class Source(Plugin):
     """Yields the records of a run, always the same ones in the same order."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether reading an image is mostly waiting, as over a network: by default more threads read then at once."""
+        return False
+
     @abstractmethod
     def records(self) -> Iterator[ImageRecord]:
         """The records: cheap, deterministic, no pixels. Called more than once. Raises `ConfigError`."""

@@ -28,6 +28,9 @@ from layertap.stream import Decoding, Slot, batches, default_workers
 from layertap.taps import TappedModel
 from layertap.timing import Stopwatch
 
+# Over a network with 50 ms to an answer so many hide the waiting, for images of some 100 KB.
+_READERS_A_CORE = 16
+
 _FORMATS = {"contiguous": "preserve_format", "channels_last": "channels_last"}
 
 
@@ -38,6 +41,7 @@ class Prepared:
     config: RunConfig
     plugins: Plugins
     plan: Plan
+    workers: int
     line: Line
     sink: Sink
     events: Events
@@ -59,7 +63,7 @@ class Prepared:
             self.line.preprocessor,
             self.line.slot,
             batch_size=self.info.batch_size,
-            workers=workers or config.workers or default_workers(),
+            workers=workers or self.workers,
             decoding=Decoding(config.formats, config.image_timeout, config.isolation, self.enough),
             stopwatch=stopwatch,
         )
@@ -114,7 +118,8 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
             config=config.plain(),
             about=loaded.about,
         )
-        yield Prepared(config, plugins, plan, line, sink, events, info)
+        workers = config.workers or default_workers() * (_READERS_A_CORE if source.waits else 1)
+        yield Prepared(config, plugins, plan, workers, line, sink, events, info)
 
 
 def _batch_size(config: RunConfig, sink: Sink, line: Line, columns: Mapping[str, Column], images: int) -> int:

@@ -16,7 +16,10 @@ REASONS: Mapping[str, str] = {
     "file_too_large": "the file is larger than 512 MiB",
     "empty": "there are 0 bytes, or 0 pixels",
     "vanished": "the source gave it when the run was planned, and not any more when its turn came",
-    "changed": "its file is not the one that the run was planned with: another size or modification time",
+    "changed": "its file is not the one that the run was planned with: another size, modification time or ETag",
+    "network": "its server could not be reached, broke off or answered with an error, each time it was asked",
+    "unsafe_member": "a member of an archive that is no plain file inside it, is there twice, is locked by a password, "
+    "or unpacks to more than 100 times its size",
     "outside_root": "a link that leads out of the source's folder; `links: follow` reads it all the same",
     # decode
     "lfs_pointer": "a Git LFS pointer instead of the image; run `git lfs pull`",
@@ -33,8 +36,10 @@ REASONS: Mapping[str, str] = {
     "shape": "prepared to another shape or dtype than the other images",
     "aspect": "too long and thin to resize",
     "too_small": "smaller than the model can take",
+    "greyscale": "stored as greyscale, where the preprocessor is told to refuse that (`grey: fail`)",
     # any stage
-    "timeout": "it took longer than `image_timeout` seconds",
+    "timeout": "it took longer than `image_timeout` seconds, or its server let it wait longer than the source's "
+    "`timeout`",
     "decoder_crash": "the process that decoded it died (with `isolation: process`)",
     "out_of_memory": "not enough memory for this image",
     "error": "the source or the preprocessor raised",
@@ -42,8 +47,10 @@ REASONS: Mapping[str, str] = {
 
 # What has to do with the moment, not with the image: worth another try with `--retry-failed`. So is whatever code a
 # source raises of its own while it reads.
-_PASSING = frozenset({"not_found", "vanished", "changed", "permission", "io_error", "out_of_memory", "timeout"})
-_LASTING_READS = frozenset({"not_regular", "path_too_long", "file_too_large", "empty", "outside_root"})
+_PASSING = frozenset(
+    {"not_found", "vanished", "changed", "permission", "io_error", "network", "out_of_memory", "timeout"}
+)
+_LASTING_READS = frozenset({"not_regular", "path_too_long", "file_too_large", "empty", "unsafe_member", "outside_root"})
 
 
 def may_pass(stage: str, reason: str) -> bool:

@@ -139,7 +139,7 @@ def bench(
             images=this.plan.count,
             failed=this.plan.count - len(good),
             batch_size=this.info.batch_size,
-            workers=this.config.workers or default_workers(),
+            workers=this.workers,
             rounds=rounds,
             ready=stopwatch.seconds["ready"],
             first_batch=first.first_batch,

@@ -106,7 +106,7 @@ def _settings(this: Prepared) -> Sequence[tuple[str, int]]:
     counts = dict.fromkeys((max(1, cores // 2), cores, 2 * cores))
     return [
         *(("batch_size", size) for size in sizes),
-        *(("workers", count) for count in counts if count != (this.config.workers or cores)),
+        *(("workers", count) for count in counts if count != this.workers),
     ]
 
 

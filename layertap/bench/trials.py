@@ -78,9 +78,10 @@ class Trial:
     def changed(self, key: str, value: int) -> Trial:
         """The same with another `batch_size` or another number of `workers`, and the same model."""
         this = self.this
-        info, config = this.info, this.config.model_copy(update={key: value})
-        if key == "batch_size":
-            info = dataclasses.replace(info, batch_size=value, shard_rows=default_rows(info.columns, value))
+        config = this.config.model_copy(update={key: value})
+        if key == "workers":
+            return Trial(dataclasses.replace(this, config=config, workers=value), self._folder)
+        info = dataclasses.replace(this.info, batch_size=value, shard_rows=default_rows(this.info.columns, value))
         return Trial(dataclasses.replace(this, config=config, info=info), self._folder)
 
 

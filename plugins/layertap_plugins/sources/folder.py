@@ -1,18 +1,22 @@
-"""The images in a folder and below it, or one image."""
+"""The images in a folder and below it, or one image: on this machine, behind a URL or in a zip archive."""
 
 from __future__ import annotations
 
 import fnmatch
+import operator
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 import layertap
+from layertap_plugins.sources.remote import RETRIES, TIMEOUT, Location, StorageOptions, is_url
+
+T = TypeVar("T")
 
 # Behind a path that is a link. No name holds it, and as the least of all bytes it leaves their order alone.
 _LINK = b"\0"
@@ -22,11 +26,18 @@ class FolderSource(layertap.Source):
     """Yields one record a matching file, in the byte order of their paths below the folder.
 
     The id is that path with `/` between its parts; bytes that are not UTF-8 become `%XX`. `label` is the first folder
-    on the way, None for an image that lies in the folder itself. Folders that are links are never entered.
+    on the way, None for an image that lies in the folder itself. Folders that are links are never entered. Behind a URL
+    the rules are the same, and nothing is kept on this machine.
     """
 
+    extra: ClassVar[str | None] = "remote"
+
     class Params(layertap.Params):
-        path: str = Field(min_length=1, description="a folder, searched with all folders below it, or one image")
+        path: Location = Field(
+            min_length=1,
+            description="a folder, searched with all folders below it, or one image; also s3://, gs://, https:// and "
+            "other URLs that fsspec knows, and zip://INSIDE::ARCHIVE",
+        )
         include: list[str] = Field(
             default=["*.jpg", "*.jpeg", "*.png", "*.webp", "*.bmp", "*.gif"],
             min_length=1,
@@ -38,11 +49,30 @@ class FolderSource(layertap.Source):
             description="inside: a file that is a link out of the folder is listed as failed; follow: it is read, "
             "wherever it leads",
         )
+        storage_options: StorageOptions = Field(
+            {},
+            description="for a URL: fsspec's options, such as anon or endpoint_url; no passwords or keys, which the "
+            "provider's own environment variables and credential files hold",
+        )
+        timeout: float = Field(
+            TIMEOUT, gt=0, le=3_600, description="for a URL: seconds that a server may take to answer or to go on"
+        )
+        retries: int = Field(RETRIES, ge=0, le=100, description="for a URL: how often what failed is tried again")
 
     params: Params
 
+    @property
+    def waits(self) -> bool:
+        return is_url(self.params.path)
+
     def records(self) -> Iterator[layertap.ImageRecord]:
         path = self.params.path
+        if is_url(path):
+            yield from self._elsewhere(path)
+            return
+        if self.params.storage_options:
+            raise layertap.ConfigError(f"source.storage_options: are for a URL, and {path!r} is a local path")
+        path = path.removeprefix("file://")
         try:
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)
         except (OSError, ValueError) as error:
@@ -53,30 +83,57 @@ class FolderSource(layertap.Source):
         if is_folder:
             yield from self._below(os.fsencode(path))
         else:
-            yield layertap.ImageRecord(_as_id(os.path.basename(os.fsencode(path))), Path(path), {"label": None})
+            yield _record(os.path.basename(os.fsencode(path)), Path(path))
+
+    def _elsewhere(self, location: str) -> Iterator[layertap.ImageRecord]:
+        # Loaded only for a URL; fsspec is loaded behind it.
+        from layertap_plugins.sources import remote_listing
+
+        params = self.params
+        is_folder, found = remote_listing.behind(
+            location, params.storage_options, timeout=params.timeout, retries=params.retries
+        )
+        if is_folder:
+            found = self._matching((entry for entry in found if not _is_hidden(entry[0])), operator.itemgetter(0))
+        for path, data in found:
+            yield _record(path, data)
 
     def _below(self, root: bytes) -> Iterator[layertap.ImageRecord]:
-        matches = _matcher(self.params.include)
         real_root = os.path.realpath(root)
-        taken = passed_over = 0
-        for found in _files(root):
+        for found in self._matching(_files(root), lambda found: found.removesuffix(_LINK)):
             path = found.removesuffix(_LINK)
-            if not matches(path):
-                passed_over += 1
-                continue
-            taken += 1
-            record_id = _as_id(path)
-            label, slash, _ = record_id.partition("/")
             data: Path | Callable[[], bytes] = Path(os.fsdecode(os.path.join(root, path)))
             if path != found and self.params.links == "inside" and _leads_out(os.path.join(root, path), real_root):
                 data = _refuse
-            yield layertap.ImageRecord(record_id, data, {"label": label if slash else None})
+            yield _record(path, data)
+
+    def _matching(self, found: Iterable[T], path_of: Callable[[T], bytes]) -> Iterator[T]:
+        """Those whose paths match the patterns. Raises `ConfigError` where none does."""
+        matches = _matcher(self.params.include)
+        taken = passed_over = 0
+        for entry in found:
+            if matches(path_of(entry)):
+                taken += 1
+                yield entry
+            else:
+                passed_over += 1
         if not taken:
             patterns = ", ".join(self.params.include)
             raise layertap.ConfigError(
                 f"source.path: no images in {self.params.path!r} match {patterns} ({passed_over} other files were "
                 "passed over; folders that are links or begin with a dot are not entered)"
             )
+
+
+def _record(path: bytes, data: Path | Callable[[], bytes]) -> layertap.ImageRecord:
+    record_id = _as_id(path)
+    label, slash, _ = record_id.partition("/")
+    return layertap.ImageRecord(record_id, data, {"label": label if slash else None})
+
+
+def _is_hidden(path: bytes) -> bool:
+    """Whether one of the folders on the way begins with a dot, as no folder on this machine is entered that does."""
+    return any(part.startswith(b".") and part not in (b".", b"..") for part in path.split(b"/")[:-1])
 
 
 def _leads_out(link: bytes, real_root: bytes) -> bool:

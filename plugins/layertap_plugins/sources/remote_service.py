@@ -1,0 +1,131 @@
+"""A service that images come from: fsspec's filesystem for one protocol and its options, and how patient to be."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import layertap
+from layertap_plugins.sources.remote_faults import tried
+
+T = TypeVar("T")
+
+# What an image may cost on every worker at once, as for a local file.
+MOST_BYTES = 512 * 2**20
+
+HTTP = frozenset({"http", "https"})
+S3 = frozenset({"s3", "s3a"})
+_GCS = frozenset({"gs", "gcs"})
+
+URL = re.compile(r"([a-z][a-z0-9+.-]*)(://|::)", re.IGNORECASE)
+
+# They would wrap another URL, write to this machine, or follow what a file of theirs says.
+_NOT_OPENED = {
+    *("arrow_hdfs", "async_wrapper", "asynclocal", "asyncwrapper", "blockcache", "cached", "dask", "data", "dir"),
+    *("filecache", "generic", "jlab", "jupyter", "libarchive", "local", "pyscript", "reference", "root", "simplecache"),
+    "tar",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """How to reach one service: its protocol, fsspec's options for it as JSON, and how patient to be."""
+
+    protocol: str
+    options: str
+    timeout: float
+    retries: int
+
+    @classmethod
+    def of(cls, location: str, storage_options: Mapping[str, Any], *, timeout: float, retries: int) -> Remote:
+        """That of a URL. Raises `ConfigError` where it cannot be opened at all."""
+        found = URL.match(location)
+        assert found is not None
+        protocol = found[1].lower()
+        if found[2] == "::" or protocol in _NOT_OPENED or "::" in location:
+            raise layertap.ConfigError(
+                f"cannot use {location!r}: {protocol}:// is not opened, and of those that stand before :: only "
+                "zip://INSIDE::ARCHIVE is"
+            )
+        if protocol in S3 | _GCS and not location[found.end() :].strip("/"):
+            raise layertap.ConfigError(
+                f"cannot use {location!r}: it names no bucket, as in {protocol}://BUCKET/photos/"
+            )
+        options = {**_class(protocol, location)._get_kwargs_from_urls(location), **storage_options}
+        try:
+            return cls(protocol, json.dumps(options, sort_keys=True), timeout, retries)
+        except TypeError as error:
+            raise layertap.ConfigError(f"storage_options: {error}; they are plain data") from error
+
+    def path_of(self, location: str) -> str:
+        """What the service calls the thing behind a URL of it."""
+        return str(_class(self.protocol, location)._strip_protocol(location))
+
+    def filesystem(self) -> Any:
+        """fsspec's, one for all threads of this process; a forked process has its own."""
+        key = (self, os.getpid())
+        found = _OPEN.get(key)
+        return found if found is not None else _OPEN.setdefault(key, self._opened())
+
+    def tried(self, call: Callable[[], T]) -> T:
+        """What `call` gives, tried again as often as is allowed. Raises `ImageError`."""
+        return tried(call, retries=self.retries, timeout=self.timeout)
+
+    def _opened(self) -> Any:
+        options = json.loads(self.options)
+        if self.protocol in HTTP:
+            import aiohttp
+
+            patience = aiohttp.ClientTimeout(total=None, sock_connect=self.timeout, sock_read=self.timeout)
+            client = {"timeout": patience, **options.pop("client_kwargs", {})}
+            options = {"client_kwargs": client, "simple_links": False, "encoded": True, **options}
+        elif self.protocol in S3:
+            config: dict[str, Any] = {
+                "connect_timeout": self.timeout,
+                "read_timeout": self.timeout,
+                "max_pool_connections": 64,
+            }
+            config |= {"retries": {"max_attempts": 0}, **options.pop("config_kwargs", {})}
+            options["config_kwargs"] = config
+        elif self.protocol in _GCS:
+            options.setdefault("requests_timeout", self.timeout)
+            _silence("gcsfs")
+        filesystem = _class(self.protocol, self.protocol)(**options, skip_instance_cache=True)
+        if self.protocol in S3:
+            filesystem.retries = 1  # or each of our attempts would be five of its own
+        return filesystem
+
+
+# No lock guards it, which a fork could leave locked for ever: the first that is put in is everybody's.
+_OPEN: dict[tuple[Remote, int], Any] = {}
+
+
+def _silence(name: str) -> None:
+    """Keep what a package logs off the terminal, where nobody has asked for it; each of its attempts is a page."""
+    logger = logging.getLogger(name)
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+
+
+def _class(protocol: str, location: str) -> Any:
+    """fsspec's class for a protocol. Raises `ConfigError` where there is none or a package is missing."""
+    extra = "s3" if protocol in S3 else "gcs" if protocol in _GCS else "remote"
+    try:
+        import fsspec  # type: ignore[import-untyped]
+
+        return fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        package = f" the package {missing.name!r}" if missing.name else ""
+        known = protocol in HTTP | S3 | _GCS or missing.name == "fsspec"
+        advice = f"pip install 'layertap[{extra}]'" if known else str(error)
+        raise layertap.ConfigError(f"{location!r} needs{package or ' another package'}: {advice}") from error
+    except ValueError as error:
+        raise layertap.ConfigError(
+            f"cannot use {location!r}: no protocol is named {protocol!r}; s3://, gs://, https:// and zip:// are some"
+        ) from error
