@@ -1,0 +1,125 @@
+"""A whole run around the plugin under test: drawn images, a model of three layers, and real outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layertap.contracts import ModelProvider, Plugin, Preprocessor, Source
+from layertap.loading import load_config
+from layertap.pipeline import run_loaded
+from layertap.plugins import Plugins, Registered
+from layertap.records import ImageRecord, LoadedModel, Report, RunInfo
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+TESTED = "tested"
+_KIT = "layertap.testing"
+
+BATCH = 2
+IMAGES = 11
+# One among good ones, and a whole shard, which then has no rows.
+UNREADABLE = (2, 6, 7)
+
+# A map, vectors in every dtype that a tap can ask for, and names that are hard on files.
+TAPS = [
+    {"layer": "pool", "name": "maps/of é"},
+    {"layer": "flat", "name": "flat"},
+    {"layer": "flat", "name": "FLAT", "dtype": "float16"},
+    {"layer": "flat", "name": "aux", "dtype": "bfloat16"},
+]
+
+
+class Drawn(Source):
+    """Eleven drawn images, three of which are none."""
+
+    def records(self) -> Iterator[ImageRecord]:
+        for number in range(IMAGES):
+            data = _unreadable if number in UNREADABLE else partial(_drawn, number)
+            yield ImageRecord(f"drawn/{number:02d}", data, {"number": number, "half": number / 2, "note": None})
+
+
+class Small(Preprocessor):
+    """16 x 16 pixels."""
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        import torch
+
+        pixels = bytearray(image.convert("RGB").resize((16, 16)).tobytes())
+        return torch.frombuffer(pixels, dtype=torch.uint8).reshape(16, 16, 3).permute(2, 0, 1)
+
+    def finish(self, batch: Tensor) -> Tensor:
+        return batch / 255 - 0.5
+
+
+class Pools(ModelProvider):
+    """A pool, an in-place ReLU and a flattening: no weights, and no library of linear algebra that a fork upsets."""
+
+    def load(self) -> LoadedModel:
+        from torch import nn
+
+        module = nn.Sequential()
+        module.add_module("pool", nn.AvgPool2d(4))
+        module.add_module("relu", nn.ReLU(inplace=True))
+        module.add_module("flat", nn.Flatten())
+        return LoadedModel(module, Small(), {"name": "pools", "weights": "none", "layout": "NCHW"})
+
+
+def tables(**tested: type[Plugin]) -> Plugins:
+    """What is installed, and beside it this module's parts and the classes under test, named by their kind."""
+    plugins = Plugins.load()
+    own: list[tuple[str, str, type[Plugin]]]
+    own = [("source", _KIT, Drawn), ("model", _KIT, Pools), *((kind, TESTED, cls) for kind, cls in tested.items())]
+    for kind, name, cls in own:
+        plugins.tables[kind][name] = Registered(kind, name, cls, name, name, "0", "-")
+    return plugins
+
+
+def spec(plugin: Plugin, **changes: Any) -> dict[str, Any]:
+    """How a configuration names the plugin under test."""
+    given = {} if plugin.params is None else plugin.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
+    return {"type": TESTED, **given, **changes}
+
+
+def run(plugins: Plugins, sink: str | Mapping[str, Any], **changes: Any) -> Report:
+    """A run over the drawn images into `sink`: a row each but for the unreadable ones, in shards of one batch."""
+    config = {
+        "model": {"type": _KIT},
+        "taps": TAPS,
+        "source": {"type": _KIT},
+        "sink": sink,
+        "device": "cpu",
+        "batch_size": BATCH,
+        "shard_rows": BATCH,
+        "max_failures": IMAGES,
+        "observers": [],
+        **changes,
+    }
+    return run_loaded(load_config(config, None, plugins), plugins)
+
+
+def npy(path: Path) -> dict[str, Any]:
+    """The sink that others are compared with."""
+    return {"type": "npy", "path": str(path)}
+
+
+def run_info(**changes: Any) -> RunInfo:
+    """What sinks and observers are told of a run of six images."""
+    facts: dict[str, Any] = {"id": "0" * 32, "planned": 6, "columns": {}, "batch_size": BATCH, "shard_rows": BATCH}
+    return RunInfo(
+        **{**facts, "device": "cpu", "path": None, "config": {"model": {"type": _KIT}}, "about": {}, **changes}
+    )
+
+
+def _drawn(number: int) -> Image.Image:
+    from PIL import Image
+
+    return Image.linear_gradient("L").rotate(90 * (number % 4)).point(lambda value: value * (number + 1) % 256)
+
+
+def _unreadable() -> bytes:
+    return b"no image"
