@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer.testing
 
 import layertap
+from layertap.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -47,8 +49,13 @@ def test_first_yaml_runs(place, weights):
     report = layertap.run("alexnet.yaml", overrides={"model.weights": str(weights), "observers": []})
     assert report.kept == 20
     features: dict[str, object] = {}
-    exec(block("python", "layertap.open("), features)
+    exec(block("python", "features.failures)"), features)
     assert features["features"]["classifier.5"].shape == (20, 4096)
+    exec(block("python", "rows.chunks"), features)
+    assert features["chunk"].shape == (20, 4096)
+    for command in re.findall(r"^layertap (export [^#\n]+)", block("bash", "layertap export"), flags=re.MULTILINE):
+        assert typer.testing.CliRunner().invoke(app, command.split()).exit_code == 0
+    assert (place / "for-clip/img_emb/img_emb_0.npy").is_file()
 
 
 def test_first_yaml_is_the_default_config(place):
@@ -93,9 +100,6 @@ def test_plugin_of_the_readme_runs(place):
 
 
 def test_every_command_option_and_key_that_exists_is_named():
-    import typer
-
-    from layertap.cli import app
     from layertap.config import RunConfig
 
     commands = typer.main.get_command(app).commands
