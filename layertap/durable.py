@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+# What syncing the folder above a user's home or a mount point says, in which no run makes anything.
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS)
 
 
 def sync(path: Path) -> None:
@@ -39,11 +43,16 @@ def create(path: Path, write: Callable[[IO[str]], object]) -> None:
 def make_folder(path: Path) -> None:
     """`path` and what is missing above it, each made durable in the folder that it lies in."""
     path = Path(os.path.realpath(path))
-    if path.is_dir():
-        return
-    make_folder(path.parent)
-    path.mkdir(exist_ok=True)
-    sync(path.parent)
+    found = path.is_dir()
+    if not found:
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+    try:
+        # One that is there already may have been made by a run that was killed before it got here.
+        sync(path.parent)
+    except OSError as error:
+        if not (found and error.errno in _NOT_OURS):
+            raise
 
 
 def fresh_folder(path: Path) -> None:

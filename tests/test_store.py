@@ -127,6 +127,39 @@ def test_commit_is_written_synced_renamed_and_recorded_in_that_order(photos, tmp
     ]
 
 
+@pytest.mark.parametrize("made", ["", "deep", "deep/out"])
+def test_folder_that_a_killed_run_has_made_is_durable_before_anything_is_in_it(photos, tmp_path, monkeypatch, made):
+    (tmp_path / made).mkdir(parents=True, exist_ok=True)
+    real, synced, empty = os.fsync, [], []
+
+    def fsync(descriptor):
+        real(descriptor)
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        empty.append(not any(path.is_file() for path in (tmp_path / "deep").rglob("*")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(photos, tmp_path / "deep/out")
+    first = [path for path, before in zip(synced, empty, strict=True) if before]
+    assert first[-1] == str(tmp_path / "deep")
+    assert (str(tmp_path) in first) == (made != "deep/out")
+
+
+@pytest.mark.parametrize("refusal", [errno.EACCES, errno.EINVAL])
+def test_parent_that_cannot_be_synced_is_no_hindrance_to_a_folder_that_is_there(photos, tmp_path, monkeypatch, refusal):
+    (tmp_path / "out").mkdir()
+    real = os.open
+
+    def refuse(path, *args, **kwargs):
+        if path == tmp_path:
+            raise OSError(refusal, os.strerror(refusal), str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert run(photos, tmp_path / "out").kept == 20
+    with pytest.raises(layertap.StoreError, match=os.strerror(refusal)):
+        run(photos, tmp_path / "new")
+
+
 def test_lock_is_gone_with_its_process_and_leaves_no_file(photos, tmp_path):
     (tmp_path / "out").mkdir()
     descriptor = os.open(tmp_path / "out", os.O_RDONLY)
