@@ -273,6 +273,8 @@ def beside(
                 raise StoreError(f"{switching.retired(path)}: is in the way of replacing {path}; move it", code=FOREIGN)
         store = Store(folder, sink, found or manifest, target=path)
         if store.is_complete:  # and was stopped just before it could take its place
+            with storage(folder):
+                store.sweep()
             store.take_place()
         else:
             store.begin(holds)

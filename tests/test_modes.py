@@ -134,6 +134,21 @@ def test_replacement_that_was_complete_but_not_yet_in_place_takes_it(photos, tmp
     assert sorted(os.listdir(tmp_path)) == ["out"]
 
 
+def test_replacement_that_was_stopped_while_sweeping_is_swept_before_it_takes_its_place(photos, tmp_path):
+    run(photos, tmp_path / "out", taps=["features.0"])
+    run(photos, tmp_path / "out.new", shard_rows=4)
+    manifest = json.loads((tmp_path / "out.new/manifest.json").read_text())
+    manifest["replaces"] = layertap.open(tmp_path / "out").manifest["run"]
+    (tmp_path / "out.new/manifest.json").write_text(json.dumps(manifest))
+    before = contents(tmp_path / "out.new")
+    stop(photos, tmp_path / "stopped")
+    for name in ("parts", "commits"):
+        shutil.copytree(tmp_path / "stopped" / name, tmp_path / "out.new" / name)
+    assert run(photos, tmp_path / "out", shard_rows=4, mode="new").already
+    assert contents(tmp_path / "out") == before
+    assert not {"parts", "commits"}.intersection(os.listdir(tmp_path / "out"))
+
+
 def test_empty_folder_left_of_a_replaced_output_is_no_hindrance(photos, tmp_path):
     run(photos, tmp_path / "out")
     (tmp_path / "out.old").mkdir()
