@@ -169,9 +169,11 @@ class Faults:
             except OSError:
                 self._record("refused", *event)
                 raise
-            self._record(*event)
-            if fault:
-                os.kill(os.getpid(), signal.SIGKILL)
+            else:
+                self._record(*event)
+            finally:
+                if fault:
+                    os.kill(os.getpid(), signal.SIGKILL)
             return result
 
     def _lose(self, name: str) -> None:
