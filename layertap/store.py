@@ -80,6 +80,8 @@ class Store:
             sound = next((n for n in committed if not self._is_sound(n, holds)), len(committed))
             for number in reversed(committed[sound:]):
                 self.commits.remove(number)
+            # A power cut must not bring back what is gone here when later records stand already.
+            durable.sync(self.path / COMMITS)
 
     def _is_sound(self, number: int, holds: Callable[[Commit], bool]) -> bool:
         try:
