@@ -124,8 +124,13 @@ class Features:
     def rows(self) -> Iterator[dict[str, Any]]:
         """What `index` holds, one row at a time."""
         if self.is_complete:
+            count = 0
             with _readable(self.path):
-                yield from map(self._typed, self._csv("index.csv"))
+                for row in self._csv("index.csv"):
+                    yield self._typed(row)
+                    count += 1
+            if count != sum(self._counts):
+                raise StoreError(f"{self.path}: index.csv has {count} rows, and its manifest says {sum(self._counts)}")
             return
         kept = (row for commit in self._commits() for row in commit.kept)
         yield from ({"row": number, "id": row.id, **row.meta} for number, row in enumerate(kept))
@@ -236,10 +241,10 @@ class Features:
         return result
 
     def _csv(self, name: str) -> Iterator[dict[str, str]]:
-        # What a sink writes is longer than what the reader takes at first.
-        csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_TEXT))
         with _readable(self.path), confined.open_text(self.path, name) as file:
-            yield from csv.DictReader(file)
+            rows = csv.DictReader(file)
+            while (row := _next(rows)) is not None:
+                yield row
 
 
 class _Part:
@@ -282,6 +287,15 @@ def _refuse_links(folder: Path) -> None:
                 raise confined.NotRegular(f"{entry.path}: is a link, which no run of layertap makes")
             if entry.is_dir():
                 _refuse_links(Path(entry.path))
+
+
+def _next(rows: csv.DictReader[str]) -> dict[str, str] | None:
+    """The next row, whatever its length: the limit is the whole process's, and others rely on it."""
+    usual = csv.field_size_limit(_LONGEST_TEXT)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(usual)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def by_sink(sink: FileSink, these: list[Shard], folder: Path) -> None:
 
 
 def seconds(what: Callable[[Path], object]) -> float:
-    with tempfile.TemporaryDirectory(dir=".") as place:
+    with tempfile.TemporaryDirectory() as place:
         started = time.perf_counter()
         what(Path(place))
         return time.perf_counter() - started

@@ -1,7 +1,7 @@
 """How fast the line is, and how fast it could be: `layertap bench` on a published set of models, as a page.
 
-`python tests/benchmark/publish.py [--images N] [--rounds N]` prints the page and writes it beside this file as
-README.md, with its figures. It takes some minutes, and wants a machine that does nothing else.
+`python -m tests.benchmark.publish [--images N] [--rounds N]` prints the page and writes it beside this file as
+README.md, with its figures. It takes half an hour, and wants a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+from layertap.bench.benchmark import Bench, bench
+from layertap.bench.changes import compared
+from layertap.bench.figures import Figure
+from layertap.bench.scorecard import binding
+from layertap.bench.trials import Trial, folder_beside, sampled
+from layertap.loading import load_config
+from layertap.plugins import Plugins
+from layertap.prepared import prepared
+from tests.benchmark import commands, doors, photographs, plots
+from tests.benchmark.cases import CASES, SEVERAL, SWEEP, SWEPT
 
-from layertap.bench.benchmark import Bench, bench  # noqa: E402
-from layertap.bench.changes import compared  # noqa: E402
-from layertap.bench.figures import Figure  # noqa: E402
-from layertap.bench.scorecard import binding  # noqa: E402
-from layertap.bench.trials import Trial, folder_beside, sampled  # noqa: E402
-from layertap.loading import load_config  # noqa: E402
-from layertap.plugins import Plugins  # noqa: E402
-from layertap.prepared import prepared  # noqa: E402
-from tests.benchmark import photographs, plots  # noqa: E402
-from tests.benchmark.cases import CASES, SEVERAL, SWEEP, SWEPT  # noqa: E402
+HERE = Path(__file__).resolve().parent
+
+IMAGES = 1_000
 
 LIBRARIES = ("torch", "torchvision", "pillow", "numpy")
 
@@ -51,7 +52,7 @@ alone (and never more than one writer can write). `achieved` is the line, from i
 over the limit of the same round. Figures are medians, with quartiles in brackets.
 
 The two others are scripts without layertap, on the same model and taps, in the same rounds
-(`layertap/baselines.py`):
+(`layertap/bench/baselines.py`):
 
 - careful: a DataLoader with a process a core, the model's own transform on each image, a forward a batch, a hook that
   copies, the arrays saved and made durable at the end. Its processes are there before the clock runs.
@@ -71,6 +72,25 @@ times is not counted.
 | {count} runs | {many} |
 
 One pass is {ratio} times as fast.
+"""
+
+WHOLE = """\
+## Whole commands
+
+From the shell's prompt to features on disk: start, imports, model, {images} images, files. Each in a process of its
+own, in turn, {rounds} rounds; medians, and of the ratio the quartiles too. The scripts are in tests/benchmark/scripts;
+each peer as it installs today (thingsvision with the torch that it pins, in an environment of its own).
+`python -m tests.benchmark.commands` makes this table alone.
+"""
+
+DOORS = """\
+## Sinks and sources
+
+Vectors of 4,096 float32 in shards of 2,048 rows, each shard made durable, and the merge at the end, against plain files
+of the same bytes with an fsync each. What lies under half of that: npy writes each row twice, into its part and into
+the merged array; hdf5, zarr and lance are their libraries' encoding and checksums; parquet its pages' checksums.
+Sources list their records, and give bytes or pixels of 500 x 375 photographs, undecoded.
+`python -m tests.benchmark.doors` makes these tables alone.
 """
 
 # A batch of another size may take another algorithm.
@@ -191,13 +211,13 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the published set and write the page.")
-    parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         (path / "images").mkdir()
-        photographs.write(path / "images", 1_000)
+        photographs.write(path / "images", IMAGES)
         benches = {}
         for case in CASES:
             print(case.title, file=sys.stderr)
@@ -205,6 +225,7 @@ def main() -> None:
             benches[case.title] = alone(config(path, case), images=count, rounds=asked.rounds, suggest=case.suggest)
         sweep = swept(path, asked.images, asked.rounds, benches[SWEPT.title].line.median)
         passes = several(path, asked.images, max(1, asked.rounds // 2))
+        results = commands.measured(path, path / "images", asked.rounds)
     first = next(iter(benches.values()))
     known = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     measured = textwrap.fill(
@@ -232,6 +253,14 @@ def main() -> None:
             settings(benches),
             "",
             passes,
+            WHOLE.format(images=IMAGES, rounds=asked.rounds),
+            commands.table(results),
+            "",
+            DOORS,
+            doors.sinks(asked.rounds),
+            "",
+            doors.sources(IMAGES, asked.rounds),
+            "",
         ]
     )
     (HERE / "README.md").write_text(page, "utf-8")
