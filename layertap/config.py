@@ -13,9 +13,9 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from layertap.contracts import Plugin
+from layertap.decoding.formats import STANDARD, Format
 from layertap.document import Document, Where, as_written
 from layertap.errors import ConfigError, TapError, UnsafeError, WeightsError, did_you_mean, first_fault
-from layertap.formats import STANDARD, Format
 from layertap.grammar import Spec, Tap, Taps
 from layertap.plugins import Plugins, Registered, guard
 from layertap.profiles import PROFILES, Profile, named

@@ -15,7 +15,7 @@ from layertap import memory, parts
 from layertap.computing import find_device, ready, rounding
 from layertap.config import RunConfig
 from layertap.contracts import FileSink, Sink, Source
-from layertap.decode import Enough
+from layertap.decoding.decode import Enough
 from layertap.errors import ConfigError
 from layertap.events import Events
 from layertap.line import Line

@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 
-from layertap import decode
 from layertap.config import PARTS, RunConfig
 from layertap.contracts import Preprocessor
+from layertap.decoding import decode
 from layertap.errors import PluginError
 from layertap.finding import unfused
 from layertap.manifest import FILES, Manifest, RawFacts, TapFacts

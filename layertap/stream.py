@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from layertap import decode
 from layertap.contracts import Preprocessor
-from layertap.decode import Enough
+from layertap.decoding import decode
+from layertap.decoding.decode import Enough
+from layertap.decoding.isolation import COMMAND, Decoder, InProcess, InThread
 from layertap.errors import PluginError
-from layertap.isolation import COMMAND, Decoder, InProcess, InThread
 from layertap.plugins import guard
 from layertap.records import Batch, Planned
 from layertap.timing import Stopwatch

@@ -11,8 +11,8 @@ from queue import Empty, SimpleQueue
 from torch import Tensor
 
 from layertap.contracts import Preprocessor
+from layertap.decoding.isolation import CannotStart, Decoder
 from layertap.errors import ImageError
-from layertap.isolation import CannotStart, Decoder
 from layertap.reading import read
 from layertap.records import Batch, Failure, Planned
 from layertap.timing import Stopwatch

@@ -1,4 +1,4 @@
-"""A child process as `layertap.child`, but for images that begin with a word of `DEEDS`: those it does something at.
+"""A child process as ours, but for images that begin with a word of `DEEDS`: those it does something at.
 
 Started as `misbehaving.py FOLDER ...`, it holds a lock on FOLDER/PID for as long as it lives.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from layertap import child, decode, wire
+from layertap.decoding import child, decode, wire
 from layertap.errors import ImageError
 
 

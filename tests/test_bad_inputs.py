@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import layertap
-from layertap.formats import OPTIONAL
+from layertap.decoding.formats import OPTIONAL
 from layertap.reasons import REASONS
 from tests.bad_inputs import CASES, JPEG, KEPT, PHOTO, ROWS, encoded, good, scan_starts
 from tests.conftest import TINY

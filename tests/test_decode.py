@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from layertap.decode import MAX_PIXELS, decode
+from layertap.decoding.decode import MAX_PIXELS, decode
+from layertap.decoding.formats import STANDARD
 from layertap.errors import ImageError
-from layertap.formats import STANDARD
 from layertap.reasons import REASONS
 
 PHOTO = Image.merge("RGB", [Image.effect_noise((48, 32), sigma) for sigma in (20, 40, 60)])

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image
 
-from layertap.decode import decode, notes
+from layertap.decoding.decode import decode, notes
+from layertap.decoding.formats import OPTIONAL, STANDARD, format_of
 from layertap.errors import ImageError
-from layertap.formats import OPTIONAL, STANDARD, format_of
 from tests import fuzz
 from tests.bad_inputs import tiff
 
@@ -173,7 +173,7 @@ def test_a_tiff_comes_upright_as_from_pillow():
 def test_what_libtiff_would_print_is_not_printed():
     code = (
         "import sys\n"
-        "from layertap.decode import decode\n"
+        "from layertap.decoding.decode import decode\n"
         "from layertap.errors import ImageError\n"
         "from tests.fuzz import hostile\n"
         "for _, data in hostile(400, 3, ('tiff',)):\n"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from layertap.decode import decode, notes
+from layertap.decoding.decode import decode, notes
+from layertap.decoding.formats import OPTIONAL
+from layertap.decoding.notes import NOTES
 from layertap.errors import ImageError
-from layertap.formats import OPTIONAL
-from layertap.notes import NOTES
 from layertap.reasons import REASONS
 from tests import fuzz
 from tests.bad_inputs import good

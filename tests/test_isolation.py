@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 
 import layertap
-from layertap.formats import OPTIONAL
-from layertap.isolation import InProcess, InThread
+from layertap.decoding.formats import OPTIONAL
+from layertap.decoding.isolation import InProcess, InThread
 from layertap.records import Batch, ImageRecord, Planned
 from layertap.stream import Decoding, Slot, batches
 from tests.misbehaving import DEEDS
@@ -342,7 +342,7 @@ def test_closing_early_waits_for_no_decoder(brood):
 PARENT = """
 import sys
 from threading import Thread
-from layertap.isolation import InProcess
+from layertap.decoding.isolation import InProcess
 idle, busy = InProcess((), 0.5, sys.argv[1:]), InProcess((), 0.5, sys.argv[1:])
 idle.ready()
 busy.ready()
@@ -362,7 +362,7 @@ def test_children_do_not_outlive_a_parent_that_is_killed(brood):
 
 
 def test_child_loads_pillow_and_nothing_larger():
-    code = "import sys, layertap.child; print(*sys.modules)"
+    code = "import sys, layertap.decoding.child; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "PIL.Image" in loaded
     assert not {"torch", "numpy", "pydantic", "yaml", "multiprocessing"}.intersection(loaded)

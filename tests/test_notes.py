@@ -10,10 +10,10 @@ import warnings
 import pytest
 from PIL import Image, ImageOps
 
-from layertap.decode import decode, notes
+from layertap.decoding.decode import decode, notes
+from layertap.decoding.formats import OPTIONAL
+from layertap.decoding.notes import NOTES
 from layertap.errors import ImageError
-from layertap.formats import OPTIONAL
-from layertap.notes import NOTES
 from tests import fuzz
 
 PHOTO = Image.merge("RGB", [Image.linear_gradient("L").resize((48, 32)).rotate(angle) for angle in (0, 90, 180)])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layertap.decode import decode, decoders, notes
+from layertap.decoding.decode import decode, decoders, notes
+from layertap.decoding.formats import OPTIONAL
 from layertap.errors import ImageError
-from layertap.formats import OPTIONAL
 from layertap.reasons import REASONS
 from tests import fuzz
 

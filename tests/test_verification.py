@@ -84,7 +84,10 @@ def test_the_shard_of_a_damaged_row_is_named(output):
     [
         (lambda out: (out / "classifier.npy").unlink(), "classifier.npy: No such file"),
         (lambda out: os.truncate(out / "classifier.npy", 300), "classifier.npy: has 300 bytes"),
-        (lambda out: (out / "index.csv").write_text("row,id,label\n0,a,b\n"), "index.csv has 1 rows, and its manifest says 19"),
+        (
+            lambda out: (out / "index.csv").write_text("row,id,label\n0,a,b\n"),
+            "index.csv has 1 rows, and its manifest says 19",
+        ),
         (lambda out: (out / "failures.csv").write_text("id,stage,reason\n"), "19 images kept and 0 failed"),
     ],
     ids=["removed", "cut", "index", "failures"],

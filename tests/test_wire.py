@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, ImagePalette
 
-from layertap.bounds import MAX_PIXELS
+from layertap.decoding.bounds import MAX_PIXELS
+from layertap.decoding.wire import receive, send_failure, send_image
 from layertap.errors import ImageError
-from layertap.wire import receive, send_failure, send_image
 
 MODES = [
     *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
@@ -64,7 +64,7 @@ def noise(mode: str, width: int = 13, height: int = 7) -> Image.Image:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("strip", [2**24, 100], ids=["whole", "strips"])
 def test_every_mode_crosses_bit_for_bit(mode, strip, monkeypatch):
-    monkeypatch.setattr("layertap.wire._STRIP", strip)
+    monkeypatch.setattr("layertap.decoding.wire._STRIP", strip)
     image = noise(mode)
     assert seen(crossed(image)) == seen(image)
 

@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 import layertap
-from layertap.decode import decode
+from layertap.decoding.decode import decode
 from layertap.reading import read
 from layertap.records import Planned
 from layertap_plugins.sources.samples import SamplesSource

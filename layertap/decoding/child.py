@@ -1,4 +1,4 @@
-"""The process that decodes, and that a hostile image may kill: encoded bytes in, `layertap.wire` out, until the end.
+"""The process that decodes, and that a hostile image may kill: encoded bytes in, images out, until the end.
 
 It loads Pillow and nothing larger. It outlives neither its parent, which it notices by the end of its input, nor an
 image that takes too long, for which the alarm is set.
@@ -13,7 +13,7 @@ import struct
 import sys
 from typing import BinaryIO
 
-from layertap import decode, wire
+from layertap.decoding import decode, wire
 from layertap.errors import ImageError
 
 READY = b"ready\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import AvifImagePlugin, Image
 
-from layertap.boxes import boxes
+from layertap.decoding.boxes import boxes
 from layertap.reasons import refusal
 
 _ORIENTATION = 0x0112

@@ -1,8 +1,8 @@
 """From an image's encoded bytes to its pixels.
 
 `decode` raises `ImageError` with a code of `layertap.reasons`, prints nothing and changes no global state, so that any
-number of threads can decode at once (`layertap.tiff` tells of the one exception). Only the formats of
-`layertap.formats` are opened. An image that ends early is refused, never filled up.
+number of threads can decode at once (`layertap.decoding.tiff` tells of the one exception). Only the formats of
+`layertap.decoding.formats` are opened. An image that ends early is refused, never filled up.
 
 Pillow's own readers are called without `Image.open`, because that warns, and neither printing nor muting a warning is
 safe on many threads. What makes the readers themselves warn is kept from them: `_Jpeg`, `_still` and `_gif`, and the
@@ -27,12 +27,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from layertap.bounds import MAX_PIXELS as MAX_PIXELS
-from layertap.bounds import check_pixels
+from layertap.decoding.bounds import MAX_PIXELS as MAX_PIXELS
+from layertap.decoding.bounds import check_pixels
+from layertap.decoding.formats import format_of, reason_against
+from layertap.decoding.notes import note
+from layertap.decoding.notes import notes as notes
 from layertap.errors import ConfigError, ImageError
-from layertap.formats import format_of, reason_against
-from layertap.notes import note
-from layertap.notes import notes as notes
 from layertap.reasons import refusal
 
 Enough: TypeAlias = Callable[[tuple[int, int]], tuple[int, int] | None]
@@ -75,7 +75,7 @@ _GIF_MARKS = re.compile(rb"[!,;]")
 def decode(data: bytes | Image.Image, formats: Collection[str] = (), enough: Enough | None = None) -> Image.Image:
     """The image, loaded, its first frame where it has several. Raises `ImageError`.
 
-    `formats` are those of `layertap.formats.OPTIONAL` that are opened besides the standard ones.
+    `formats` are those of `layertap.decoding.formats.OPTIONAL` that are opened besides the standard ones.
     With `enough` a JPEG that is larger comes smaller, by 2, 4 or 8: the work for the rest is never done.
     Mode, palette and EXIF block are as the file has them: 16-bit, CMYK and rotated images come as such; only TIFFs
     come upright, as Pillow gives them. Converted to RGB it is what Pillow's own image is, without a warning.
@@ -125,14 +125,14 @@ def decoders(formats: Collection[str] = ()) -> dict[str, str]:
 def _optional(name: str, data: bytes) -> tuple[Image.Image, set[str]]:
     """An image of a format that is opened on request only, and notes about it; its codec is loaded no earlier."""
     if name == "TIFF":
-        from layertap import tiff
+        from layertap.decoding import tiff
 
         return tiff.opened(data)
     if name == "JPEG2000":
-        from layertap import jpeg2000
+        from layertap.decoding import jpeg2000
 
         return jpeg2000.opened(data)
-    from layertap import avif
+    from layertap.decoding import avif
 
     return avif.opened(data)
 

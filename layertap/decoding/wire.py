@@ -14,14 +14,14 @@ from typing import Any, BinaryIO, TypeAlias
 
 from PIL import Image
 
-from layertap.bounds import MAX_PIXELS
-from layertap.formats import OPTIONAL, STANDARD
-from layertap.notes import NOTES
+from layertap.decoding.bounds import MAX_PIXELS
+from layertap.decoding.formats import OPTIONAL, STANDARD
+from layertap.decoding.notes import NOTES
 from layertap.reading import MAX_BYTES
 from layertap.reasons import REASONS, refusal
 
 Decoded: TypeAlias = tuple[Image.Image, tuple[str, ...]]
-"""An image, and the words of `layertap.notes.NOTES` that are true of it."""
+"""An image, and the words of `layertap.decoding.notes.NOTES` that are true of it."""
 
 _HEADER = struct.Struct(">I")
 _LONGEST_HEADER = 2**16

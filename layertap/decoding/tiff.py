@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
 
-from layertap.bounds import check_pixels
+from layertap.decoding.bounds import check_pixels
 from layertap.reasons import refusal
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION = 256, 257, 258, 259

@@ -8,8 +8,8 @@ from io import BytesIO
 from PIL import Image
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
-from layertap.bounds import check_pixels
-from layertap.boxes import boxes
+from layertap.decoding.bounds import check_pixels
+from layertap.decoding.boxes import boxes
 from layertap.reasons import refusal
 
 _START, _SIZE, _TILE_PART, _END = 0xFF4F, 0xFF51, 0xFF90, 0xFFD9

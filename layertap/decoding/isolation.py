@@ -18,18 +18,19 @@ from typing import BinaryIO, Protocol
 import PIL
 from PIL import Image
 
-from layertap import decode, wire
-from layertap.child import LENGTH, READY
+import layertap
+from layertap.decoding import decode, wire
+from layertap.decoding.child import LENGTH, READY
+from layertap.decoding.wire import Decoded
 from layertap.errors import ConfigError, ImageError
 from layertap.reasons import refusal
-from layertap.wire import Decoded
 
 # Isolated from the working directory, the environment and the user's site: the child finds the standard library, and
 # then the two packages where this process has them.
-_PLACES = dict.fromkeys(str(Path(str(file)).absolute().parents[1]) for file in (__file__, PIL.__file__))
+_PLACES = dict.fromkeys(str(Path(str(file)).absolute().parents[1]) for file in (layertap.__file__, PIL.__file__))
 COMMAND = (
     *(sys.executable or "python3", "-I", "-S", "-c"),
-    f"import sys; sys.path += {list(_PLACES)!r}; from layertap.child import main; main()",
+    f"import sys; sys.path += {list(_PLACES)!r}; from layertap.decoding.child import main; main()",
 )
 """What is started as the child. It is given the seconds it may take over an image, and the formats."""
 
