@@ -6,13 +6,27 @@ import csv
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+import layertap
+
 SIDE = (28, 24)
+
+
+def refusal(listing: Callable[[], object]) -> str:
+    """The one line in which a source refuses to be listed."""
+    with pytest.raises(layertap.ConfigError) as caught:
+        listing()
+    said = str(caught.value)
+    assert "\n" not in said
+    assert said.startswith("source.")
+    return said
 
 
 def pictures(photographs: list[Image.Image], root: Path, count: int = 24) -> list[Path]:

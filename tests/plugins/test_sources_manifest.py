@@ -15,6 +15,7 @@ import pytest
 
 import layertap
 from layertap_plugins.sources.manifest import ManifestSource
+from tests.plugins.storing import refusal
 
 
 def records(path, **params):
@@ -26,12 +27,7 @@ def told(path, **params):
 
 
 def fault(path, **params):
-    with pytest.raises(layertap.ConfigError) as caught:
-        records(path, **params)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert said.startswith("source.")
-    return said
+    return refusal(lambda: records(path, **params))
 
 
 def written(tmp_path, text, name="list.csv"):
