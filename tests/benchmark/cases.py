@@ -48,7 +48,6 @@ CASES = [
         "MobileNetV2 `features.18`",
         {"name": "mobilenet_v2", "weights": _mobilenet_weights()},
         ["features.18"],
-        suggest=True,
     ),
     Case(
         "ViT-B/32 `encoder_layer_5`", {"name": "vit_b_32", "weights": "random"}, ["encoder.layers.encoder_layer_5"], 0.5

@@ -58,11 +58,10 @@ PEERS = [
 
 @dataclass(frozen=True)
 class Spent:
-    """What a command took: seconds, core-seconds, and the most bytes in memory at once."""
+    """What a command took, in seconds and core-seconds."""
 
     seconds: float
     cores: float
-    memory: int
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def _spent(command: Sequence[str], environment: Mapping[str, str]) -> Spent:
         if process.returncode:
             printed.seek(0)
             raise subprocess.CalledProcessError(process.returncode, command, printed.read())
-    return Spent(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return Spent(seconds, usage.ru_utime + usage.ru_stime)
 
 
 def _installed(peer: Peer, folder: Path) -> tuple[str, str, str]:
@@ -181,14 +180,14 @@ def _last_line(error: subprocess.CalledProcessError) -> str:
 def table(results: Sequence[Result]) -> str:
     """The results as a table in Markdown."""
     lines = [
-        "| against | layer | seconds | layertap's | times as fast | core-seconds | layertap's | memory | layertap's |",
-        f"|{'---|' * 9}",
+        "| against | layer | seconds | layertap's | times as fast | core-seconds | layertap's |",
+        f"|{'---|' * 7}",
     ]
     for result in results:
         title = f"{result.peer.title} {result.version}".strip()
         layer = f"{result.peer.model['name']} `{result.peer.layer}`"
         if result.why is not None:
-            lines.append(f"| {title} | {layer} | {result.why} |{' |' * 6}")
+            lines.append(f"| {title} | {layer} | {result.why} |{' |' * 4}")
             continue
         ratio = result.ratio
         cells = [
@@ -197,8 +196,6 @@ def table(results: Sequence[Result]) -> str:
             f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
             f"{_median(result.theirs, 'cores'):.1f}",
             f"{_median(result.ours, 'cores'):.1f}",
-            f"{_median(result.theirs, 'memory') / 1e9:.2f} GB",
-            f"{_median(result.ours, 'memory') / 1e9:.2f} GB",
         ]
         lines.append(f"| {title} | {layer} | {' | '.join(cells)} |")
     return "\n".join(lines)

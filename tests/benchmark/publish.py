@@ -211,7 +211,7 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the published set and write the page.")
-    parser.add_argument("--images", type=int, default=320)
+    parser.add_argument("--images", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
