@@ -12,8 +12,7 @@ from layertap.errors import StoreError
 from layertap.grammar import Tap, matcher, matches
 from layertap.manifest import Manifest, TapFacts
 from layertap.plugins import Plugins, Registered
-from layertap.records import Column, Report, RunInfo, TapInfo
-from layertap.tally import Tally
+from layertap.records import Column, RunInfo, TapInfo
 
 _VERSION = "version of "
 
@@ -51,23 +50,6 @@ def run_info(manifest: Manifest, path: Path, resumed: int) -> RunInfo:
         config=manifest.config,
         about=manifest.model,
         resumed=resumed,
-    )
-
-
-def report(info: RunInfo, tally: Tally, seconds: float) -> Report:
-    """What a sink is told when it closes."""
-    return Report(
-        planned=tally.planned,
-        kept=tally.kept,
-        failed=tally.failed,
-        shards=tally.shards,
-        seconds=seconds,
-        path=info.path,
-        stored=True,
-        columns=info.columns,
-        reasons=dict(tally.reasons),
-        nonfinite=dict(tally.nonfinite),
-        notes=dict(tally.notes),
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pydantic
 
 from layertap import confined, durable, switching
-from layertap.carried import carried, report, run_info
+from layertap.carried import carried, run_info
 from layertap.commits import Commit, digest
 from layertap.contracts import FileSink
 from layertap.errors import ConfigError, StoreError, did_you_mean, first_fault
@@ -95,7 +95,7 @@ def _by_sink(
             store.commit(gathered, shards[gathered.shard.number].source)
         store.finish(facts)
         with guard(sink):
-            sink.close(report(info, store.tally(), time.monotonic() - started))
+            sink.close(store.tally().report(info, time.monotonic() - started, stored=True))
 
 
 def _built(type_name: str, path: Path, plugins: Plugins) -> FileSink:

@@ -250,19 +250,5 @@ def _report(
 ) -> Report:
     with guard(sink):
         ids, values = sink.result() or (None, None)
-    return Report(
-        planned=tally.planned,
-        kept=tally.kept,
-        failed=tally.failed,
-        shards=tally.shards,
-        seconds=seconds,
-        path=info.path,
-        stored=output.stored,
-        columns=info.columns,
-        reasons=dict(tally.reasons),
-        nonfinite=dict(tally.nonfinite),
-        notes=dict(tally.notes),
-        ids=ids,
-        values=values,
-        already=already,
-    )
+    report = tally.report(info, seconds, stored=output.stored)
+    return dataclasses.replace(report, ids=ids, values=values, already=already)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from layertap.records import Report, RunInfo
+
 
 @dataclass(slots=True)
 class Tally:
@@ -25,3 +27,19 @@ class Tally:
     def kept(self) -> int:
         """Images with a row."""
         return self.planned - self.failed
+
+    def report(self, info: RunInfo, seconds: float, *, stored: bool) -> Report:
+        """How the run ended that these are the counts of."""
+        return Report(
+            planned=self.planned,
+            kept=self.kept,
+            failed=self.failed,
+            shards=self.shards,
+            seconds=seconds,
+            path=info.path,
+            stored=stored,
+            columns=info.columns,
+            reasons=dict(self.reasons),
+            nonfinite=dict(self.nonfinite),
+            notes=dict(self.notes),
+        )
