@@ -122,5 +122,7 @@ class Rows:
         if array.dtype == self.dtype:
             return array
         if array.dtype.itemsize != self.dtype.itemsize or array.dtype.hasobject:
-            raise StoreError(f"rows of {self.dtype} are stored as {array.dtype}, which no sink of layertap does")
+            raise StoreError(
+                f"rows of {self.dtype} are stored as {array.dtype}; a sink's load() gives what its save() was given"
+            )
         return array.view(self.dtype)
