@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from layertap import heap
 from layertap.contracts import Preprocessor
 from layertap.errors import ConfigError, LayertapError, PluginError, TapError
 from layertap.naming import stems
@@ -52,8 +53,11 @@ class Line:
 
     def activations(
         self, batches: Iterable[Batch], columns: Mapping[str, Column], stopwatch: Stopwatch | None = None
-    ) -> Iterator[tuple[Batch, Activations]]:
-        """Each batch through the model: the rows of the records that are good, on the CPU."""
+    ) -> Generator[tuple[Batch, Activations], None, None]:
+        """Each batch through the model: the rows of the records that are good, on the CPU.
+
+        Until it ends, or is closed, the process keeps the memory that it frees.
+        """
         stopwatch = stopwatch or Stopwatch()
         transfer = transfer_for(self.device)
         launched: deque[tuple[Batch, Callable[[], Values]]] = deque()
@@ -65,16 +69,18 @@ class Line:
                 values = wait()
             return batch, _kept(batch, _as_probed(values, batch, columns, next(numbers)))
 
-        for number, batch in enumerate(stopwatch.waits("wait", batches)):
-            try:
-                with stopwatch.measure("forward"):
-                    launched.append((batch, self._launched(batch.pixels, transfer)))
-            except TapError as error:
-                raise TapError(f"batch {number}: {error}; the probe saw it otherwise, on zeros") from error
-            if len(launched) > transfer.behind:
+        with heap.kept() as memory:
+            for number, batch in enumerate(stopwatch.waits("wait", batches)):
+                try:
+                    with stopwatch.measure("forward"):
+                        launched.append((batch, self._launched(batch.pixels, transfer)))
+                except TapError as error:
+                    raise TapError(f"batch {number}: {error}; the probe saw it otherwise, on zeros") from error
+                if len(launched) > transfer.behind:
+                    yield arrived()
+                    memory.tidy()
+            while launched:
                 yield arrived()
-        while launched:
-            yield arrived()
 
     def inputs(self, pixels: Tensor, transfer: Transfer | None = None) -> Tensor:
         """A prepared batch as the model takes it, on its device."""

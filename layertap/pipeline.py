@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from layertap import heap, parts, provenance
+from layertap import parts, provenance
 from layertap.computing import find_device, ready
 from layertap.config import RunConfig
 from layertap.contracts import FileSink, Sink
 from layertap.errors import ConfigError, ImageError
 from layertap.features import Features
 from layertap.grammar import TapsLike
-from layertap.heap import Heap
 from layertap.line import Line
 from layertap.loading import ConfigLike, load_config
 from layertap.outputs import FolderOutput, Output, SinkOutput, Writer
@@ -141,14 +140,13 @@ def extract(
         records = parts.given_records(images, known)
         planned = (Planned(record) for record in records)
         stream = batches(planned, preprocessor, slot, batch_size=batch_size, workers=workers or default_workers())
-        with closing(stream), heap.kept() as memory:
-            for batch, activations in line.activations(stream, columns):
+        with closing(stream), closing(line.activations(stream, columns)) as computed:
+            for batch, activations in computed:
                 if on_error == "fail":
                     for failure in batch.failures.values():
                         raise _refused(failure)
                 if activations.records:
                     yield activations
-                memory.tidy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +166,7 @@ class Walk:
             sink.open(info)
         try:
             events.run_started(info)
-            with heap.kept() as memory:
-                self._extract(info, tally, memory)
+            self._extract(info, tally)
             seconds = time.monotonic() - self.started
             self.output.finish(seconds, self.stopwatch)
             report = _report(info, tally, self.output, sink, seconds)
@@ -181,13 +178,14 @@ class Walk:
         events.run_finished(info, report, None)
         return report
 
-    def _extract(self, info: RunInfo, tally: Tally, memory: Heap) -> None:
+    def _extract(self, info: RunInfo, tally: Tally) -> None:
         line, first, retry = self.run.line, tally.shards, self.retry
         planned = retry.planned(first) if retry else self.run.plan.records(first * info.shard_rows)
         stream = self.run.batches(planned, self.stopwatch)
         numbers = (number for number in retry.numbers if number >= first) if retry else itertools.count(first)
-        with closing(stream), Writer(self.output, self.stopwatch) as writer:
-            done = self._watched(line.activations(stream, info.columns, self.stopwatch), info, tally, memory)
+        activations = line.activations(stream, info.columns, self.stopwatch)
+        with closing(stream), closing(activations), Writer(self.output, self.stopwatch) as writer:
+            done = self._watched(activations, info, tally)
             computed = gather(done, info.columns, min(info.shard_rows, info.planned), numbers)
             for gathered in retry.shards(computed, first) if retry else computed:
                 if retry and gathered.shard.number not in retry.numbers:
@@ -204,7 +202,7 @@ class Walk:
         self.run.events.batch_done(info, gathered.planned)
 
     def _watched(
-        self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally, memory: Heap
+        self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally
     ) -> Iterator[tuple[Batch, Activations]]:
         config, events = self.run.config, self.run.events
         most = config.max_failures
@@ -223,7 +221,6 @@ class Walk:
             tally.planned += len(batch.records)
             events.batch_done(info, len(batch.records))
             yield batch, activations
-            memory.tidy()
 
     def _committed(self, number: int | None, info: RunInfo) -> None:
         if number is not None:
