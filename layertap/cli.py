@@ -5,10 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
-import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +15,9 @@ import typer
 
 from layertap import printing
 from layertap.errors import ConfigError, LayertapError, StoreError
+from layertap.stopping import Stopped, catch_signals, let_signals_end
 
-# Seconds from the first signal to the end, whatever is still going on.
-_PATIENCE = 4.0
-
-SOME_FAILED, INTERRUPTED, TERMINATED = 3, 130, 143
+SOME_FAILED = 3
 
 # What a wrong command line raises: click's ClickException. Newer versions of typer carry a click of their own inside,
 # and then it is not that of the package click, which may not be installed at all.
@@ -46,17 +41,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values laid over it, as in batch_size=32.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-class _Stopped(BaseException):
-    """SIGINT or SIGTERM, on its way out through every `finally`; unlike KeyboardInterrupt, typer lets it pass."""
-
-    def __init__(self, code: int) -> None:
-        self.code = code
-        # What hangs on the way out must not keep the process: nothing is lost by leaving at any moment.
-        self.last_resort = threading.Timer(_PATIENCE, os._exit, [code])
-        self.last_resort.daemon = True
-        self.last_resort.start()
 
 
 def _print_version(wanted: bool) -> None:
@@ -203,14 +187,9 @@ def export(
     """Write the rows of OUT into PATH by another sink, or in another library's layout; the values stay the same."""
     from layertap.features import open_output
 
-    with _importing():
-        from layertap.export import export as exported
-    from layertap.plugins import Plugins
-
-    own = _own(context, plugin)
-    with open_output(output, plugins=own) as features:
+    with open_output(output, plugins=_own(context, plugin)) as features:
         taps = features.chosen(tap)
-        exported(features, type_name, path, taps, Plugins.load(own))
+        features.export(type_name, path, taps)
         typer.echo(f"{features.manifest['counts']['kept']} rows of {', '.join(taps)} -> {path} ({type_name})")
 
 
@@ -341,8 +320,7 @@ def main() -> NoReturn:
         # A name that a terminal has no letters for must not fail a run that is done.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        _catch(signal.SIGTERM, TERMINATED)
-        _catch(signal.SIGINT, INTERRUPTED)
+        catch_signals()
         code = typer.main.get_command(app).main(standalone_mode=False)
     except _UsageFault as error:
         error.show()
@@ -350,25 +328,9 @@ def main() -> NoReturn:
     except LayertapError as error:
         typer.echo(" ".join(str(error).splitlines()), err=True)
         code = error.code
-    except _Stopped as stopped:
+    except Stopped as stopped:
         typer.echo("stopped; what is committed stays, and the same command goes on from there", err=True)
         code = stopped.code
         stopped.last_resort.cancel()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            # All is said and done: what is left is the interpreter's own end, which has no place for an exception.
-            signal.signal(number, signal.SIG_DFL)
+    let_signals_end()
     sys.exit(code)
-
-
-def _catch(number: signal.Signals, code: int) -> None:
-    def stop(received: int, frame: object) -> NoReturn:
-        signal.signal(number, leave)
-        raise _Stopped(code)
-
-    def leave(received: int, frame: object) -> NoReturn:
-        os._exit(code)
-
-    # Who was started with a signal ignored (nohup, a shell's background) shall go on ignoring it.
-    if signal.getsignal(number) is not signal.SIG_IGN:
-        signal.signal(number, stop)
