@@ -14,20 +14,26 @@ from tests.soak.faults import Event, Fault, operations
 from tests.soak.pictures import shards_seen
 
 
+def resumed(place: Place, disk: Disk, fate: str, seed: str, known: dict[str, int]) -> None:
+    """What a reader sees of such a disk, and the resume after it.
+
+    Many moments leave the same disk: one trial answers for all of them, by its digest in `known`.
+    """
+    disk.lay_out(place.disk, fate, random.Random(seed))
+    digest = place.digest()
+    if digest not in known:
+        known[digest] = shards_seen(place.resume()["seen"][0])
+    assert known[digest] >= disk.promised, "a committed shard is lost"
+
+
 def cut_off(case: Case, tmp_path, states: set[tuple[int, str]]) -> None:
     """Each state that a power cut may leave: what a reader sees of it, and the resume after it."""
     started, broken, disk = time.monotonic(), Broken(), Disk()
-    # Many moments leave the same disk: one trial answers for all of them.
     known: dict[str, int] = {}
     for number in cuts(disk, case.trace):
         for fate in (fate for fate in FATES if (number, fate) in states):
             with broken.trial(f"{fate}, {case.named(Fault(max(number, 1), 'after'))}"):
-                place = Place(case, tmp_path / f"{number}-{fate}")
-                disk.lay_out(place.disk, fate, random.Random(f"{number} {fate}"))
-                digest = place.digest()
-                if digest not in known:
-                    known[digest] = shards_seen(place.resume()["seen"][0])
-                assert known[digest] >= disk.promised, "a committed shard is lost"
+                resumed(Place(case, tmp_path / f"{number}-{fate}"), disk, fate, f"{number} {fate}", known)
     took = time.monotonic() - started
     print(f"\n{case.sink}: {len(states)} power cuts, {len(known)} different disks, {took:.0f} s")
     assert not broken, broken.told()
@@ -50,11 +56,7 @@ def cut_off_after_kill(
         for fate, seed in ((fate, seed) for fate in FATES for seed in range(seeds) if number in chosen):
             with broken.trial(f"{fate} {seed} after {number} {done[max(number, 1) - 1][:3]}"):
                 place = Place(case, tmp_path / f"{number}-{fate}-{seed}")
-                disk.lay_out(place.disk, fate, random.Random(f"{number} {fate} {seed}"))
-                digest = place.digest()
-                if digest not in known:
-                    known[digest] = shards_seen(place.resume()["seen"][0])
-                assert known[digest] >= disk.promised, "a committed shard is lost"
+                resumed(place, disk, fate, f"{number} {fate} {seed}", known)
     print(f"\n{case.sink}: {len(known)} different disks after a kill and a power cut")
     assert not broken, broken.told()
 
