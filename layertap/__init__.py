@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layertap.config import RunConfig
+    from layertap.config.model import RunConfig
     from layertap.contracts import FileSink, ModelProvider, Observer, Params, Preprocessor, Reducer, Sink, Source
     from layertap.errors import (
         ConfigError,
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
         UnsafeError,
         WeightsError,
     )
-    from layertap.features import open_output as open
-    from layertap.grammar import Tap
     from layertap.hookspecs import hookimpl
-    from layertap.pipeline import extract, run
+    from layertap.outputs.features import open_output as open
+    from layertap.pipeline.pipeline import extract, run
     from layertap.records import Activations, Batch, ImageRecord, LoadedModel, Shard, TapInfo
-    from layertap.survey import survey as layers
-    from layertap.taps import TappedModel, tap
+    from layertap.taps.grammar import Tap
+    from layertap.taps.survey import survey as layers
+    from layertap.taps.tapped import TappedModel, tap
 
 # Where each public name lives: nothing is imported before it is asked for, so that `import layertap` stays instant.
 _HOMES = {
-    "pipeline": ("extract", "run"),
-    "taps": ("TappedModel", "tap"),
-    "grammar": ("Tap",),
-    "config": ("RunConfig",),
+    "pipeline.pipeline": ("extract", "run"),
+    "taps.tapped": ("TappedModel", "tap"),
+    "taps.grammar": ("Tap",),
+    "config.model": ("RunConfig",),
     "contracts": ("FileSink", "ModelProvider", "Observer", "Params", "Preprocessor", "Reducer", "Sink", "Source"),
     "records": ("Activations", "Batch", "ImageRecord", "LoadedModel", "Shard", "TapInfo"),
     "hookspecs": ("hookimpl",),
@@ -47,7 +47,7 @@ _HOMES = {
     ),
 }
 _PUBLIC = {name: (home, name) for home, names in _HOMES.items() for name in names}
-_PUBLIC |= {"open": ("features", "open_output"), "layers": ("survey", "survey")}
+_PUBLIC |= {"open": ("outputs.features", "open_output"), "layers": ("taps.survey", "survey")}
 
 __all__ = [
     "Activations",

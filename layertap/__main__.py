@@ -1,5 +1,5 @@
 """`python -m layertap` is the command line."""
 
-from layertap.cli import main
+from layertap.cli.main import main
 
 main()

@@ -400,7 +400,7 @@ def loaded():
     return sorted(heavy & set(sys.modules))
 import layertap
 said = {"import": loaded()}
-from layertap.cli import main
+from layertap.cli.main import main
 for name, arguments in (("help", ["--help"]), ("plugins", ["plugins"])):
     sys.argv = ["layertap", *arguments]
     try:

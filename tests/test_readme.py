@@ -11,7 +11,7 @@ import torch
 import typer.testing
 
 import layertap
-from layertap.cli import app
+from layertap.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -60,7 +60,7 @@ def test_first_yaml_runs(place, weights):
 
 def test_first_yaml_is_the_default_config(place):
     (place / "alexnet.yaml").write_text(block("yaml", "# alexnet.yaml"))
-    from layertap.loading import load_config
+    from layertap.config.loading import load_config
     from layertap.plugins import Plugins
 
     plugins = Plugins.load()
@@ -100,7 +100,7 @@ def test_plugin_of_the_readme_runs(place):
 
 
 def test_every_command_option_and_key_that_exists_is_named():
-    from layertap.config import RunConfig
+    from layertap.config.model import RunConfig
 
     commands = typer.main.get_command(app).commands
     assert {name for name in commands if f"`layertap {name}" not in README} == set()

@@ -27,12 +27,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from layertap.contracts import Preprocessor
-from layertap.line import Line, model_guard
+from layertap.pipeline.forward import Line, model_guard
+from layertap.pipeline.prepare import Prepared
+from layertap.pipeline.shards import to_numpy
 from layertap.plugins import Plugins
-from layertap.prepared import Prepared
 from layertap.profiles import PROFILES
 from layertap.records import ImageRecord
-from layertap.shards import to_numpy
 
 # It holds all its images, and what the model makes of them, at once.
 MOST_IN_TUTORIAL = 256

@@ -24,13 +24,13 @@ from layertap.bench.figures import Figure
 from layertap.bench.peaks import Peak, peak_memory
 from layertap.bench.stages import Cost, Stage
 from layertap.bench.trials import Trial, folder_beside, sampled, stream
+from layertap.config.loading import ConfigLike, load_config
 from layertap.errors import ConfigError
-from layertap.line import OutOfMemory
-from layertap.loading import ConfigLike, load_config
+from layertap.images.batches import default_workers
+from layertap.pipeline.forward import OutOfMemory
+from layertap.pipeline.prepare import Prepared, prepared
 from layertap.plugins import Plugins
-from layertap.prepared import Prepared, prepared
 from layertap.records import ImageRecord
-from layertap.stream import default_workers
 from layertap.timing import Stopwatch
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from layertap.bench.figures import Figure
 from layertap.bench.trials import Pass, Trial, sampled, stream
-from layertap.line import OutOfMemory
-from layertap.prepared import Prepared, prepared
+from layertap.images.batches import default_workers
+from layertap.pipeline.forward import OutOfMemory
+from layertap.pipeline.prepare import Prepared, prepared
 from layertap.profiles import PROFILES
-from layertap.stream import default_workers
 
 Setting: TypeAlias = tuple[str, int | str]
 Values: TypeAlias = Mapping[str, Tensor]

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layertap import heap
 from layertap.bench import trials
 from layertap.bench.figures import Figure
-from layertap.line import Line
-from layertap.outputs import Output
-from layertap.prepared import Prepared
+from layertap.pipeline import malloc
+from layertap.pipeline.forward import Line
+from layertap.pipeline.prepare import Prepared
+from layertap.pipeline.shards import Gathered, gather
+from layertap.pipeline.writer import Output
 from layertap.records import Activations, Batch
-from layertap.shards import Gathered, gather
 from layertap.timing import Stopwatch
 
 IMAGE_STAGES = ("read", "decode", "prepare")
@@ -82,7 +82,7 @@ def measure(this: Prepared, output: Output | None) -> dict[str, Cost]:
 
     What comes out is written to `output`, if there is one; without it there is no stage `write`.
     """
-    with heap.kept():
+    with malloc.kept():
         costs, batches = _images(this)
         computed, done = _computed(this.line, batches)
         costs |= computed

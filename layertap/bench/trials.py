@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 
-from layertap import pipeline, provenance
 from layertap.contracts import FileSink, Observer, Sink, Source
-from layertap.events import Events
-from layertap.outputs import FolderOutput, Output, SinkOutput
-from layertap.plan import Plan
-from layertap.prepared import Prepared
+from layertap.images.plan import Plan
+from layertap.pipeline import fingerprint, pipeline
+from layertap.pipeline.events import Events
+from layertap.pipeline.prepare import Prepared
+from layertap.pipeline.shards import default_rows
+from layertap.pipeline.writer import FolderOutput, Output, SinkOutput
 from layertap.records import Batch, RunInfo, Shard
-from layertap.shards import default_rows
-from layertap.store import open_store, storage
+from layertap.store.store import open_store, storage
 from layertap.timing import Stopwatch
 
 
@@ -71,7 +71,7 @@ class Trial:
             sink = config.model_copy(update={"sink": there}).build("sink", self.this.plugins)
             assert isinstance(sink, FileSink)
             info = dataclasses.replace(self.this.info, id=uuid.uuid4().hex, path=path)
-            manifest = provenance.manifest(dataclasses.replace(self.this, sink=sink, info=info))
+            manifest = fingerprint.manifest(dataclasses.replace(self.this, sink=sink, info=info))
             with open_store(path, sink, manifest) as store:
                 yield sink, info, FolderOutput(store, self.this.plan)
 

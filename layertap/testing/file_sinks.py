@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from layertap.contracts import FileSink
 from layertap.errors import LayertapError
-from layertap.features import Features, open_output
-from layertap.manifest import read_output
-from layertap.naming import stems
+from layertap.outputs.features import Features, open_output
+from layertap.outputs.rows import Rows
 from layertap.plugins import Plugins
 from layertap.records import Shard
-from layertap.rows import Rows
+from layertap.store.filenames import stems
+from layertap.store.manifest import read_output
 from layertap.testing import killed, trial
 from layertap.testing.promises import Suite, promise, same_bits
 from layertap.testing.sinks import run_info, shard

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from layertap.contracts import Observer
 from layertap.errors import LayertapError, StoreError
-from layertap.events import Events
+from layertap.pipeline.events import Events
 from layertap.records import RunInfo
 from layertap.testing import trial
 from layertap.testing.promises import Suite, promise

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layertap.contracts import FileSink, Sink
-from layertap.features import Features, open_output
-from layertap.naming import stems
+from layertap.outputs.features import Features, open_output
 from layertap.records import Column, ImageRecord, RunInfo, Shard, TapInfo
+from layertap.store.filenames import stems
 from layertap.testing import trial
 from layertap.testing.promises import Suite, promise, same_bits
 

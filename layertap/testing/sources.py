@@ -16,8 +16,8 @@ from PIL import Image
 
 from layertap.contracts import Source
 from layertap.errors import ImageError, LayertapError
-from layertap.plan import Plan
-from layertap.reading import read
+from layertap.images.plan import Plan
+from layertap.images.reading import read
 from layertap.records import ImageRecord, Planned
 from layertap.testing import trial
 from layertap.testing.promises import Suite, at_once, promise

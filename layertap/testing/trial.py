@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layertap.config.loading import load_config
 from layertap.contracts import ModelProvider, Plugin, Preprocessor, Source
-from layertap.loading import load_config
-from layertap.pipeline import run_loaded
+from layertap.pipeline.pipeline import run_loaded
 from layertap.plugins import Plugins, Registered
 from layertap.records import ImageRecord, LoadedModel, Report, RunInfo
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from layertap import durable
 from layertap.bench.figures import Figure
 from layertap.contracts import FileSink
+from layertap.images.reading import read
 from layertap.plugins import Plugins
-from layertap.reading import read
 from layertap.records import ImageRecord, Planned, Shard
+from layertap.store import durable
 from tests.benchmark import photographs
 from tests.plugins.storing import WAYS
 

@@ -24,9 +24,9 @@ from layertap.bench.changes import compared
 from layertap.bench.figures import Figure
 from layertap.bench.scorecard import binding
 from layertap.bench.trials import Trial, folder_beside, sampled
-from layertap.loading import load_config
+from layertap.config.loading import load_config
+from layertap.pipeline.prepare import prepared
 from layertap.plugins import Plugins
-from layertap.prepared import prepared
 from tests.benchmark import commands, doors, photographs, plots
 from tests.benchmark.cases import CASES, SEVERAL, SWEEP, SWEPT
 

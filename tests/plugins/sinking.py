@@ -15,7 +15,7 @@ from layertap_plugins.sinks.parquet import ParquetSink
 from layertap_plugins.sinks.safetensors import SafetensorsSink
 from layertap_plugins.sinks.zarr import ZarrSink
 from tests.conftest import TINY
-from tests.test_pipeline import config
+from tests.pipeline.test_pipeline import config
 
 SINKS: dict[str, type[layertap.FileSink]] = {
     "safetensors": SafetensorsSink,
@@ -33,7 +33,7 @@ TAPS = [
 
 _CHILD = """
 import json, os, resource, signal, sys
-import layertap, layertap.pipeline
+import layertap, layertap.pipeline.pipeline
 import torchvision.transforms.functional  # once, and not in every process
 
 def fatal(name, wanted, after):

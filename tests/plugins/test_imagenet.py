@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from layertap import ImageError
-from layertap.decoding.decode import decode
+from layertap.images.decoding.decode import decode
 from layertap.profiles import PROFILES
 from layertap_plugins.preprocessors.imagenet import ImageNet
 

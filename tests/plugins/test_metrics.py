@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import layertap
 from tests.conftest import TINY
-from tests.test_pipeline import config
+from tests.pipeline.test_pipeline import config
 
 READER = """
 import layertap

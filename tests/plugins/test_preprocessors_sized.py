@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 import layertap
 from layertap import ImageError
-from layertap.decoding.decode import decode
+from layertap.images.decoding.decode import decode
 from layertap.profiles import PROFILES
 from layertap_plugins.preprocessors.identity import Identity
 from layertap_plugins.preprocessors.imagenet import ImageNet

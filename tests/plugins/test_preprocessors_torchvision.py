@@ -15,14 +15,14 @@ from torchvision.transforms import v2
 
 import layertap
 from layertap import ConfigError, ImageError
-from layertap.loading import load_config
+from layertap.config.loading import load_config
+from layertap.config.schema import config_schema
 from layertap.plugins import Plugins
-from layertap.schema import config_schema
 from layertap_plugins.preprocessors.steps import Step
 from layertap_plugins.preprocessors.torchvision import Pipeline
 from tests.conftest import TINY
+from tests.pipeline.test_pipeline import config
 from tests.plugins.test_imagenet import MODES, picture
-from tests.test_pipeline import config
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 FLOAT = {"ToDtype": {"dtype": "float32", "scale": True}}

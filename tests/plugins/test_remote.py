@@ -15,8 +15,8 @@ import pytest
 import layertap
 from layertap_plugins.sources.folder import FolderSource
 from layertap_plugins.sources.remote import data_of
+from tests.pipeline.test_pipeline import contents, run
 from tests.plugins.servers import Handler, folder, in_front_of, serving
-from tests.test_pipeline import contents, run
 
 PATIENCE = {"timeout": 0.4, "retries": 9}
 
@@ -238,7 +238,7 @@ class Answers(Handler):
     ],
 )
 def test_each_answer_has_its_reason_and_only_what_may_pass_is_asked_for_again(path, code, asked):
-    from layertap.reading import read
+    from layertap.images.reading import read
     from layertap.records import ImageRecord, Planned
 
     with serving(Answers) as server:

@@ -11,9 +11,9 @@ import pytest
 import layertap
 from layertap_plugins.sources.folder import FolderSource
 from layertap_plugins.sources.remote import data_of
+from tests.pipeline.test_pipeline import run
 from tests.plugins.servers import Handler, serving
 from tests.plugins.test_remote import bucket, credentials, s3  # noqa: F401  (fixtures)
-from tests.test_pipeline import run
 
 
 @pytest.mark.parametrize(

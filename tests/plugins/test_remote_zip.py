@@ -13,9 +13,9 @@ import pytest
 
 import layertap
 from layertap_plugins.sources.folder import FolderSource
+from tests.pipeline.test_pipeline import contents, run
 from tests.plugins.servers import folder, serving
 from tests.plugins.test_remote import PATIENCE, bucket, credentials, reason, s3  # noqa: F401  (fixtures)
-from tests.test_pipeline import contents, run
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 import layertap
-from layertap.decoding.decode import decode
-from layertap.reading import read
+from layertap.images.decoding.decode import decode
+from layertap.images.reading import read
 from layertap.records import Planned
 from layertap_plugins.sources.samples import SamplesSource
 

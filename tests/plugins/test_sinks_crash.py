@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 import layertap
-from layertap.verification import verify
+from layertap.pipeline.verify import verify
 from tests.conftest import TINY
 from tests.plugins.sinking import SINKS, fated, sink_config, sink_run, tree, values
 

@@ -13,8 +13,8 @@ import pytest
 
 import layertap
 from tests.conftest import TINY
+from tests.pipeline.test_pipeline import run
 from tests.plugins.sinking import SINKS, TAPS, sink_config, sink_run, tree, values
-from tests.test_pipeline import run
 
 ROWS = {"one": (), "vector": (5,), "map": (2, 3, 4)}
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import layertap
+from tests.pipeline.test_pipeline import run
 from tests.plugins.sinking import TAPS, sink_run
 from tests.plugins.test_sinks_files import merged, saved, sink_of
-from tests.test_pipeline import run
 
 FLAT = [tap["name"] for tap in TAPS]
 

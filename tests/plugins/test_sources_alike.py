@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import layertap
-from layertap.config import RunConfig
+from layertap.config.model import RunConfig
 from layertap.plugins import Plugins
 from tests.conftest import TINY
+from tests.pipeline.test_pipeline import contents, run
 from tests.plugins.storing import WAYS, pictures
-from tests.test_pipeline import contents, run
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,7 @@ def _run(config: Mapping[str, Any], retry_failed: bool) -> Outcome:
 
 def _command(request: Mapping[str, Any]) -> None:
     """A command line as the console script runs it, to the end of the interpreter and not just of `main`."""
-    from layertap.cli import main
+    from layertap.cli.main import main
 
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(output, 1)
@@ -285,7 +285,7 @@ def _warm_up() -> None:
     import numpy  # noqa: F401
     from PIL import Image
 
-    import layertap.cli
+    import layertap.cli.main
 
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/images")

@@ -1,0 +1,218 @@
+"""What the command line prints, as text and as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layertap.cli.layers import Anatomy
+    from layertap.cli.plan import Forecast
+    from layertap.pipeline.verify import Verdict
+    from layertap.records import Column, Report
+    from layertap.taps.survey import LayerInfo
+
+
+LAYER_COLUMNS = ["layer", "type", "output", "dtype", "calls", "MB an image", "compute", "parameters", "tap"]
+PLUGIN_COLUMNS = ["kind", "type", "distribution", "version", "file"]
+
+
+def report_data(report: Report) -> dict[str, Any]:
+    """A report for machines."""
+    return {
+        "planned": report.planned,
+        "kept": report.kept,
+        "failed": report.failed,
+        "reasons": dict(report.reasons),
+        "seconds": round(report.seconds, 3),
+        "path": None if report.path is None else str(report.path),
+        "stored": report.stored,
+        "already": report.already,
+        "taps": {n: {"shape": [report.kept, *c.shape], "dtype": c.dtype} for n, c in report.columns.items()},
+        "nonfinite": dict(report.nonfinite),
+        "notes": dict(report.notes),
+    }
+
+
+def report_text(report: Report) -> str:
+    """A report for people."""
+    from layertap.store.replace import retired
+
+    done = "was complete already" if report.already else f"in {report.seconds:.1f} s"
+    lines = [f"{report.kept} of {report.planned} images kept, {report.failed} failed, {done}"]
+    where = f" -> {report.path}" if report.path else ""
+    lines += [f"  {name}: {c.dtype} {(report.kept, *c.shape)}{where}" for name, c in report.columns.items()]
+    lines += [f"  {count} values of {name} are not finite" for name, count in report.nonfinite.items() if count]
+    if report.failed:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
+        lines.append(f"  failed: {reasons}" + (f" (listed in {report.path / 'failures.csv'})" if report.path else ""))
+    if report.notes:
+        lines.append("  noted: " + ", ".join(f"{word} {count}" for word, count in sorted(report.notes.items())))
+    if report.path and (left := retired(report.path)).exists():
+        lines.append(f"  what was in the replaced output and is not layertap's is in {left} now")
+    if not report.stored:
+        lines.append("  nothing is kept on disk: this sink has no output folder")
+    return "\n".join(lines)
+
+
+def verdict_data(found: Verdict) -> dict[str, Any]:
+    """What a verification found, for machines."""
+    return {**dataclasses.asdict(found), "path": str(found.path)}
+
+
+def verdict_text(found: Verdict) -> str:
+    """What a verification found, for people."""
+    state = "complete" if found.complete else "unfinished"
+    lines = [
+        f"{found.path}: {state}; {found.files} files, {found.bytes / 1e6:.1f} MB and {found.shards} shards read again"
+    ]
+    if found.rows:
+        same = "to the bit" if not found.difference else f"but for differences up to {found.difference:.3g}"
+        lines.append(f"  {len(found.rows)} rows computed again, the same {same}: {', '.join(map(str, found.rows))}")
+    if found.rows and found.environment:
+        lines.append(f"  not as it was then: {'; '.join(found.environment)}")
+    lines += [f"  {fault}" for fault in found.faults]
+    count = len(found.faults)
+    lines.append(f"{count} fault{'s' * (count > 1)}" if count else "all is well")
+    return "\n".join(lines)
+
+
+def forecast_data(found: Forecast) -> dict[str, Any]:
+    """A dry run for machines."""
+    return {
+        "model": dict(found.about),
+        "device": found.device,
+        "images": found.images,
+        "batch_size": found.batch_size,
+        "shard_rows": found.shard_rows,
+        "taps": {
+            name: {
+                "layer": column.tap.layer,
+                "raw": list(column.tap.shape),
+                "axes": column.tap.axes,
+                "reduce": list(column.tap.reduce),
+                "shape": list(column.shape),
+                "dtype": column.dtype,
+            }
+            for name, column in found.columns.items()
+        },
+        "silent": list(found.silent),
+        "bytes_an_image": found.row_bytes,
+        "bytes": found.bytes,
+        "free_bytes": found.free_bytes,
+        "stop": found.stop,
+        "compute": found.compute,
+        "path": None if found.path is None else str(found.path),
+        "state": found.state,
+    }
+
+
+def forecast_text(found: Forecast) -> str:
+    """A dry run for people."""
+    about = found.about
+    weights = f", weights {about['weights']}" if "weights" in about else ""
+    lines = [
+        f"model   {about.get('name', '(no name)')}{weights}{' (untrained)' if about.get('untrained') else ''}",
+        f"images  {found.images}, batches of {found.batch_size}, shards of {found.shard_rows}, on {found.device}",
+    ]
+    lines += [f"tap     {_tap_text(name, column)}" for name, column in found.columns.items()]
+    lines += [f"passed  {name}: its layer never runs" for name in found.silent]
+    if found.compute is not None:
+        stop = f"the forward stops after {found.stop}" if found.stop else "the forward runs whole"
+        lines.append(f"compute {stop}: {found.compute:.1%} of the model, {1 - found.compute:.1%} saved")
+    free = "" if found.free_bytes is None else f", {_size(found.free_bytes)} free"
+    size = f"{_size(found.bytes)} in all, twice that while parts are merged"
+    lines.append(f"disk    {_size(found.row_bytes)} an image, {size}{free}")
+    where = "" if found.path is None else f"{found.path}: "
+    lines.append(f"output  {where}{found.state}")
+    return "\n".join(lines)
+
+
+def layer_data(found: Anatomy, layer: LayerInfo) -> dict[str, Any]:
+    """One layer for machines."""
+    return {
+        "layer": layer.name,
+        "type": layer.type,
+        "calls": layer.calls,
+        "shapes": {path: list(shape) for path, shape in found.shapes[layer.name].items()},
+        "dtypes": dict(layer.dtypes),
+        "bytes_an_image": found.sizes[layer.name],
+        "compute": layer.compute[-1][1] if layer.compute else None,
+        "parameters": layer.parameters,
+        "aliases": list(layer.aliases),
+        "taps": list(found.taps.get(layer.name, [])),
+        "silent": found.silent.get(layer.name),
+    }
+
+
+def layer_rows(found: Anatomy) -> list[list[str]]:
+    """The cells of `LAYER_COLUMNS`, a row a layer, names indented by depth."""
+    return [_layer_row(found, layer) for layer in found.layers]
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Cells in columns: fitted to a terminal, one whole line a row anywhere else. A last cell `<- ...` is marked."""
+    # A name from a configuration is data, and does not steer the terminal.
+    rows = [[_printable(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        # In a pipe there is no width to keep to: a line stays a line.
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        for row in (columns, *rows):
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for number, column in enumerate(columns):
+        # The name is there to be copied: on a narrow terminal all else folds first.
+        longest = max(len(row[0]) for row in rows) if rows and not number else None
+        table.add_column(column, overflow="fold", min_width=longest)
+    for row in rows:
+        style = "bold" if row[-1].startswith("<-") else "dim" if row[2] == "never ran" else ""
+        table.add_row(*(Text(cell, style=style) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def _layer_row(found: Anatomy, layer: LayerInfo) -> list[str]:
+    depth = 0 if layer.name == "." else layer.name.count(".") + 1
+    shapes = " ".join(f"{path}{_shape(shape)}" for path, shape in found.shapes[layer.name].items())
+    taps = ", ".join(found.taps.get(layer.name, []))
+    return [
+        "  " * depth + layer.name,
+        layer.type,
+        shapes if layer.calls else "never ran",
+        " ".join(dict.fromkeys(layer.dtypes.values())),
+        str(layer.calls),
+        f"{found.sizes[layer.name] / 1e6:.3f}" if layer.calls else "",
+        f"{layer.compute[-1][1]:.1%}" if layer.compute else "",
+        f"{layer.parameters:,}",
+        f"<- {taps}" if taps else found.silent.get(layer.name, ""),
+    ]
+
+
+def _tap_text(name: str, column: Column) -> str:
+    raw, stored = _shape(("N", *column.tap.shape)), _shape(("N", *column.shape))
+    way = [raw, *column.tap.reduce, stored] if column.tap.reduce else [stored]
+    axes = f" {column.tap.axes}" if column.tap.axes else ""
+    where = "" if name == column.tap.layer else f" = {column.tap.layer}"
+    return f"{name}{where}: {' -> '.join(way)}{axes} {column.dtype}"
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

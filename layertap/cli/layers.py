@@ -1,0 +1,122 @@
+"""A model's layers for looking at: one survey, and which of the configuration's taps lie where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layertap.config.loading import load_config
+from layertap.config.model import RunConfig
+from layertap.contracts import Preprocessor
+from layertap.errors import ConfigError, TapError, WeightsError
+from layertap.images.batches import Slot
+from layertap.pipeline import inputs
+from layertap.pipeline.device import ready
+from layertap.pipeline.forward import model_guard
+from layertap.plugins import Plugins, guard
+from layertap.records import LoadedModel
+from layertap.store.dtypes import numpy_dtype
+from layertap.taps.grammar import Spec, Tap
+from layertap.taps.layers import find_layers, why_silent
+from layertap.taps.survey import LayerInfo, survey
+
+_CONFIGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """Every layer of a model as a forward shows it.
+
+    `shapes` are the layers' output shapes by selector, an axis that grows with the number of images written as `N` (or
+    `4N`, for windows or frames), `sizes` the bytes of one image's output, `taps` the configuration's taps by layer,
+    `silent` why a layer never ran, where that is known. `unmatched` are the reasons why taps lie nowhere.
+    """
+
+    layers: Sequence[LayerInfo]
+    shapes: Mapping[str, Mapping[str, list[int | str]]]
+    sizes: Mapping[str, int]
+    taps: Mapping[str, Sequence[str]]
+    silent: Mapping[str, str]
+    unmatched: Sequence[str]
+
+
+def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Sequence[str] = ()) -> Anatomy:
+    """The anatomy of the model in a configuration file, or of `TYPE/NAME`.
+
+    Its weights are not loaded, where its provider knows `weights: random`: shapes do not depend on them.
+    """
+    known = Plugins.load(plugins)
+    is_file = Path(target).suffix in _CONFIGS or Path(target).is_file()
+    if is_file:
+        config = load_config(target, overrides, known)
+    else:
+        # The source and the sink are neither checked nor built: they only make the configuration whole.
+        whole = {"model": target, "source": "none", "sink": "none"}
+        config = load_config(whole, overrides, known, of=("model", "preprocess", "taps"))
+    loaded = _loaded(config, known)
+    preprocessor = inputs.configured_preprocessor(config, known, loaded)
+    slot = Slot.of(preprocessor, torch.device("cpu"))
+    few, more = (_surveyed(loaded, preprocessor, slot.zeros(images)) for images in (2, 3))
+    # A model's name alone asks for no taps, unless the overrides do.
+    asked = is_file or "taps" in (overrides or {})
+    taps, unmatched = _marks(config.taps if asked else (), loaded)
+    silent = {layer.name: why_silent(loaded.module, layer.name) for layer in few if not layer.calls}
+    return Anatomy(
+        layers=few,
+        shapes={a.name: _by_images(a, b) for a, b in zip(few, more, strict=True)},
+        sizes={layer.name: _bytes(layer) // 2 for layer in few},
+        taps=taps,
+        silent={name: reason for name, reason in silent.items() if reason is not None},
+        unmatched=unmatched,
+    )
+
+
+def _loaded(config: RunConfig, plugins: Plugins) -> LoadedModel:
+    if "weights" in plugins.find("model", config.model.type).cls.Params.model_fields:
+        spec = Spec(type=config.model.type, params={**config.model.params, "weights": "random"})
+        # A stranger's provider may mean something else by `weights`; then what is configured is loaded.
+        with suppress(ConfigError, WeightsError):
+            return inputs.configured_model(config.model_copy(update={"model": spec}), plugins)
+    return inputs.configured_model(config, plugins)
+
+
+def _surveyed(loaded: LoadedModel, preprocessor: Preprocessor, pixels: Tensor) -> list[LayerInfo]:
+    with guard(preprocessor):
+        inputs = preprocessor.finish(pixels)
+    with ready(loaded.module, torch.device("cpu")), model_guard(inputs):
+        return survey(loaded.module, inputs)
+
+
+def _by_images(few: LayerInfo, more: LayerInfo) -> dict[str, list[int | str]]:
+    pairs = ((path, zip(shape, more.shapes[path], strict=True)) for path, shape in few.shapes.items())
+    return {path: [_axis(of_two, of_three) for of_two, of_three in axes] for path, axes in pairs}
+
+
+def _axis(of_two: int, of_three: int) -> int | str:
+    if of_two == of_three:
+        return of_two
+    each = of_three - of_two
+    return f"{each if each > 1 else ''}N" if 2 * each == of_two else "?"
+
+
+def _bytes(layer: LayerInfo) -> int:
+    return sum(math.prod(shape) * numpy_dtype(layer.dtypes[path]).itemsize for path, shape in layer.shapes.items())
+
+
+def _marks(taps: Sequence[Tap], loaded: LoadedModel) -> tuple[dict[str, list[str]], list[str]]:
+    marks: dict[str, list[str]] = {}
+    unmatched: list[str] = []
+    for tap in taps:
+        try:
+            for layer, _ in find_layers(loaded.module, tap):
+                marks.setdefault(layer, []).append(tap.label)
+        except TapError as error:
+            unmatched.append(str(error))
+    return marks, unmatched

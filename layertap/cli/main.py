@@ -1,0 +1,347 @@
+"""The command line: parse, call one function, print. Importing it loads neither torch nor numpy nor the plugins."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from layertap.cli.format import (
+    LAYER_COLUMNS,
+    forecast_data,
+    forecast_text,
+    layer_data,
+    layer_rows,
+    print_table,
+    report_data,
+    report_text,
+    verdict_data,
+    verdict_text,
+)
+from layertap.cli.signals import Stopped, catch_signals, let_signals_end
+from layertap.errors import ConfigError, LayertapError, StoreError
+
+SOME_FAILED = 3
+
+# What a wrong command line raises: click's ClickException. Newer versions of typer carry a click of their own inside,
+# and then it is not that of the package click, which may not be installed at all.
+_UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+app = typer.Typer(
+    help="Extract features: point it at images, name layers, get their activations.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+new = typer.Typer(help="Write something of your own to start from.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(new, name="new")
+
+Own = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", metavar="FILE_OR_MODULE", help="Load a plugin of your own. May be given several times."),
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values laid over it, as in batch_size=32.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"layertap {version('layertap')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    plugin: Own = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    context.obj = plugin or []
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: Overrides = None,
+    plugin: Own = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Try again what failed for a passing reason, such as a timeout."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Extract what CONFIG asks for. The same command finishes a run that was interrupted."""
+    from layertap.config.loading import load_config, parse_overrides
+    from layertap.plugins import Plugins
+
+    known = Plugins.load(_own(context, plugin))
+    loaded = load_config(config, parse_overrides(overrides or []), known)
+    if quiet:
+        loaded = loaded.model_copy(update={"observers": tuple(o for o in loaded.observers if o.type != "progress")})
+
+    # After the configuration is checked: its faults need not wait for torch.
+    with _importing():
+        from layertap.pipeline.pipeline import run_loaded
+
+    report = run_loaded(loaded, known, retry_failed=retry_failed)
+    if as_json:
+        _print_json(report_data(report))
+    elif not quiet:
+        typer.echo(report_text(report))
+    return SOME_FAILED if report.failed else 0
+
+
+@app.command()
+def layers(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(metavar="CONFIG_OR_MODEL", help="A YAML file, or TYPE/NAME.")],
+    overrides: Overrides = None,
+    plugin: Own = None,
+    as_json: Json = False,
+) -> None:
+    """List every layer: output, calls a forward, size, share of compute, parameters, and what the taps match."""
+    from layertap.cli.layers import look_at
+    from layertap.config.loading import parse_overrides
+
+    found = look_at(target, parse_overrides(overrides or []), _own(context, plugin))
+    if as_json:
+        _print_json([layer_data(found, layer) for layer in found.layers])
+    else:
+        print_table(LAYER_COLUMNS, layer_rows(found))
+    for reason in found.unmatched:
+        typer.echo(reason, err=True)
+
+
+@app.command()
+def plan(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: Overrides = None,
+    plugin: Own = None,
+    as_json: Json = False,
+) -> None:
+    """Say what `run` would do, before an image is read: taps, shapes, bytes, and where the forward stops."""
+    from layertap.cli.plan import forecast
+    from layertap.config.loading import parse_overrides
+
+    found = forecast(config, parse_overrides(overrides or []), _own(context, plugin))
+    if as_json:
+        _print_json(forecast_data(found))
+    else:
+        typer.echo(forecast_text(found))
+
+
+@app.command()
+def info(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder.")],
+    as_json: Json = False,
+) -> None:
+    """Say in a screen what an output folder holds and how it came about."""
+    from layertap.cli.info import summary_text
+    from layertap.store.manifest import read_output
+
+    found = read_output(output)
+    typer.echo(found.model_dump_json(indent=2) if as_json else summary_text(output, found))
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder.")],
+    overrides: Overrides = None,
+    plugin: Own = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="How many random rows to compute again.")] = 16,
+    as_json: Json = False,
+) -> int:
+    """Read every file of OUT against its digests, and compute some rows again. KEY=VALUE says what has moved since."""
+    from layertap.config.loading import parse_overrides
+
+    with _importing():
+        from layertap.pipeline.verify import verify as checked
+
+    found = checked(output, rows=rows, overrides=parse_overrides(overrides or []), plugins=_own(context, plugin))
+    if as_json:
+        _print_json(verdict_data(found))
+    else:
+        typer.echo(verdict_text(found))
+    return StoreError.code if found.faults else 0
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder.")],
+    type_name: Annotated[str, typer.Argument(metavar="TYPE", help="A sink, `thingsvision` or `clip_retrieval`.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A new folder, or an empty one.")],
+    tap: Annotated[
+        list[str] | None, typer.Option("--tap", metavar="NAME", help="Only this tap. May be given several times.")
+    ] = None,
+    plugin: Own = None,
+) -> None:
+    """Write the rows of OUT into PATH by another sink, or in another library's layout; the values stay the same."""
+    from layertap.outputs.features import open_output
+
+    with open_output(output, plugins=_own(context, plugin)) as features:
+        taps = features.chosen(tap)
+        features.export(type_name, path, taps)
+        typer.echo(f"{features.manifest['counts']['kept']} rows of {', '.join(taps)} -> {path} ({type_name})")
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
+    overrides: Overrides = None,
+    plugin: Own = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="How many images of the plan, from the first.")] = 256,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often everything is measured.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure each stage, the limit, the line and two scripts without layertap, and suggest what would be faster."""
+    from layertap.bench.scorecard import scorecard
+    from layertap.config.loading import parse_overrides
+
+    with _importing():
+        from layertap.bench.benchmark import bench as measured
+
+    own = _own(context, plugin)
+    found = measured(config, parse_overrides(overrides or []), own, images=images, rounds=rounds)
+    if as_json:
+        _print_json(found.data())
+    else:
+        typer.echo(scorecard(found))
+
+
+@app.command()
+def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -> None:
+    """List every plugin: kind, type, distribution, version, file; on a terminal also parameters and what is missing."""
+    from layertap.cli.plugins import plugin_data, plugin_row, print_plugins
+    from layertap.plugins import Plugins
+
+    known = Plugins.load(_own(context, plugin))
+    if as_json:
+        _print_json([plugin_data(registered) for registered in known])
+    elif sys.stdout.isatty():
+        print_plugins(known)
+    else:
+        for registered in known:
+            typer.echo("\t".join(plugin_row(registered)))
+    for name, reason in known.failures.items():
+        typer.echo(f"{name} could not be loaded: {reason}", err=True)
+
+
+@app.command()
+def schema(
+    context: typer.Context,
+    plugin: Own = None,
+    manifest: Annotated[bool, typer.Option("--manifest", help="That of an output's manifest.json instead.")] = False,
+) -> None:
+    """Print the JSON Schema of a configuration, with every installed plugin's parameters."""
+    if manifest:
+        from layertap.store.manifest import Manifest
+
+        _print_json(Manifest.model_json_schema())
+        return
+
+    from layertap.config.schema import config_schema
+    from layertap.plugins import Plugins
+
+    _print_json(config_schema(Plugins.load(_own(context, plugin))))
+
+
+@new.command("plugin")
+def new_plugin(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Its distribution, and the folder to write.")],
+    kind: Annotated[
+        str, typer.Option("--kind", help="source, sink, preprocessor, reducer, model or observer.", show_default=False)
+    ],
+) -> None:
+    """Write a working plugin into the folder NAME: its class, entry point and test, ready to install."""
+    from layertap.cli.new import write_plugin
+
+    folder = write_plugin(name, kind)
+    typer.echo(f"wrote {folder}; now: pip install -e {folder}; (cd {folder} && pytest)")
+
+
+@app.command()
+def init(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(metavar="[FILE]", help="The file to write.")] = Path("layertap.yaml"),
+    plugin: Own = None,
+) -> None:
+    """Write a commented configuration to start from, and its schema for editors."""
+    from importlib.resources import files
+
+    from layertap.config.schema import config_schema
+    from layertap.plugins import Plugins
+
+    text = files("layertap.cli").joinpath("templates/starter.yaml").read_text("utf-8")
+    described = config_schema(Plugins.load(_own(context, plugin)))
+    schema_path = path.with_name("layertap.schema.json")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+        schema_path.write_text(json.dumps(described, indent=2) + "\n", "utf-8")
+    except FileExistsError:
+        raise ConfigError(f"{path}: exists already; name another file: layertap init FILE") from None
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from error
+    typer.echo(f"wrote {path} and {schema_path}; now: layertap run {path} source.path=YOUR_IMAGES/")
+
+
+def _own(context: typer.Context, plugin: list[str] | None) -> list[str]:
+    """The user's own plugins, named before the command word and after it."""
+    return [*context.obj, *(plugin or [])]
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """torch makes a million objects that stay: looking for garbage among them takes an eighth of its import."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=2))
+
+
+def main() -> NoReturn:
+    """The console script: runs a command and exits with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that a terminal has no letters for must not fail a run that is done.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        catch_signals()
+        code = typer.main.get_command(app).main(standalone_mode=False)
+    except _UsageFault as error:
+        error.show()
+        code = error.exit_code
+    except LayertapError as error:
+        typer.echo(" ".join(str(error).splitlines()), err=True)
+        code = error.code
+    except Stopped as stopped:
+        typer.echo("stopped; what is committed stays, and the same command goes on from there", err=True)
+        code = stopped.code
+        stopped.last_resort.cancel()
+    let_signals_end()
+    sys.exit(code)

@@ -1,0 +1,123 @@
+"""What `layertap plugins` tells of each plugin: where it came from, its parameters, and what it lacks."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pydantic_core
+
+from layertap.cli.format import PLUGIN_COLUMNS as COLUMNS
+from layertap.plugins import Registered
+
+_LONGEST_DEFAULT = 32
+_OF_AN_EXTRA = re.compile(r"(?P<name>[\w.-]+)[^;]*;.*\bextra\s*==\s*['\"](?P<extra>[\w.-]+)['\"]")
+
+# Where a line may not be folded.
+_UNBROKEN = "\u00a0"
+
+
+def plugin_row(plugin: Registered) -> list[str]:
+    """The cells of `layertap.cli.format.PLUGIN_COLUMNS`."""
+    return [plugin.kind, plugin.type_name, plugin.distribution, plugin.version, plugin.file]
+
+
+def plugin_data(plugin: Registered) -> dict[str, Any]:
+    """A plugin for machines: its row, its parameters, its extra, and the command that installs what it lacks."""
+    cells = dict(zip(COLUMNS, plugin_row(plugin), strict=True))
+    return {**cells, "parameters": _parameters(plugin), "extra": plugin.cls.extra, "install": install(plugin)}
+
+
+def install(plugin: Registered) -> str | None:
+    """The command that installs the packages which the plugin needs and this environment has not; None for none.
+
+    Known from the metadata of its distribution: nothing is imported.
+    """
+    if plugin.cls.extra is None or all(map(_is_installed, _needed(plugin.distribution, plugin.cls.extra))):
+        return None
+    return f"pip install '{plugin.distribution}[{plugin.cls.extra}]'"
+
+
+def print_plugins(plugins: Iterable[Registered]) -> None:
+    """A table for a terminal: under each plugin's row its parameters with their defaults, and what it lacks."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    found = list(plugins)
+    *narrow, _ = zip(COLUMNS, *map(plugin_row, found), strict=True)
+    widths = [max(map(len, cells)) for cells in narrow]
+    indent = " " * (widths[0] + 2)
+
+    def line(text: str, style: str = "") -> None:
+        # Never folded: paths and commands are there to be copied.
+        console.print(Text(text, style=style), soft_wrap=True)
+
+    line(_aligned(COLUMNS, widths), "dim")
+    for plugin in found:
+        line(_aligned(plugin_row(plugin), widths), "bold")
+        named = [_named(parameter).replace(" ", _UNBROKEN) for parameter in _parameters(plugin)]
+        width = max(console.width - len(indent), 40)
+        for folded in textwrap.wrap(", ".join(named) or "no parameters", width, break_on_hyphens=False):
+            line(indent + folded.replace(_UNBROKEN, " "))
+        if command := install(plugin):
+            line(f"{indent}needs what is not installed: {command}", "yellow")
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    *narrow, last = cells
+    return "  ".join([*(cell.ljust(width) for cell, width in zip(narrow, widths, strict=True)), last])
+
+
+def _parameters(plugin: Registered) -> list[dict[str, Any]]:
+    """Each parameter as a configuration names it, with its default as plain data."""
+    return [
+        {
+            "name": field.alias or name,
+            "required": field.is_required(),
+            "default": None if field.is_required() else _plain(field.get_default(call_default_factory=True)),
+            "description": field.description,
+        }
+        for name, field in plugin.cls.Params.model_fields.items()
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return pydantic_core.to_jsonable_python(value, fallback=str)
+
+
+def _named(parameter: dict[str, Any]) -> str:
+    if parameter["required"]:
+        return str(parameter["name"])
+    default = parameter["default"]
+    text = default if isinstance(default, str) and default.isprintable() and default else json.dumps(default)
+    return f"{parameter['name']}={textwrap.shorten(text, _LONGEST_DEFAULT, placeholder=' ...')}"
+
+
+@functools.cache
+def _needed(distribution: str, extra: str) -> list[str]:
+    """The distributions that an extra brings."""
+    try:
+        lines = importlib.metadata.requires(distribution) or []
+    except importlib.metadata.PackageNotFoundError:  # a file of the user's own
+        return []
+    found = filter(None, map(_OF_AN_EXTRA.match, lines))
+    return [match["name"] for match in found if _normal(match["extra"]) == _normal(extra)]
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@functools.cache
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

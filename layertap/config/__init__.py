@@ -1,0 +1,1 @@
+"""What a configuration says: YAML with places, validated."""

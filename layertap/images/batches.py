@@ -1,0 +1,117 @@
+"""Records -> batches: in order, bounded, prepared on threads straight into the batch's memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from layertap.contracts import Preprocessor
+from layertap.errors import PluginError
+from layertap.images.decoding import decode
+from layertap.images.decoding.decode import Enough
+from layertap.images.decoding.isolation import COMMAND, Decoder, InProcess, InThread
+from layertap.images.workers import Pending, Workers
+from layertap.plugins import guard
+from layertap.records import Batch, Planned
+from layertap.timing import Stopwatch
+
+T = TypeVar("T")
+
+# Batches in memory ahead of the model: one that it works on next, and one that is being decoded meanwhile.
+_AHEAD = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How images are decoded: which formats besides the standard ones, within how many seconds an image, and where.
+
+    The seconds are those from when an image is read until it is prepared. `enough` is the preprocessor's, where a JPEG
+    may be decoded at a part of its size; a process decodes all of it. `command` starts such a process.
+    """
+
+    formats: tuple[str, ...] = ()
+    timeout: float = 10.0
+    isolation: Literal["thread", "process"] = "thread"
+    enough: Enough | None = None
+    command: tuple[str, ...] = COMMAND
+
+    def decoder(self) -> Decoder:
+        """One worker's."""
+        if self.isolation == "process":
+            return InProcess(self.formats, self.timeout, self.command)
+        return InThread(self.formats, self.enough)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The shape and dtype that every prepared image has; `pinned` where a device copies from it by itself."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    pinned: bool = False
+
+    @classmethod
+    def of(cls, preprocessor: Preprocessor, device: torch.device) -> Slot:
+        """What `prepare` gives, seen on one synthetic image. Raises `PluginError` where it gives no tensor."""
+        decode.refuse_lenient()
+        with guard(preprocessor):
+            prepared = preprocessor.prepare(Image.new("RGB", preprocessor.example, (124, 116, 104)))
+        if not isinstance(prepared, Tensor):
+            raise PluginError(
+                f"the preprocessor {type(preprocessor).__name__} prepares a {type(prepared).__name__}, not a tensor"
+            )
+        return cls(tuple(prepared.shape), prepared.dtype, device.type == "cuda")
+
+    def batch(self, count: int) -> Tensor:
+        """Room for `count` prepared images, for threads to fill that a caller's inference mode does not reach."""
+        with torch.inference_mode(False):
+            return torch.empty((count, *self.shape), dtype=self.dtype, pin_memory=self.pinned)
+
+    def zeros(self, count: int) -> Tensor:
+        """A batch of black images, to probe a model with."""
+        return self.batch(count).zero_()
+
+
+def default_workers() -> int:
+    """One decoding thread a core that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def batches(
+    planned: Iterable[Planned],
+    preprocessor: Preprocessor,
+    slot: Slot,
+    *,
+    batch_size: int,
+    workers: int,
+    decoding: Decoding = Decoding(),
+    stopwatch: Stopwatch | None = None,
+) -> Generator[Batch, None, None]:
+    """Batch i is records `[i * batch_size, (i + 1) * batch_size)`, whatever fails and however many workers there are.
+
+    A record that fails keeps its slot, filled with zeros. At most three batches are in memory. What the source raises
+    is raised here. Close the iterator to stop the threads, and the processes: it waits a second for those that hang.
+    """
+    waiting: deque[Pending] = deque()
+    with closing(Workers(workers, preprocessor, decoding.decoder, decoding.timeout)) as pool:
+        for group in _groups(planned, batch_size):
+            waiting.append(pool.fill(group, slot.batch(len(group))))
+            if len(waiting) > _AHEAD:
+                yield waiting.popleft().done(stopwatch)
+        while waiting:
+            yield waiting.popleft().done(stopwatch)
+
+
+def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group

@@ -1,0 +1,244 @@
+"""From an image's encoded bytes to its pixels.
+
+`decode` raises `ImageError` with a code of `layertap.reasons`, prints nothing and changes no global state, so that any
+number of threads can decode at once (`layertap.images.decoding.tiff` tells of the one exception). Only the formats of
+`layertap.images.decoding.formats` are opened. An image that ends early is refused, never filled up.
+
+Pillow's own readers are called without `Image.open`, because that warns, and neither printing nor muting a warning is
+safe on many threads. What makes the readers themselves warn is kept from them: `_Jpeg`, `_still` and `_gif`, and the
+modules of the optional formats.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from io import BytesIO
+from typing import TypeAlias
+
+import PIL.ImageFile
+from PIL import Image, features
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from layertap.errors import ConfigError, ImageError
+from layertap.images.decoding.bounds import MAX_PIXELS as MAX_PIXELS
+from layertap.images.decoding.bounds import check_pixels
+from layertap.images.decoding.formats import format_of, reason_against
+from layertap.images.decoding.notes import note
+from layertap.images.decoding.notes import notes as notes
+from layertap.images.failure_codes import refusal
+
+Enough: TypeAlias = Callable[[tuple[int, int]], tuple[int, int] | None]
+"""Of an image's size, the least width and height that are enough of it; None where all of it is needed."""
+
+
+def refuse_lenient() -> None:
+    """Raise `ConfigError` where this process has told Pillow to fill truncated images up with grey."""
+    if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise ConfigError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: cut images would pass as whole; set it to False")
+
+
+class _Jpeg(JpegImageFile):
+    def _read_dpi_from_exif(self) -> None:
+        """Nothing: here Pillow parses the EXIF block, for a resolution that nobody reads, and warns of its faults."""
+
+    def shrink(self, enough: Enough) -> bool:
+        """Have it decoded at the least of 1, 1/2, 1/4 and 1/8 of its size that is still enough. Is it less than 1?"""
+        whole = self.size
+        try:
+            if (least := enough(whole)) is not None:
+                self.draft(None, least)
+        except Exception as error:
+            raise refusal("error") from error
+        return self.size != whole
+
+
+_READERS: Mapping[str, type[ImageFile]] = {
+    "JPEG": _Jpeg,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "BMP": BmpImageFile,
+    "GIF": GifImageFile,
+}
+
+# An extension, a frame, the end; Pillow passes over whatever else stands between them.
+_GIF_MARKS = re.compile(rb"[!,;]")
+
+
+def decode(data: bytes | Image.Image, formats: Collection[str] = (), enough: Enough | None = None) -> Image.Image:
+    """The image, loaded, its first frame where it has several. Raises `ImageError`.
+
+    `formats` are those of `layertap.images.decoding.formats.OPTIONAL` that are opened besides the standard ones.
+    With `enough` a JPEG that is larger comes smaller, by 2, 4 or 8: the work for the rest is never done.
+    Mode, palette and EXIF block are as the file has them: 16-bit, CMYK and rotated images come as such; only TIFFs
+    come upright, as Pillow gives them. Converted to RGB it is what Pillow's own image is, without a warning.
+    """
+    file: BytesIO | None = None
+    try:
+        if isinstance(data, Image.Image):
+            image = data
+            check_pixels(*image.size)
+            image.load()
+            return image
+        name = format_of(data)
+        if name is None:
+            raise refusal(reason_against(data))
+        if name in _READERS:
+            data, facts = _harmless(name, data)
+            file = BytesIO(data)
+            image = _READERS[name](file)
+        elif name in formats:
+            image, facts = _optional(name, data)
+        else:
+            raise refusal("format_not_allowed")
+        check_pixels(*image.size)
+        if enough is not None and isinstance(image, _Jpeg) and image.shrink(enough):
+            facts = facts | {"scaled"}
+        image.load()
+        _settle_transparency(image)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise refusal(_reason(error, file)) from error
+    note(image, facts)
+    return image
+
+
+def decoders(formats: Collection[str] = ()) -> dict[str, str]:
+    """What pixels depend on besides Pillow itself: the library, with its version, that decodes each lossy format."""
+    libraries = {
+        "JPEG": ("libjpeg_turbo", "libjpeg-turbo") if features.check("libjpeg_turbo") else ("jpg", "libjpeg"),
+        "WEBP": ("webp", "libwebp"),
+    }
+    optional = {"TIFF": ("libtiff", "libtiff"), "JPEG2000": ("jpg_2000", "openjpeg"), "AVIF": ("avif", "libavif")}
+    libraries |= {name: optional[name] for name in optional if name in formats}
+    return {name: f"{library} {features.version(feature)}" for name, (feature, library) in libraries.items()}
+
+
+def _optional(name: str, data: bytes) -> tuple[Image.Image, set[str]]:
+    """An image of a format that is opened on request only, and notes about it; its codec is loaded no earlier."""
+    if name == "TIFF":
+        from layertap.images.decoding import tiff
+
+        return tiff.opened(data)
+    if name == "JPEG2000":
+        from layertap.images.decoding import jpeg2000
+
+        return jpeg2000.opened(data)
+    from layertap.images.decoding import avif
+
+    return avif.opened(data)
+
+
+def _harmless(name: str, data: bytes) -> tuple[bytes, set[str]]:
+    """The data in the form that its reader may be given, and notes about what Pillow does not tell."""
+    if name == "PNG":
+        return _still(data)
+    if name == "GIF":
+        width, height, has_more = _gif(data)
+        check_pixels(width, height)
+        return data, {"frames"} if has_more else set()
+    return data, set()
+
+
+def _still(data: bytes) -> tuple[bytes, set[str]]:
+    """The PNG without its animation, once the pixel data has passed its checksums, which Pillow leaves unread.
+
+    Pillow warns of a faulty animation; without one it gives the same first image.
+    """
+    view = memoryview(data)
+    kept = [view[:8]]
+    facts = set()
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            break
+        if kind == b"IDAT" and zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            raise refusal("corrupt")
+        if kind == b"IHDR" and data[at + 16 : at + 17] == b"\x10":
+            facts.add("depth16")  # of colour Pillow keeps the upper bytes, and says nothing
+        if kind == b"fdAT":
+            facts.add("frames")
+        if kind not in (b"acTL", b"fcTL", b"fdAT"):
+            kept.append(view[at:end])
+        at = end
+        if kind == b"IEND":
+            break
+    return data if sum(map(len, kept)) == at else b"".join([*kept, view[at:]]), facts
+
+
+def _gif(data: bytes) -> tuple[int, int, bool]:
+    """The GIF's screen, widened by its first frame, which Pillow would warn of or allocate unasked; has it more?"""
+    width = height = 0
+    has_more = False
+    try:
+        width, height, flags = struct.unpack_from("<HHB", data, 6)
+        at = _next_frame(data, 13 + _palette(flags))
+        if at is not None:
+            left, top, frame_width, frame_height, flags = struct.unpack_from("<HHHHB", data, at + 1)
+            width, height = max(width, left + frame_width), max(height, top + frame_height)
+            has_more = _next_frame(data, _after_blocks(data, at + 11 + _palette(flags))) is not None
+    except (struct.error, IndexError):
+        pass  # cut short: Pillow finds that too
+    return width, height, has_more
+
+
+def _palette(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _next_frame(data: bytes, at: int) -> int | None:
+    while (mark := _GIF_MARKS.search(data, at)) and mark[0] == b"!":
+        at = _after_blocks(data, mark.start() + 2)
+    return mark.start() if mark and mark[0] == b"," else None
+
+
+def _after_blocks(data: bytes, at: int) -> int:
+    while data[at]:
+        at += data[at] + 1
+    return at + 1
+
+
+def _settle_transparency(image: Image.Image) -> None:
+    """Move an alpha for each colour into the palette, and drop what is none: Pillow's conversion minds both."""
+    transparency = image.info.get("transparency")
+    if isinstance(transparency, bytes) and image.mode == "P":
+        image.info["transparency"] = transparency[: len(image.getpalette() or ()) // 3]
+        image.apply_transparency()
+    elif transparency is not None and not isinstance(transparency, int | tuple):
+        del image.info["transparency"]  # a text of a PNG by this name
+
+
+def _reason(error: Exception, file: BytesIO | None) -> str:
+    text = str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and "out of memory" in text):
+        return "out_of_memory"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return "too_large"
+    if isinstance(error, ValueError) and "MAX_TEXT" in text:
+        return "metadata_too_large"
+    if "cannot handle" in text or "Unsupported BMP" in text:
+        return "unsupported_mode"
+    return "truncated" if _ends_early(error, file) else "corrupt"
+
+
+def _ends_early(error: Exception, file: BytesIO | None) -> bool:
+    data = b"" if file is None else file.getvalue()
+    if data.startswith(b"RIFF"):  # says how long it is, and Pillow always reads all of it
+        return len(data) < 12 or int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if data.startswith(b"GIF") and data.endswith(b"\0;"):
+        return False
+    if "cannot load" in str(error):  # there are no pixels before the end
+        return not data.endswith(b"IEND\xaeB`\x82")
+    if isinstance(error, OSError) or file is None:
+        return "truncated" in str(error).lower()
+    return file.tell() >= len(data)

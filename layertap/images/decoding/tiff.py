@@ -1,0 +1,180 @@
+"""A TIFF's first picture, by Pillow and libtiff, from a directory that holds only what both are sure to understand.
+
+Pillow warns of what it cannot make out in a directory, and looks at the next one. So it gets one only, of the tags that
+make the pixels, each of a sane type and within the file's bounds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, _imaging
+from PIL.TiffImagePlugin import TiffImageFile
+
+from layertap.images.decoding.bounds import check_pixels
+from layertap.images.failure_codes import refusal
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION = 256, 257, 258, 259
+_STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 277, 278, 279
+_PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 284, 322, 323, 324, 325
+_SUBFILE, _DNG_VERSION = 254, 50706
+
+# One whole number each: besides those above photometric, fill order, orientation, fax options and predictor.
+_NUMBERS = frozenset(
+    {_WIDTH, _HEIGHT, _COMPRESSION, 262, 266, 274, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, 292, 293, 317}
+    | {_TILE_WIDTH, _TILE_HEIGHT}
+)
+
+_BYTE, _SHORT, _LONG, _RATIONAL, _UNDEFINED = 1, 3, 4, 5, 7
+_SIZES = {_BYTE: 1, _SHORT: 2, _LONG: 4, _RATIONAL: 8, _UNDEFINED: 1}
+_WHOLE = (_SHORT, _LONG)
+
+# Lists, and the kinds of what is in them: besides those above colour map, kinds of extra samples and of samples, and
+# subsampling; JPEG tables, XMP, colour profile; the two of YCbCr.
+_KINDS: Mapping[int, tuple[int, ...]] = {
+    **dict.fromkeys((_BITS, _STRIP_OFFSETS, _STRIP_BYTES, 320, _TILE_OFFSETS, _TILE_BYTES, 338, 339, 530), _WHOLE),
+    **dict.fromkeys((347, 700, 34675), (_BYTE, _UNDEFINED)),
+    **dict.fromkeys((529, 532), (_RATIONAL,)),
+}
+
+# None, fax, LZW, JPEG, deflate, PackBits, deflate by its old number. The first JPEG of TIFF (6) and what came after are
+# seldom met, and libtiff's code for them is where most of its faults have been.
+_COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})
+_MOST_SAMPLES = 6
+
+
+def opened(data: bytes) -> tuple[Image.Image, set[str]]:
+    """The first picture, not loaded yet, and notes about it. Raises `ImageError`.
+
+    Pillow turns it upright as its orientation says. Floating-point and 32-bit pictures are refused: they have no range
+    that could be made RGB.
+    """
+    if data[8:10] == b"CR":
+        raise refusal("format_not_allowed")  # Canon's raw files
+    try:
+        directory = _Directory(data)
+        directory.check()
+        alone, is_deep = directory.alone(), any(bits > 8 for bits in directory.numbers(_BITS))
+    except struct.error:
+        raise refusal("truncated") from None
+    _silence_libtiff()
+    try:
+        image = TiffImageFile(BytesIO(alone))
+    except SyntaxError as error:
+        has_no_mode = str(error).startswith("unknown")
+        raise refusal("unsupported_mode" if has_no_mode else "corrupt") from error
+    if image.mode in ("F", "I"):
+        raise refusal("unsupported_mode")
+    facts = {"depth16": is_deep, "frames": directory.more}
+    return image, {word for word, holds in facts.items() if holds}
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing to the terminal what it gives back as an error too.
+
+    That is a setting of the whole process, the only one that decoding makes, and a single pointer, so safe on threads.
+    A Pillow with libtiff built in does not show it; there, damaged TIFFs cost a line each on stderr.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+
+class _Directory:
+    """The first directory of a TIFF. Raises `struct.error` where it is not all there."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._order = "<" if data.startswith(b"II") else ">"
+        self._entries: dict[int, tuple[int, int, int]] = {}
+        (self._at,) = self._unpack("L", 4)
+        (count,) = self._unpack("H", self._at)
+        end = self._at + 2 + 12 * count
+        self.more = self._unpack("L", end)[0] != 0
+        for place in range(self._at + 2, end, 12):
+            tag, kind, length = self._unpack("HHL", place)
+            size = length * _SIZES.get(kind, 0)
+            if size and tag not in self._entries:
+                self._entries[tag] = kind, length, place + 8 if size <= 4 else self._unpack("L", place + 8)[0]
+
+    def numbers(self, tag: int) -> Sequence[int]:
+        """The whole numbers under a tag; none where it is missing or holds something else."""
+        kind, length, at = self._entries.get(tag, (0, 0, 0))
+        if kind not in _WHOLE:
+            return ()
+        numbers: tuple[int, ...] = self._unpack(f"{length}{'H' if kind == _SHORT else 'L'}", at)
+        return numbers
+
+    def number(self, tag: int, default: int = 0) -> int:
+        """The first of them."""
+        kind, _, at = self._entries.get(tag, (0, 0, 0))
+        return int(self._unpack("H" if kind == _SHORT else "L", at)[0]) if kind in _WHOLE else default
+
+    def check(self) -> None:
+        """Raise `ImageError` for what is no picture, too large a one, or one whose pixels are not all there."""
+        width, height = self.number(_WIDTH), self.number(_HEIGHT)
+        if self.number(_SUBFILE) & 1 or _DNG_VERSION in self._entries:
+            raise refusal("format_not_allowed")  # only the preview of a camera's raw file
+        if self.number(_COMPRESSION, 1) not in _COMPRESSIONS or self.number(_SAMPLES, 1) > _MOST_SAMPLES:
+            raise refusal("unsupported_mode")
+        if not (width and height):
+            raise refusal("corrupt")
+        check_pixels(width, height)
+        extents = [
+            (at, length * _SIZES[kind])
+            for tag, (kind, length, at) in self._entries.items()
+            if kind in _KINDS.get(tag, ())
+        ]
+        if any(at + size > len(self._data) for at, size in extents):
+            raise refusal("truncated")
+        if sum(size for _, size in extents) > len(self._data):
+            raise refusal("corrupt")  # the same bytes many times over
+        self._check_pieces(width, height)
+
+    def _check_pieces(self, width: int, height: int) -> None:
+        tiled = _STRIP_OFFSETS not in self._entries
+        if tiled:
+            across, down = self.number(_TILE_WIDTH), self.number(_TILE_HEIGHT)
+            check_pixels(across, down)
+        else:
+            across, down = width, min(self.number(_ROWS_PER_STRIP, height), height)
+        if not (across and down):
+            raise refusal("corrupt")
+        planes = self.number(_SAMPLES, 1) if self.number(_PLANAR, 1) == 2 else 1
+        pieces = -(-width // across) * -(-height // down) * planes
+        offsets = self.numbers(_TILE_OFFSETS if tiled else _STRIP_OFFSETS)
+        if len(offsets) != pieces:
+            raise refusal("truncated" if len(offsets) < pieces else "corrupt")
+        lengths = self.numbers(_TILE_BYTES if tiled else _STRIP_BYTES)
+        # What is not compressed may do without its lengths, and many a writer gets them wrong.
+        if self.number(_COMPRESSION, 1) == 1:
+            lengths = [1] * pieces
+        if len(lengths) != pieces:
+            raise refusal("corrupt")
+        if any(at + length > len(self._data) for at, length in zip(offsets, lengths, strict=True)):
+            raise refusal("truncated")
+
+    def _unpack(self, form: str, at: int) -> tuple[Any, ...]:
+        return struct.unpack_from(self._order + form, self._data, at)
+
+    def alone(self) -> bytes:
+        """The file with this directory cut down to what was checked, in its place, and no other after it."""
+        entries = [entry for _, entry in sorted(self._written())]
+        directory = b"".join([struct.pack(f"{self._order}H", len(entries)), *entries, bytes(4)])
+        view = memoryview(self._data)
+        return b"".join([view[: self._at], directory, view[self._at + len(directory) :]])
+
+    def _written(self) -> Iterator[tuple[int, bytes]]:
+        for tag, (kind, length, at) in self._entries.items():
+            if tag in _NUMBERS and kind in _WHOLE:
+                yield tag, struct.pack(f"{self._order}HHLL", tag, _LONG, 1, self.number(tag))
+            elif kind in _KINDS.get(tag, ()):
+                size = length * _SIZES[kind]
+                value = self._data[at : at + size].ljust(4, b"\0") if size <= 4 else struct.pack(f"{self._order}L", at)
+                yield tag, struct.pack(f"{self._order}HHL", tag, kind, length) + value

@@ -1,0 +1,142 @@
+"""The plan: a source's records, counted and checked before anything is written, and streamed afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Container, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from layertap.contracts import Source
+from layertap.errors import ConfigError, PluginError
+from layertap.images.failure_codes import refusal
+from layertap.images.reading import stamp_of
+from layertap.plugins import guard
+from layertap.records import ImageRecord, Planned
+from layertap.store.commits import Commit
+
+_TAKEN = ("row", "id")
+
+_PAGE = 4096
+
+
+class Plan:
+    """The records of a run in order. Enumerated once here, so that what they are is known beforehand.
+
+    `count` is how many, `digest` stands for their ids, `contents` for the size and modification time of their files.
+    Raises `ConfigError` for no records, an id that comes twice, or metadata that cannot be a table.
+    """
+
+    def __init__(self, source: Source, limit: int | None = None) -> None:
+        self._source = source
+        self._limit = limit
+        # Packed, because the ids of a million images are a hundred megabytes.
+        self._pages: list[bytes] = []
+        ids, contents = hashlib.sha256(), hashlib.sha256()
+        self.count = 0
+        entries = self._entries_of_the_source()
+        while page := list(islice(entries, _PAGE)):
+            for record_id, stamp in page:
+                ids.update(record_id.encode() + b"\0")
+                contents.update(f"{stamp};".encode())
+            self.count += len(page)
+            self._pages.append(zlib.compress(json.dumps(page).encode()))
+        if not self.count:
+            raise ConfigError(f"{type(source).__name__} gives no images")
+        self.digest = ids.hexdigest()
+        self.contents = contents.hexdigest()
+
+    def records(self, first: int = 0, stop: int | None = None) -> Iterator[Planned]:
+        """The records again, from number `first` up to `stop`.
+
+        What the source gives now and did not then is passed over; what it does not give any more fails as `vanished`.
+        """
+        given = self._listed()
+        record = next(given, None)
+        places: Mapping[str, int] | None = None
+        for number, (record_id, stamp) in enumerate(self.entries(0, stop)):
+            while record is not None and record.id != record_id:
+                if places is None:
+                    places = {planned: place for place, (planned, _) in enumerate(self.entries())}
+                if places.get(record.id, -1) > number:
+                    break
+                record = next(given, None)
+            if record is None or record.id != record_id:
+                current = ImageRecord(record_id, _vanished)
+            else:
+                current, record = record, next(given, None)
+            if number >= first:
+                yield Planned(current, stamp)
+
+    def entries(self, first: int = 0, stop: int | None = None) -> Iterator[tuple[str, str | None]]:
+        """Id and stamp of the planned records from number `first` up to `stop`."""
+        stop = self.count if stop is None else min(stop, self.count)
+        for number in range(first // _PAGE, -(-stop // _PAGE)):
+            page = json.loads(zlib.decompress(self._pages[number]))
+            yield from islice(map(tuple, page), max(first - number * _PAGE, 0), stop - number * _PAGE)
+
+    def digest_of(self, first: int, count: int, without: Container[str]) -> str:
+        """What stands for `count` records from `first` on and their files, the ids in `without` left out."""
+        digest = hashlib.sha256()
+        for record_id, stamp in self.entries(first, first + count):
+            if record_id not in without:
+                digest.update(f"{record_id}\0{stamp};".encode())
+        return digest.hexdigest()
+
+    def holds(self, record: Commit) -> bool:
+        """Whether a commit record accounts for each of its images once, and for them alone."""
+        planned = [record_id for record_id, _ in self.entries(record.first, record.first + record.planned)]
+        failed = {failure.id for failure in record.failures}
+        kept = [record_id for record_id in planned if record_id not in failed]
+        return len(planned) == record.planned and kept == [row.id for row in record.kept] and failed <= set(planned)
+
+    def _entries_of_the_source(self) -> Iterator[tuple[str, str | None]]:
+        return ((record.id, stamp_of(record)) for record in self._checked())
+
+    def _listed(self) -> Iterator[ImageRecord]:
+        with guard(self._source):
+            yield from islice(self._source.records(), self._limit)
+
+    def _checked(self) -> Iterator[ImageRecord]:
+        seen: set[str] = set()
+        keys: list[str] | None = None
+        name = type(self._source).__name__
+        for record in self._listed():
+            if not isinstance(record, ImageRecord) or not isinstance(record.id, str) or not record.id:
+                raise PluginError(f"the source {name} yields {record!r}, which is no ImageRecord with an id")
+            if not (isinstance(record.data, (bytes, Path, Image.Image)) or callable(record.data)):
+                kind = type(record.data).__name__
+                raise PluginError(
+                    f"the source {name} gives {record.id!r} data of type {kind}, not bytes, a Path, a PIL image, "
+                    "or a function that gives bytes or an image"
+                )
+            try:
+                record.id.encode()
+            except UnicodeEncodeError:
+                raise PluginError(f"the source {name} gives the id {record.id!r}, which is no UTF-8 text") from None
+            if record.id in seen:
+                raise ConfigError(f"{name} gives the id {record.id!r} twice; every image needs an id of its own")
+            seen.add(record.id)
+            if keys is None:
+                keys = list(record.meta)
+                for key in (key for key in keys if key in _TAKEN):
+                    raise PluginError(f"the source {name} names metadata {key!r}, which the index has already")
+            if list(record.meta) != keys:
+                raise PluginError(
+                    f"the source {name} gives {record.id!r} the metadata {list(record.meta)}, others {keys}"
+                )
+            for key, value in record.meta.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise PluginError(f"the source {name} gives {record.id!r} a {key} of {value}; give None instead")
+                if not isinstance(value, (str, int, float, bool, type(None))):
+                    raise PluginError(f"the source {name} gives {record.id!r} a {key} of type {type(value).__name__}")
+            yield record
+
+
+def _vanished() -> bytes:
+    raise refusal("vanished")

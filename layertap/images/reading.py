@@ -1,0 +1,112 @@
+"""From a record to its encoded bytes, or to the image where its source gives one.
+
+Only regular files are read. A file that is not the one which the run was planned with is refused by size and time, and
+so is what a callable reads from, where that has a stamp.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from PIL import Image
+
+from layertap.errors import ImageError, LayertapError, PluginError
+from layertap.images.failure_codes import refusal
+from layertap.records import ImageRecord, Planned
+
+# The decoders need a file in one piece, so it costs its size on every worker at once. The largest image under the pixel
+# cap is 341 MiB without any compression (a 32-bit BMP), which leaves room for metadata.
+MAX_BYTES = 512 * 2**20
+
+GONE = "gone"
+"""The stamp of a file that was not there."""
+
+_ERRNOS = {
+    errno.ENOENT: "not_found",
+    errno.ENOTDIR: "not_found",
+    errno.ELOOP: "not_found",
+    errno.EACCES: "permission",
+    errno.EPERM: "permission",
+    errno.ENXIO: "not_regular",  # a socket, or a device without a driver
+    errno.ENODEV: "not_regular",
+    errno.ENAMETOOLONG: "path_too_long",
+    errno.ENOMEM: "out_of_memory",
+}
+
+
+def stamp_of(record: ImageRecord) -> str | None:
+    """What tells a changed file without reading it: size and modification time, or what a callable has as `stamp`.
+
+    None for other data. Raises `PluginError` for a stamp that is no text.
+    """
+    if not isinstance(record.data, Path):
+        return _given(record)
+    try:
+        return _stamp(record.data.stat())
+    except (OSError, ValueError):
+        return GONE
+
+
+def read(planned: Planned) -> bytes | Image.Image:
+    """The record's encoded bytes, or the image where its source gives one. Raises `ImageError`."""
+    data: object = planned.record.data
+    try:
+        if isinstance(data, Path):
+            data = _read_file(data, planned.stamp)
+        elif callable(data):
+            given = _given(planned.record)
+            if given is not None and planned.stamp not in (None, given):
+                raise refusal("changed")
+            data = data()
+            # What only refuses has said why by now: it is gone, or leads out of its folder.
+            if planned.stamp not in (None, given):
+                raise refusal("changed")
+    except LayertapError:
+        raise
+    except OSError as error:
+        reason = _ERRNOS.get(error.errno or 0, "io_error")
+        was_there = planned.stamp not in (None, GONE)
+        raise refusal("vanished" if was_there and reason == "not_found" else reason) from error
+    except Exception as error:
+        raise refusal("out_of_memory" if isinstance(error, MemoryError) else "error") from error
+    if isinstance(data, Image.Image):
+        return data
+    if not isinstance(data, bytes):
+        raise ImageError("error", f"error: the source gave {type(data).__name__}, not bytes or an image")
+    if not data:
+        raise refusal("empty")
+    if len(data) > MAX_BYTES:
+        raise refusal("file_too_large")
+    return data
+
+
+def _given(record: ImageRecord) -> str | None:
+    """The stamp that a callable has, of whatever it reads from."""
+    stamp = getattr(record.data, "stamp", None) if callable(record.data) else None
+    if stamp is not None and not (isinstance(stamp, str) and stamp.isprintable()):
+        raise PluginError(f"the data of {record.id!r} has the stamp {stamp!r}; a stamp is one line of text, or None")
+    return stamp
+
+
+def _stamp(facts: os.stat_result) -> str:
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
+def _read_file(path: Path, stamp: str | None) -> bytes:
+    # Opening a FIFO that nobody writes to must not hang, and only a descriptor tells surely what the file is.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise refusal("not_regular")
+        if stamp not in (None, _stamp(facts)):
+            raise refusal("changed")
+        if facts.st_size > MAX_BYTES:
+            raise refusal("file_too_large")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(facts.st_size)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,272 @@
+"""Threads that fill the slots of batches, and one that leaves behind whoever takes too long over an image."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from queue import Empty, SimpleQueue
+
+from torch import Tensor
+
+from layertap.contracts import Preprocessor
+from layertap.errors import ImageError
+from layertap.images.decoding.isolation import CannotStart, Decoder
+from layertap.images.reading import read
+from layertap.records import Batch, Failure, Planned
+from layertap.timing import Stopwatch
+
+# Time is counted in steps, and none counts for more than this: a process that was stopped for an hour has spent a step.
+_SHORTEST_STEP, _LONGEST_STEP = 0.001, 0.1
+
+# A signal that comes between Python's last look and the wait itself wakes nobody: it is found after a nap.
+_NAP = 0.25
+
+# How long closing waits for images that are being worked on.
+_PATIENCE = 1.0
+
+
+class Pending:
+    """A batch whose slots are being filled."""
+
+    def __init__(self, planned: Sequence[Planned], pixels: Tensor) -> None:
+        self.planned = planned
+        self.pixels = pixels
+        self.form = (pixels.shape[1:], pixels.dtype)
+        self._left = len(planned)
+        self._lock = threading.Lock()
+        self._settled = threading.Event()
+        self._failures: dict[int, Failure] = {}
+        self._notes: dict[int, tuple[str, ...]] = {}
+        self._seconds: dict[str, float] = {}
+        self._fault: BaseException | None = None
+
+    def settle(
+        self, index: int, seconds: Mapping[str, float], failure: Failure | None, notes: tuple[str, ...] = ()
+    ) -> None:
+        """Slot `index` is as it will be: filled, or zeros for a `failure`."""
+        with self._lock:
+            for stage, spent in seconds.items():
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
+            if failure is not None:
+                self._failures[index] = failure
+            elif notes:
+                self._notes[index] = notes
+            self._left -= 1
+            if not self._left:
+                self._settled.set()
+
+    def abort(self, fault: BaseException) -> None:
+        """There will be no batch, for a fault that is not an image's."""
+        self._fault = fault
+        self._settled.set()
+
+    def done(self, stopwatch: Stopwatch | None) -> Batch:
+        """Wait for the batch. Raises what it was aborted for."""
+        while not self._settled.wait(_NAP):
+            pass
+        if self._fault is not None:
+            raise self._fault
+        if stopwatch is not None:
+            for stage, spent in self._seconds.items():
+                stopwatch.add(stage, spent)
+        records = [planned.record for planned in self.planned]
+        return Batch(records, self.pixels, dict(sorted(self._failures.items())), dict(sorted(self._notes.items())))
+
+
+class Workers:
+    """`count` threads, each with a decoder of its own.
+
+    An image has `timeout` seconds from when it is read until it is prepared. The thread that is late with one is left
+    behind, and another takes its place: a thread cannot be stopped, but what it ends up with is not written any more.
+    """
+
+    def __init__(self, count: int, preprocessor: Preprocessor, decoder: Callable[[], Decoder], timeout: float) -> None:
+        self._count = count
+        self._preprocessor = preprocessor
+        self._decoder = decoder
+        self._timeout = timeout
+        self._queue: SimpleQueue[_Task | None] = SimpleQueue()
+        self._workers: list[_Worker] = []
+        self._left_behind: list[_Worker] = []
+        self._closing = threading.Event()
+        self._watch = threading.Thread(target=self._keep_watch, name="layertap-decode-watch", daemon=True)
+
+    def fill(self, planned: Sequence[Planned], pixels: Tensor) -> Pending:
+        """Have the images prepared into their slots of `pixels`, after all that were asked for before."""
+        if not self._workers:
+            for _ in range(self._count):
+                self._workers.append(self._hire())
+            self._watch.start()
+        pending = Pending(planned, pixels)
+        for index in range(len(planned)):
+            self._queue.put(_Task(pending, index))
+        return pending
+
+    def close(self) -> None:
+        """Stop. Waits for what is being worked on, but not for what does not end."""
+        deadline = time.monotonic() + _PATIENCE
+        self._closing.set()
+        if self._watch.is_alive():
+            self._watch.join(_PATIENCE)
+        with contextlib.suppress(Empty):
+            while True:
+                self._queue.get_nowait()
+        for worker in self._workers:
+            self._queue.put(None)
+            worker.decoder.end()
+        for worker in (*self._workers, *self._left_behind):
+            worker.thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _hire(self) -> _Worker:
+        worker = _Worker(self._queue, self._preprocessor, self._decoder())
+        worker.thread.start()
+        return worker
+
+    def _keep_watch(self) -> None:
+        step = max(_SHORTEST_STEP, min(_LONGEST_STEP, self._timeout / 4))
+        before = time.monotonic()
+        while not self._closing.wait(step):
+            now = time.monotonic()
+            passed, before = min(step, now - before), now
+            for place, worker in enumerate(self._workers):
+                task = worker.task
+                if task is not None and task.spend(passed) > self._timeout:
+                    self._leave_behind(place, task)
+
+    def _leave_behind(self, place: int, task: _Task) -> None:
+        stage = task.stage
+        if not task.claim():
+            return  # just in time
+        late = self._workers[place]
+        self._left_behind.append(late)
+        try:
+            self._workers[place] = self._hire()
+        except RuntimeError as fault:
+            task.abort(fault)  # the system has no thread left
+        else:
+            task.settle(Failure(task.planned.record, stage, "timeout"), {stage: self._timeout})
+        late.decoder.end()
+
+
+class _Worker:
+    """A thread, its decoder, and the image that it works on."""
+
+    def __init__(self, queue: SimpleQueue[_Task | None], preprocessor: Preprocessor, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self.task: _Task | None = None
+        self._queue = queue
+        self._preprocessor = preprocessor
+        # A daemon: the interpreter must be able to exit while a decoder hangs.
+        self.thread = threading.Thread(target=self._work, name="layertap-decode", daemon=True)
+
+    def _work(self) -> None:
+        while (task := self._queue.get()) is not None:
+            self.task = task
+            try:
+                in_time = self._fill(task)
+            except BaseException as fault:
+                in_time = task.claim()
+                if in_time:
+                    task.abort(fault)
+            if not in_time:
+                return  # another works in this one's place
+            self.task = task = None
+
+    def _fill(self, task: _Task) -> bool:
+        """Read, decode and prepare one image into its slot; False where that came too late."""
+        failure: Failure | None = None
+        notes: tuple[str, ...] = ()
+        try:
+            prepared, notes = self._prepared(task)
+        except CannotStart:
+            raise
+        except Exception as error:
+            failure = Failure(task.planned.record, task.stage, _reason(error))
+        if not task.claim():
+            return False
+        if failure is None:
+            try:
+                task.slot.copy_(prepared)
+            except Exception as error:
+                failure = Failure(task.planned.record, task.stage, _reason(error))
+        task.settle(failure, task.seconds(), notes)
+        return True
+
+    def _prepared(self, task: _Task) -> tuple[Tensor, tuple[str, ...]]:
+        task.enter("read")
+        data = read(task.planned)
+        if isinstance(data, bytes):
+            self.decoder.ready()
+        task.enter("decode")
+        image, notes = self.decoder.decode(data)
+        task.enter("prepare")
+        prepared = self._preprocessor.prepare(image)
+        if (prepared.shape, prepared.dtype) != task.form:
+            raise ImageError("shape")
+        return prepared, notes
+
+
+class _Task:
+    """One image on its way into its slot. Who claims it, its worker or the watch, settles it; the other came too late.
+
+    A thread that hangs keeps its task for ever, and the task must not keep the whole batch with it.
+    """
+
+    def __init__(self, pending: Pending, index: int) -> None:
+        self.planned = pending.planned[index]
+        self.form = pending.form
+        self.stage = "queue"
+        self._pending: Pending | None = pending
+        self._index = index
+        self._marks: list[tuple[str, float]] = []
+        self._spent: float | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def slot(self) -> Tensor:
+        assert self._pending is not None
+        return self._pending.pixels[self._index]
+
+    def enter(self, stage: str) -> None:
+        """Note that a stage begins."""
+        self._marks.append((stage, time.perf_counter()))
+        self.stage = stage
+
+    def seconds(self) -> dict[str, float]:
+        """How long each stage took, the last until now."""
+        ends = [start for _, start in self._marks[1:]] + [time.perf_counter()]
+        return {stage: end - start for (stage, start), end in zip(self._marks, ends, strict=True)}
+
+    def spend(self, seconds: float) -> float:
+        """Count a step of the watch, and say how much the image has spent of its time, which begins once it is read."""
+        if self.stage in ("decode", "prepare"):
+            # It may have begun anywhere in the step in which it is first seen: that one does not count.
+            self._spent = 0.0 if self._spent is None else self._spent + seconds
+        return self._spent or 0.0
+
+    def claim(self) -> bool:
+        """Whether the caller, and nobody else, may touch the slot and settle the image. True once."""
+        return self._lock.acquire(blocking=False)
+
+    def settle(self, failure: Failure | None, seconds: Mapping[str, float], notes: tuple[str, ...] = ()) -> None:
+        """The slot is as it will be, or becomes zeros for a `failure`."""
+        if failure is not None:
+            self.slot.zero_()
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        pending.settle(self._index, seconds, failure, notes)
+
+    def abort(self, fault: BaseException) -> None:
+        """There is no batch for the image to be part of, for a fault that is not its own."""
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        pending.abort(fault)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImageError):
+        return error.reason
+    # A stranger's code may raise anything at an odd image; one image is never worth the run.
+    return "out_of_memory" if isinstance(error, MemoryError) else "error"

@@ -1,0 +1,1 @@
+"""Reading outputs back, and converting them."""

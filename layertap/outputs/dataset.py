@@ -1,0 +1,89 @@
+"""One tap as a torch dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from layertap.errors import StoreError, did_you_mean
+from layertap.outputs.rows import Rows
+from layertap.records import MetaValue
+
+if TYPE_CHECKING:
+    from layertap.outputs.features import Features
+
+
+class TapDataset(Dataset[Any]):
+    """The rows of one tap, and a label each where a metadata column is named: `tensor`, or `(tensor, label)`.
+
+    `labels` are the labels of all rows. Text has become codes, which are positions in `classes`, the sorted texts; for
+    other labels, `classes` is None. Nothing but the labels is in memory. Made by `Features.to_torch`.
+    """
+
+    def __init__(self, features: Features, tap: str, label: str | None = None) -> None:
+        self.tap = tap
+        self.classes: list[str] | None = None
+        self.labels: list[Any] | None = None
+        self._features = features
+        self._rows: Rows | None = features[tap]
+        self._count = len(self._rows)
+        self._process = os.getpid()
+        if label is not None:
+            self.labels = _labels(features, label)
+            if features.meta[label] == "str":
+                self.classes = sorted({str(value) for value in self.labels})
+                codes = {text: code for code, text in enumerate(self.classes)}
+                self.labels = [codes[str(value)] for value in self.labels]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Any:
+        position = range(self._count)[index]
+        return self._item(np.array(self._read()[position]), position)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        """The items of a batch in one read, as a `DataLoader` asks for them."""
+        positions = [range(self._count)[index] for index in indices]
+        return [self._item(row, at) for row, at in zip(self._read()[positions], positions, strict=True)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}
+
+    def _read(self) -> Rows:
+        # A file that was opened before a fork has one position for both processes: each opens its own.
+        if self._rows is None or self._process != os.getpid():
+            self._features.close()
+            self._rows, self._process = self._features[self.tap], os.getpid()
+        return self._rows
+
+    def _item(self, row: NDArray[Any], position: int) -> Any:
+        tensor = _tensor(row)
+        return tensor if self.labels is None else (tensor, self.labels[position])
+
+
+def _tensor(row: NDArray[Any]) -> Tensor:
+    """An array of its own as a tensor of the same bits; torch knows bfloat16, numpy only by ml_dtypes."""
+    if row.dtype.name == "bfloat16":
+        return torch.from_numpy(np.ascontiguousarray(row).view(np.uint16).reshape(row.shape)).view(torch.bfloat16)
+    return torch.from_numpy(row)
+
+
+def _labels(features: Features, label: str) -> list[MetaValue]:
+    if label not in features.meta:
+        known = ", ".join(features.meta) or "none"
+        raise StoreError(
+            f"{features.path}: no metadata is named {label!r}{did_you_mean(label, features.meta)} ({known})"
+        )
+    labels = [row[label] for row in features.rows()]
+    if missing := sum(value is None for value in labels):
+        first = next(row["id"] for row in features.rows() if row[label] is None)
+        raise StoreError(f"{features.path}: {missing} rows have no {label!r}, such as that of {first!r}")
+    return labels

@@ -1,0 +1,237 @@
+"""An output again in another form: by another sink, or in the layout of another library.
+
+It is built in a folder beside its place, `NAME.export`, and renamed when all of it is durable. By a sink it goes
+through the same store and commits as a run, shard by shard, so that one that was cut short goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pydantic
+
+from layertap.contracts import FileSink
+from layertap.errors import ConfigError, StoreError, did_you_mean, first_fault
+from layertap.outputs.export_manifest import carried, run_info
+from layertap.outputs.foreign_formats import LAYOUTS, Layout
+from layertap.pipeline.shards import Gathered
+from layertap.plugins import Plugins, guard
+from layertap.records import Failure, ImageRecord, Shard
+from layertap.store import durable, replace, safe_files
+from layertap.store.commits import Commit, digest
+from layertap.store.lock import Lock
+from layertap.store.manifest import FOREIGN, MANIFEST, FileFacts, Manifest, ShardFacts, read_manifest
+from layertap.store.store import FAILURES, INDEX, Store, storage
+
+if TYPE_CHECKING:
+    from layertap.outputs.features import Features
+
+
+class _Damaged(StoreError):
+    """What is to be exported is not what its run has written."""
+
+
+def export(features: Features, type_name: str, path: Path, taps: Sequence[str], plugins: Plugins) -> Path:
+    """`Features.export`, of these taps."""
+    source = Manifest.model_validate(features.manifest)
+    if not features.is_complete:
+        raise StoreError(f"{features.path}: is unfinished; finish it with the command that began it, then export it")
+    if not taps:
+        raise ConfigError("export: name at least one tap")
+    _refuse_damaged(features, source, taps)
+    with _as_written(features.path):
+        shards = [_of_taps(facts, taps) for facts in source.shards]
+    layout = LAYOUTS.get(type_name)
+    if layout:
+        _in_layout(features, type_name, layout, path, taps, shards)
+    else:
+        sink = _built(type_name, path, plugins)
+        with _as_written(features.path):
+            manifest = carried(source, plugins.find("sink", type_name), path, taps, plugins)
+        _by_sink(features, sink, path, manifest, shards, {"seconds": source.seconds, "timing": source.timing})
+    return path
+
+
+def _in_layout(
+    features: Features, type_name: str, layout: Layout, path: Path, taps: Sequence[str], shards: Sequence[ShardFacts]
+) -> None:
+    if len(taps) != 1:
+        raise ConfigError(
+            f"{type_name} holds one tap, and here are {len(taps)}; choose one with --tap or taps=: {', '.join(taps)}"
+        )
+    layout.check(features, taps[0])
+    with _staged(features.path, path, lambda folder: False) as folder, storage(folder):
+        layout.write(features, taps[0], (gathered.shard for gathered in _gathered(features, shards)), folder)
+        durable.sync_tree(folder)
+
+
+def _by_sink(
+    features: Features,
+    sink: FileSink,
+    path: Path,
+    manifest: Manifest,
+    shards: Sequence[ShardFacts],
+    facts: Mapping[str, Any],
+) -> None:
+    started = time.monotonic()
+    with _staged(features.path, path, lambda folder: _goes_on(folder, manifest, shards)) as folder:
+        store = Store(folder, sink, read_manifest(folder) or manifest)
+        if store.is_complete:  # and was stopped just before it could take its place
+            store.sweep()
+            return
+        store.begin(lambda record: _holds(record, shards))
+        tally = store.tally()
+        info = run_info(manifest, path, tally.planned)
+        with guard(sink):
+            sink.open(info)
+        for gathered in _gathered(features, shards, tally.shards):
+            store.commit(gathered, shards[gathered.shard.number].source)
+        store.finish(facts)
+        with guard(sink):
+            sink.close(store.tally().report(info, time.monotonic() - started, stored=True))
+
+
+def _built(type_name: str, path: Path, plugins: Plugins) -> FileSink:
+    table = plugins.tables["sink"]
+    if type_name not in table and (near := did_you_mean(type_name, [*table, *LAYOUTS])):
+        raise ConfigError(f"export: no sink or layout is named {type_name!r}{near}")
+    cls = plugins.find("sink", type_name).cls
+    if not issubclass(cls, FileSink):
+        raise ConfigError(f"the sink {type_name!r} keeps no output folder to export into")
+    try:
+        params = cls.Params.model_validate({"path": str(path)})
+    except pydantic.ValidationError as error:
+        where, what = first_fault(error)
+        raise ConfigError(f"the sink {type_name!r}: {'.'.join(map(str, where))}: {what}") from error
+    with guard(cls):
+        return cls(params)
+
+
+@contextmanager
+def _staged(source: Path, path: Path, goes_on: Callable[[Path], bool]) -> Iterator[Path]:
+    """A locked folder beside `path`, which takes its place at the end.
+
+    `goes_on` says whether what an export that was cut short has left in it can be gone on with; if not, it is removed.
+    """
+    place = Path(os.path.realpath(path))
+    folder = place.with_name(f"{place.name}.export")
+    _refuse_taken(path, place, folder, source)
+    with ExitStack() as stack:
+        with storage(folder):
+            durable.make_folder(folder)
+            stack.enter_context(Lock(folder))
+            replace.refuse_links(folder)
+            if not goes_on(folder) and any(folder.iterdir()):
+                _clear(folder)
+                durable.make_folder(folder)
+                stack.enter_context(Lock(folder))
+        try:
+            yield folder
+        except _Damaged:
+            with storage(folder):
+                _clear(folder)
+            raise
+        with storage(path):
+            os.rename(folder, place)  # onto nothing or an empty folder, which is all that the system allows
+            durable.sync(place.parent)
+
+
+def _refuse_taken(path: Path, place: Path, folder: Path, source: Path) -> None:
+    if place.exists() and not place.is_dir():
+        raise StoreError(f"{path}: is a file, and an export is a folder; choose another path", code=FOREIGN)
+    if place.is_dir() and any(place.iterdir()):
+        raise StoreError(f"{path}: is not empty; an export goes into a new folder or an empty one", code=FOREIGN)
+    inside = Path(os.path.realpath(source))
+    if place.is_relative_to(inside) or folder.is_relative_to(inside):
+        raise StoreError(f"{path}: would lie in the output that is exported; choose another path", code=FOREIGN)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an unfinished export has left, by the names that it writes. Raises `StoreError` for anything else."""
+    found = read_manifest(folder)
+    if found is None:
+        safe_files.remove(folder, [f"{MANIFEST}.tmp", *(name for layout in LAYOUTS.values() for name in layout.files)])
+        durable.prune(folder)
+    elif found.status == "running":
+        replace.discard(folder)
+    if folder.exists():
+        raise StoreError(f"{folder}: is in the way of an export, which is built there; move it", code=FOREIGN)
+
+
+def _goes_on(folder: Path, manifest: Manifest, shards: Sequence[ShardFacts]) -> bool:
+    found = read_manifest(folder)
+    if found is None or found.different(manifest) or list(found.taps) != list(manifest.taps):
+        return False
+    return found.status == "running" or found.shards == shards
+
+
+def _holds(record: Commit, shards: Sequence[ShardFacts]) -> bool:
+    """Whether a committed shard is that of the original."""
+    return record.shard < len(shards) and record.facts() == shards[record.shard]
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Turn what is missing in a manifest, or is of another kind, into a `StoreError`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = " ".join(str(error).split())
+        raise StoreError(f"{path / MANIFEST}: is not as its run has left it: {what}", code=FOREIGN) from error
+
+
+def _of_taps(facts: ShardFacts, taps: Sequence[str]) -> ShardFacts:
+    def only(values: Mapping[str, object]) -> dict[str, object]:
+        return {tap: values[tap] for tap in taps}
+
+    return facts.model_copy(update={"values": only(facts.values), "nonfinite": only(facts.nonfinite)})
+
+
+def _gathered(features: Features, shards: Sequence[ShardFacts], start: int = 0) -> Iterator[Gathered]:
+    """The shards from number `start` on, each compared with its digests."""
+    rows, failures = features.rows(), iter(features.failures)
+    stored = {tap: features[tap] for tap in (shards[0].values if shards else ())}
+    row = first = 0
+    for number, facts in enumerate(shards):
+        records = tuple(_record(found) for found in islice(rows, facts.kept))
+        failed = tuple(_failure(found) for found in islice(failures, facts.planned - facts.kept))
+        if number >= start:
+            # The arrays are the sink's to keep and to change: not views of a file.
+            values = {tap: np.array(found[row : row + facts.kept]) for tap, found in stored.items()}
+            for tap, found in values.items():
+                if digest(found) != facts.values[tap]:
+                    raise _Damaged(f"{features.path}: the rows of {tap!r} in shard {number} are damaged")
+            shard = Shard(number, records, values)
+            yield Gathered(shard, first, facts.planned, failed, facts.nonfinite, facts.notes)
+        row += facts.kept
+        first += facts.planned
+
+
+def _refuse_damaged(features: Features, source: Manifest, taps: Sequence[str]) -> None:
+    """Raise `StoreError` for what is wrong with an output and can be told without reading all of it."""
+    path = features.path
+    for tap in taps:
+        if len(features[tap]) != sum(facts.kept for facts in source.shards):
+            raise _Damaged(f"{path}: {tap!r} has {len(features[tap])} rows, and its manifest tells of others")
+    for name in (INDEX, FAILURES):
+        try:
+            sound = FileFacts.of(safe_files.regular(path, name)) == source.files.get(name)
+        except OSError as error:
+            raise _Damaged(f"{path / name}: {error.strerror or error}") from error
+        if not sound:
+            raise _Damaged(f"{path / name}: is damaged: its sha256 is not the one it was written with")
+
+
+def _record(row: Mapping[str, object]) -> ImageRecord:
+    return ImageRecord(str(row["id"]), b"", {key: row[key] for key in row if key not in ("row", "id")})  # type: ignore[misc]
+
+
+def _failure(failed: Mapping[str, str]) -> Failure:
+    return Failure(ImageRecord(failed["id"], b""), failed["stage"], failed["reason"])

@@ -1,0 +1,110 @@
+"""The layouts of other libraries: what their own programs write, and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layertap.errors import ConfigError
+from layertap.outputs.tables import array, kinds, needing
+from layertap.records import Shard
+from layertap.store.dtypes import numpy_dtype
+from layertap.store.manifest import TapFacts
+
+if TYPE_CHECKING:
+    from layertap.outputs.features import Features
+
+_NAMES, _FEATURES = "file_names.txt", "features.npy"
+_EMBEDDINGS, _METADATA = "img_emb/img_emb_0.npy", "metadata/metadata_0.parquet"
+_PATH = "image_path"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One library's layout: the `files` it writes, what it cannot hold, and how it is written."""
+
+    files: tuple[str, ...]
+    check: Callable[[Features, str], None]
+    """Raises `ConfigError` for a tap that it cannot hold, before anything is written."""
+    write: Callable[[Features, str, Iterable[Shard], Path], None]
+
+
+def _check_names(features: Features, tap: str) -> None:
+    for row in features.rows():
+        if {"\n", "\r"} & set(row["id"]):
+            raise ConfigError(f"thingsvision keeps one name a line, and the id {row['id']!r} holds a line break")
+
+
+def _write_thingsvision(features: Features, tap: str, shards: Iterable[Shard], folder: Path) -> None:
+    facts = features.facts(tap)
+    with open(folder / _FEATURES, "wb") as file, open(folder / _NAMES, "w", encoding="utf-8", newline="\n") as names:
+        _write_header(file, len(features[tap]), facts)
+        for shard in shards:
+            _write_rows(file, shard.values[tap])
+            names.writelines(f"{record.id}\n" for record in shard.records)
+
+
+def _check_vectors(features: Features, tap: str) -> None:
+    facts = features.facts(tap)
+    if len(facts.shape) != 1:
+        raise ConfigError(
+            f"clip_retrieval holds vectors, and {tap!r} has the shape {tuple(facts.shape)} an image; extract it with a "
+            "reducer such as mean_pool"
+        )
+    if facts.dtype not in ("float16", "float32", "bfloat16"):
+        raise ConfigError(f"clip_retrieval holds float16 or float32, and {tap!r} is {facts.dtype}")
+    with needing("pyarrow", "parquet"):
+        import pyarrow.parquet  # type: ignore[import-untyped]  # noqa: F401
+
+
+def _write_clip_retrieval(features: Features, tap: str, shards: Iterable[Shard], folder: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    # As in clip-retrieval itself, the image's name stands before metadata of that name.
+    columns = {name: kind for name, kind in kinds(features).items() if name not in ("row", "id", _PATH)}
+    empty = {_PATH: array([], "str"), **{name: array([], kind) for name, kind in columns.items()}}
+    embeddings, metadata = folder / _EMBEDDINGS, folder / _METADATA
+    for file in (embeddings, metadata):
+        file.parent.mkdir()
+    with open(embeddings, "wb") as vectors, parquet.ParquetWriter(metadata, pyarrow.table(empty).schema) as writer:
+        _write_header(vectors, len(features[tap]), features.facts(tap))
+        for shard in shards:
+            _write_rows(vectors, shard.values[tap])
+            writer.write_table(pyarrow.table(_metadata(shard, columns)))
+
+
+def _metadata(shard: Shard, columns: Mapping[str, str]) -> dict[str, Any]:
+    found = {_PATH: array([record.id for record in shard.records], "str")}
+    for name, kind in columns.items():
+        found[name] = array([record.meta[name] for record in shard.records], kind)
+    return found
+
+
+def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """A dtype that numpy itself knows: float32 holds every bfloat16 exactly."""
+    return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
+
+
+def _write_header(file: BinaryIO, rows: int, facts: TapFacts) -> None:
+    """The head of a `.npy` file, so that its rows can follow a piece at a time."""
+    from numpy.lib import format
+
+    described = format.dtype_to_descr(_plain(numpy_dtype(facts.dtype)))
+    format.write_array_header_1_0(file, {"descr": described, "fortran_order": False, "shape": (rows, *facts.shape)})
+
+
+def _write_rows(file: BinaryIO, values: NDArray[Any]) -> None:
+    rows = np.ascontiguousarray(values, _plain(values.dtype))
+    file.write(rows.reshape(-1).view(np.uint8).data)
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "thingsvision": Layout((_FEATURES, _NAMES), _check_names, _write_thingsvision),
+    "clip_retrieval": Layout((_EMBEDDINGS, _METADATA), _check_vectors, _write_clip_retrieval),
+}

@@ -1,0 +1,130 @@
+"""What a run depends on: the fingerprint that a resume must meet, and the manifest's facts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import torch
+
+from layertap.config.model import PARTS, RunConfig
+from layertap.contracts import Preprocessor
+from layertap.errors import PluginError
+from layertap.images.decoding import decode
+from layertap.pipeline.prepare import Prepared
+from layertap.plugins import Plugins
+from layertap.records import Column
+from layertap.store.manifest import FILES, Manifest, RawFacts, TapFacts
+from layertap.taps.layers import unfused
+
+_LIBRARIES = ("layertap", "torch", "torchvision", "pillow", "numpy")
+
+
+def manifest(this: Prepared) -> Manifest:
+    """The manifest of a run that is about to start."""
+    info = this.info
+    return Manifest(
+        layertap=1,
+        run=info.id,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=dict(info.config),
+        fingerprint=_plain(_fingerprint(this)),
+        model=_plain(info.about),
+        versions=_versions(this.config, this.plugins),
+        taps={name: _tap_facts(column) for name, column in info.columns.items()},
+        unfused=unfused(this.line.tapped.module, [column.tap.layer for column in info.columns.values()]),
+        planned=info.planned,
+        batch_size=info.batch_size,
+        shard_rows=info.shard_rows,
+        device=info.device,
+        threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        host={"name": socket.gethostname(), "system": platform.platform()},
+    )
+
+
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as they will be read back. Raises `PluginError` for what JSON cannot hold."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(facts), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise PluginError(
+            f"the facts about the model or a plugin's parameters cannot be written as JSON: {error}"
+        ) from error
+    return plain
+
+
+def _fingerprint(this: Prepared) -> dict[str, Any]:
+    """Everything that can change a value or the place of a row, by name; two runs with equal ones give equal bytes."""
+    info, preprocessor = this.info, this.line.preprocessor
+    return {
+        "model": _named(info.config["model"], info.about),
+        "about": _without_place(info.about, info.about),
+        "taps": info.config["taps"],
+        "columns": {name: [list(column.shape), column.dtype] for name, column in info.columns.items()},
+        "preprocess": {"class": type(preprocessor).__name__, **_params(preprocessor)},
+        "formats": sorted(this.config.formats),
+        "profile": {**this.config.profile.model_dump(), "decode": "scaled" if this.enough else "whole"},
+        "decoders": decode.decoders(this.config.formats),
+        "autocast": this.config.autocast,
+        "source": info.config["source"]["type"],
+        "images": this.plan.count,
+        "ids": this.plan.digest,
+        FILES: this.plan.contents,
+        "sink": info.config["sink"]["type"],
+        "batch_size": info.batch_size,
+        "shard_rows": info.shard_rows,
+        "device": info.device.partition(":")[0],
+        "threads": torch.get_num_threads(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+        **{f"version of {name}": version for name, version in _versions(this.config, this.plugins).items()},
+    }
+
+
+def _without_place(facts: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts about a model without where its weights lie, if their digest says what they are."""
+    places = ("weights", "weights_file") if about.get("weights_sha256") else ()
+    return {key: value for key, value in facts.items() if key not in places}
+
+
+def _named(model: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The model as configured; that its digest was also demanded makes it no other."""
+    return {key: value for key, value in _without_place(model, about).items() if key != "weights_sha256"}
+
+
+def _params(preprocessor: Preprocessor) -> dict[str, Any]:
+    params = preprocessor.params
+    return {} if params is None else dict(params.model_dump(mode="json"))
+
+
+def _versions(config: RunConfig, plugins: Plugins) -> dict[str, str]:
+    """The versions of the libraries that compute, and of every distribution whose plugins take part."""
+    found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    used = [(kind, getattr(config, key).type) for key, kind in PARTS.items()]
+    used += [("reducer", spec.type) for tap in config.taps for spec in tap.reduce]
+    for kind, type_name in used:
+        registered = plugins.tables[kind].get(type_name)
+        if registered is not None:
+            found[registered.distribution] = registered.version
+    return found
+
+
+def _tap_facts(column: Column) -> TapFacts:
+    tap = column.tap
+    return TapFacts(
+        layer=tap.layer,
+        side=tap.side,
+        call=tap.call,
+        select=list(tap.select),
+        shape=list(column.shape),
+        dtype=cast(Any, column.dtype),
+        file=column.file,
+        reduce=list(tap.reduce),
+        raw=RawFacts(shape=list(tap.shape), dtype=tap.dtype, axes=tap.axes),
+        nonfinite=None,
+    )

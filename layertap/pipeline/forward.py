@@ -1,0 +1,175 @@
+"""The forward end of the line: the probe, and batches -> activations."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layertap.contracts import Preprocessor
+from layertap.errors import ConfigError, LayertapError, PluginError, TapError
+from layertap.images.batches import Slot
+from layertap.pipeline import malloc
+from layertap.pipeline.transfer import Transfer, Values, transfer_for
+from layertap.plugins import guard
+from layertap.records import Activations, Batch, Column
+from layertap.store.filenames import stems
+from layertap.taps.tapped import TappedModel
+from layertap.timing import Stopwatch
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A tapped model on its device, and what makes its input."""
+
+    tapped: TappedModel
+    preprocessor: Preprocessor
+    slot: Slot
+    device: torch.device
+    memory_format: torch.memory_format = torch.preserve_format
+    autocast: torch.dtype | None = None
+
+    def probe(self) -> dict[str, Column]:
+        """Two forwards on zeros, of 2 and of 3 images: the columns that every later forward must give.
+
+        Raises `TapError` for a tap whose values are not one row an image, and `PluginError` where the model raises.
+        """
+        (few, of_two), (more, of_three) = self._probed(2), self._probed(3)
+        for name, value in more.items():
+            if (of_two.get(name, ())[:1], of_three[name][:1]) != ((2,), (3,)):
+                raise TapError(_not_the_batch(name, of_two.get(name, ()), of_three[name]))
+            if value.shape[:1] != (3,):
+                shape = tuple(value.shape)
+                raise TapError(f"tap {name!r}: its reducers made {shape} out of 3 images; axis 0 must stay the batch")
+            if value.shape[1:] != few[name].shape[1:] or value.dtype != few[name].dtype:
+                raise TapError(f"tap {name!r}: its values change shape or dtype with the number of images")
+        infos, files = self.tapped.infos, stems(more)
+        return {n: Column(infos[n], tuple(v.shape[1:]), _dtype(v), files[n]) for n, v in more.items()}
+
+    def activations(
+        self, batches: Iterable[Batch], columns: Mapping[str, Column], stopwatch: Stopwatch | None = None
+    ) -> Generator[tuple[Batch, Activations], None, None]:
+        """Each batch through the model: the rows of the records that are good, on the CPU.
+
+        Until it ends, or is closed, the process keeps the memory that it frees.
+        """
+        stopwatch = stopwatch or Stopwatch()
+        transfer = transfer_for(self.device)
+        launched: deque[tuple[Batch, Callable[[], Values]]] = deque()
+        numbers = itertools.count()
+
+        def arrived() -> tuple[Batch, Activations]:
+            batch, wait = launched.popleft()
+            with stopwatch.measure("forward"), model_guard(batch.pixels):
+                values = wait()
+            return batch, _kept(batch, _as_probed(values, batch, columns, next(numbers)))
+
+        with malloc.kept() as memory:
+            for number, batch in enumerate(stopwatch.waits("wait", batches)):
+                try:
+                    with stopwatch.measure("forward"):
+                        launched.append((batch, self._launched(batch.pixels, transfer)))
+                except TapError as error:
+                    raise TapError(f"batch {number}: {error}; the probe saw it otherwise, on zeros") from error
+                if len(launched) > transfer.behind:
+                    yield arrived()
+                    memory.tidy()
+            while launched:
+                yield arrived()
+
+    def inputs(self, pixels: Tensor, transfer: Transfer | None = None) -> Tensor:
+        """A prepared batch as the model takes it, on its device."""
+        moved = (transfer or transfer_for(self.device)).send(pixels)
+        with guard(self.preprocessor):
+            finished = self.preprocessor.finish(moved)
+        return finished.contiguous(memory_format=self.memory_format) if self._lies_otherwise(finished) else finished
+
+    def rehearse(self, images: int) -> None:
+        """One forward of that many black images, for its cost. Raises `OutOfMemory`."""
+        self._forward(self.slot.zeros(images))
+
+    def _probed(self, images: int) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...]]]:
+        """The values of that many black images, and their shapes before reduction."""
+        return self._forward(self.slot.zeros(images)), self.tapped.shapes
+
+    def _forward(self, pixels: Tensor) -> Values:
+        with model_guard(pixels):
+            return self._launched(pixels, transfer_for(self.device))()
+
+    def _launched(self, pixels: Tensor, transfer: Transfer) -> Callable[[], Values]:
+        """A batch on its way through the model; what is returned waits for its values."""
+        # A caller's inference mode would make values that cannot train a probe; leaving it turns gradients on.
+        with torch.inference_mode(False), torch.no_grad(), model_guard(pixels):
+            inputs = self.inputs(pixels, transfer)
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                values = self.tapped.run(inputs)
+            return transfer.fetch(values)
+
+    def _lies_otherwise(self, inputs: Tensor) -> bool:
+        return self.memory_format is torch.channels_last and inputs.ndim == 4
+
+
+def _as_probed(values: Values, batch: Batch, columns: Mapping[str, Column], number: int) -> Values:
+    """The values, if they are as the probe has seen them. Raises `TapError`."""
+    for name, column in columns.items():
+        value = values.get(name)
+        if value is None or tuple(value.shape) != (len(batch.records), *column.shape) or _dtype(value) != column.dtype:
+            raise TapError(f"tap {name!r} gave {_shown(value)} in batch {number}, and {column.shape} in the probe")
+    return values
+
+
+def _kept(batch: Batch, values: Mapping[str, Tensor]) -> Activations:
+    """The rows of the records that are good."""
+    if not batch.failures:
+        return Activations(batch.records, values)
+    kept = [index for index in range(len(batch.records)) if index not in batch.failures]
+    with torch.inference_mode(False):
+        return Activations([batch.records[index] for index in kept], {n: value[kept] for n, value in values.items()})
+
+
+class OutOfMemory(ConfigError):
+    """A batch was too large for the device."""
+
+
+@contextmanager
+def model_guard(inputs: Tensor) -> Iterator[None]:
+    """Turn what a model raises into one clean `PluginError`, or `OutOfMemory`; layertap's own errors pass."""
+    try:
+        yield
+    except Exception as error:
+        if _is_out_of_memory(error) or _is_out_of_memory(error.__cause__):
+            raise OutOfMemory(
+                f"batch_size: out of memory in a batch of {len(inputs)} images; try {max(1, len(inputs) // 2)}"
+            ) from error
+        if isinstance(error, LayertapError):
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        raise PluginError(
+            f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {lines[0]}"
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    # On a CPU and on MPS it is a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in str(error) or "can't allocate memory" in str(error))
+    )
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _shown(value: Tensor | None) -> str:
+    return "nothing" if value is None else f"{tuple(value.shape)} {_dtype(value)}"
+
+
+def _not_the_batch(name: str, of_two: tuple[int, ...], of_three: tuple[int, ...]) -> str:
+    axes = [axis for axis, lengths in enumerate(zip(of_two, of_three, strict=False)) if lengths == (2, 3)]
+    seen = f"; axis {axes[0]} is" if axes else ""
+    return f"tap {name!r}: axis 0 of its value is not the image: 2 images gave {of_two}, and 3 gave {of_three}{seen}"

@@ -1,0 +1,251 @@
+"""run() and extract(): build the parts, then walk the line once."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from layertap.config.loading import ConfigLike, load_config
+from layertap.config.model import RunConfig
+from layertap.contracts import FileSink, Sink
+from layertap.errors import ConfigError, ImageError
+from layertap.images.batches import Slot, batches, default_workers
+from layertap.outputs.features import Features
+from layertap.pipeline import fingerprint, inputs
+from layertap.pipeline.device import find_device, ready
+from layertap.pipeline.forward import Line
+from layertap.pipeline.prepare import Prepared, prepared
+from layertap.pipeline.retry import Retry
+from layertap.pipeline.shards import Gathered, gather, nonfinite
+from layertap.pipeline.writer import FolderOutput, Output, SinkOutput, Writer
+from layertap.plugins import Plugins, guard
+from layertap.records import Activations, Batch, Failure, Planned, Report, RunInfo
+from layertap.store.store import beside, open_store
+from layertap.tally import Tally
+from layertap.taps.grammar import TapsLike
+from layertap.taps.tapped import TappedModel
+from layertap.timing import Stopwatch
+
+# A share of a small plan would stop a run at its first bad file.
+_FEWEST_FAILURES = 100
+
+
+def run(
+    config: ConfigLike,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] = (),
+    retry_failed: bool = False,
+) -> Report:
+    """Extract what a configuration asks for, and say how it went.
+
+    Args:
+        config: the path of a YAML file, a mapping with the same keys, or a `RunConfig`.
+        overrides: values laid over it; keys may be dotted, as in `{"source.path": "photos/"}`.
+        plugins: Python files or modules with plugins of your own.
+        retry_failed: try the images of a complete output again that failed for a passing reason, such as `timeout`.
+
+    Returns:
+        A report: `planned`, `kept`, `failed`, `path`, and `values` where the sink returns them. Every planned image is
+        kept or failed. A complete output of the same configuration is left as it is; an unfinished one is finished.
+
+    Raises:
+        LayertapError: before the first image for all that can be known then, and then nothing is written.
+    """
+    known = Plugins.load(plugins)
+    return run_loaded(load_config(config, overrides, known), known, retry_failed=retry_failed)
+
+
+def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = False) -> Report:
+    """`run`, for a configuration that is loaded and checked already."""
+    started, stopwatch = time.monotonic(), Stopwatch()
+    with ExitStack() as stack:
+        with stopwatch.measure("start"):
+            this = stack.enter_context(prepared(config, plugins))
+        sink, info = this.sink, this.info
+        if not isinstance(sink, FileSink):
+            if retry_failed:
+                raise ConfigError(
+                    f"the sink {config.sink.type} keeps no output folder, so nothing in it can be retried"
+                )
+            return Walk(this, SinkOutput(sink), started, stopwatch).walk()
+        path, manifest = Path(sink.params.path), fingerprint.manifest(this)
+        store = stack.enter_context(
+            open_store(path, sink, manifest, mode=config.mode, retry=retry_failed, holds=this.plan.holds)
+        )
+        output, retry = FolderOutput(store, this.plan), None
+        if store.is_complete:
+            if retry_failed:
+                features = Features(store.path, store.manifest, sink)
+                retry = Retry(features, store.manifest.shards, this.plan)
+            if retry is None or not retry.numbers:
+                return _report(info, output.tally(), output, sink, 0.0, already=True)
+            store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run, this.plan.holds))
+            output = FolderOutput(store, this.plan)
+            if store.is_complete:
+                return _report(info, output.tally(), output, sink, 0.0, already=True)
+        return Walk(this, output, started, stopwatch, retry).walk()
+
+
+def extract(
+    model: inputs.ModelLike,
+    images: inputs.ImagesLike,
+    taps: TapsLike = ("classifier.5",),
+    *,
+    batch_size: int = 64,
+    device: str = "auto",
+    preprocess: inputs.PreprocessLike = None,
+    workers: int | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    plugins: Sequence[str] = (),
+) -> Iterator[Activations]:
+    """Features in memory, batch by batch: `for batch in extract(model, images, taps=[...]): batch.values["..."]`.
+
+    Args:
+        model: a module, or `TYPE/NAME` such as `torchvision/alexnet`, or a mapping as in a configuration.
+        images: a folder, an image, a source, a torch Dataset of images or (image, label), or an iterable of paths,
+            bytes, PIL images and uint8 arrays or tensors.
+        taps: what to listen to.
+        batch_size: images in one forward.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. The model is put back where it was.
+        preprocess: a preprocessor, its type, or a function of one RGB image; the model's own by default.
+        workers: decoding threads; one a core by default.
+        on_error: `skip` leaves bad images out.
+        plugins: Python files or modules with plugins of your own.
+
+    Yields:
+        `records` and `values`: CPU tensors with one row a record, in the order of `images`.
+
+    Raises:
+        ImageError: an image cannot be used, unless `on_error` is `skip`.
+        LayertapError: the model, a tap or the device is not as asked for.
+    """
+    for name, number in (("batch_size", batch_size), ("workers", 1 if workers is None else workers)):
+        if not isinstance(number, int) or number < 1:
+            raise ConfigError(f"extract: {name} is a whole number from 1, not {number!r}")
+    known = Plugins.load(plugins)
+    where = find_device(device)
+    loaded = inputs.given_model(model, known)
+    preprocessor = inputs.given_preprocessor(preprocess, loaded, known)
+    slot = Slot.of(preprocessor, where)
+    with ready(loaded.module, where), TappedModel(loaded.module, taps, about=loaded.about, plugins=known) as tapped:
+        line = Line(tapped, preprocessor, slot, where)
+        columns = line.probe()
+        records = inputs.given_records(images, known)
+        planned = (Planned(record) for record in records)
+        stream = batches(planned, preprocessor, slot, batch_size=batch_size, workers=workers or default_workers())
+        with closing(stream), closing(line.activations(stream, columns)) as computed:
+            for batch, activations in computed:
+                if on_error == "fail":
+                    for failure in batch.failures.values():
+                        raise _refused(failure)
+                if activations.records:
+                    yield activations
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """One run from its first image to its report."""
+
+    run: Prepared
+    output: Output
+    started: float
+    stopwatch: Stopwatch
+    retry: Retry | None = None
+
+    def walk(self) -> Report:
+        sink, events, tally = self.run.sink, self.run.events, self.output.tally()
+        info = dataclasses.replace(self.run.info, resumed=tally.planned)
+        with guard(sink):
+            sink.open(info)
+        try:
+            events.run_started(info)
+            self._extract(info, tally)
+            seconds = time.monotonic() - self.started
+            self.output.finish(seconds, self.stopwatch)
+            report = _report(info, tally, self.output, sink, seconds)
+            with guard(sink):
+                sink.close(report)
+        except BaseException as error:
+            events.run_finished(info, None, error)
+            raise
+        events.run_finished(info, report, None)
+        return report
+
+    def _extract(self, info: RunInfo, tally: Tally) -> None:
+        line, first, retry = self.run.line, tally.shards, self.retry
+        planned = retry.planned(first) if retry else self.run.plan.records(first * info.shard_rows)
+        stream = self.run.batches(planned, self.stopwatch)
+        numbers = (number for number in retry.numbers if number >= first) if retry else itertools.count(first)
+        activations = line.activations(stream, info.columns, self.stopwatch)
+        with closing(stream), closing(activations), Writer(self.output, self.stopwatch) as writer:
+            done = self._watched(activations, info, tally)
+            computed = gather(done, info.columns, min(info.shard_rows, info.planned), numbers)
+            for gathered in retry.shards(computed, first) if retry else computed:
+                if retry and gathered.shard.number not in retry.numbers:
+                    self._copied(gathered, info, tally)
+                tally.nonfinite.update(gathered.nonfinite)
+                tally.notes.update(gathered.notes)
+                tally.shards += 1
+                self._committed(writer.put(gathered), info)
+            self._committed(writer.wait(), info)
+
+    def _copied(self, gathered: Gathered, info: RunInfo, tally: Tally) -> None:
+        tally.planned += gathered.planned
+        tally.reasons.update(failure.reason for failure in gathered.failures)
+        self.run.events.batch_done(info, gathered.planned)
+
+    def _watched(
+        self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally
+    ) -> Iterator[tuple[Batch, Activations]]:
+        config, events = self.run.config, self.run.events
+        most = config.max_failures
+        most = most if isinstance(most, int) else max(_FEWEST_FAILURES, int(most * info.planned))
+        for batch, activations in done:
+            for failure in batch.failures.values():
+                tally.reasons[failure.reason] += 1
+                events.image_failed(info, failure.record, failure.reason)
+                if config.on_error == "fail":
+                    raise _refused(failure)
+            if tally.failed > most:
+                reason = f"stopped: {tally.failed} images failed, and max_failures allows {most}"
+                raise ImageError("max_failures", reason)
+            if config.nonfinite == "fail":
+                _refuse_nonfinite(activations)
+            tally.planned += len(batch.records)
+            events.batch_done(info, len(batch.records))
+            yield batch, activations
+
+    def _committed(self, number: int | None, info: RunInfo) -> None:
+        if number is not None:
+            self.run.events.shard_committed(info, number)
+
+
+def _refused(failure: Failure) -> ImageError:
+    return ImageError(failure.reason, f"{failure.record.id!r} cannot be used: {failure.reason} ({failure.stage})")
+
+
+def _refuse_nonfinite(activations: Activations) -> None:
+    for name, values in activations.values.items():
+        if nonfinite(values):
+            row = next(row for row in range(len(values)) if nonfinite(values[row]))
+            raise ImageError(
+                "nonfinite",
+                f"stopped: tap {name!r} gave {nonfinite(values[row])} values that are NaN or infinite for "
+                f"{activations.records[row].id!r}, and nonfinite is `fail`",
+            )
+
+
+def _report(
+    info: RunInfo, tally: Tally, output: Output, sink: Sink, seconds: float, *, already: bool = False
+) -> Report:
+    with guard(sink):
+        ids, values = sink.result() or (None, None)
+    report = tally.report(info, seconds, stored=output.stored)
+    return dataclasses.replace(report, ids=ids, values=values, already=already)

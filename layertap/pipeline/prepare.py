@@ -1,0 +1,147 @@
+"""All that a run can know before its first image: parts built, records counted, probe passed. Nothing is written."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from layertap.config.model import RunConfig
+from layertap.contracts import FileSink, Sink, Source
+from layertap.errors import ConfigError
+from layertap.images.batches import Decoding, Slot, batches, default_workers
+from layertap.images.decoding.decode import Enough
+from layertap.images.plan import Plan
+from layertap.pipeline import inputs, memory
+from layertap.pipeline.device import find_device, ready, rounding
+from layertap.pipeline.events import Events
+from layertap.pipeline.forward import Line
+from layertap.pipeline.shards import default_rows
+from layertap.plugins import Plugins
+from layertap.records import Batch, Column, Planned, RunInfo
+from layertap.store.manifest import read_manifest
+from layertap.taps.tapped import TappedModel
+from layertap.timing import Stopwatch
+
+# Over a network with 50 ms to an answer so many hide the waiting, for images of some 100 KB.
+_READERS_A_CORE = 16
+
+_FORMATS = {"contiguous": "preserve_format", "channels_last": "channels_last"}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run that could start now."""
+
+    config: RunConfig
+    plugins: Plugins
+    plan: Plan
+    workers: int
+    line: Line
+    sink: Sink
+    events: Events
+    info: RunInfo
+
+    @property
+    def enough(self) -> Enough | None:
+        """What says how much of a JPEG is decoded; None where all of it is."""
+        scaled = self.config.profile.decode == "scaled" and self.config.isolation == "thread"
+        return self.line.preprocessor.enough if scaled else None
+
+    def batches(
+        self, planned: Iterable[Planned], stopwatch: Stopwatch | None = None, *, workers: int | None = None
+    ) -> Generator[Batch, None, None]:
+        """The images of some records, prepared as the configuration says."""
+        config = self.config
+        return batches(
+            planned,
+            self.line.preprocessor,
+            self.line.slot,
+            batch_size=self.info.batch_size,
+            workers=workers or self.workers,
+            decoding=Decoding(config.formats, config.image_timeout, config.isolation, self.enough),
+            stopwatch=stopwatch,
+        )
+
+
+@contextmanager
+def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
+    """The parts of a run, with the model tapped and on its device for as long as the block lasts.
+
+    What is quick to check comes first: a missing folder is told before a model is loaded. Raises `LayertapError`.
+    """
+    source, sink = config.build("source", plugins), config.build("sink", plugins)
+    assert isinstance(source, Source)
+    assert isinstance(sink, Sink)
+    if isinstance(sink, FileSink):
+        with config.at("sink", "path"):
+            _refuse_inside(Path(sink.params.path), getattr(source.params, "path", None))
+    events = Events(config.build_observers(plugins))
+    with config.at("device"):
+        device = find_device(config.device)
+    with config.at("source"):
+        plan = Plan(source, config.limit)
+    loaded = inputs.configured_model(config, plugins)
+    preprocessor = inputs.configured_preprocessor(config, plugins, loaded)
+    preprocessor.profile = config.profile
+    slot = Slot.of(preprocessor, device)
+    with config.at("taps"):
+        tapped = TappedModel(
+            loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=plugins
+        )
+    memory_format = getattr(torch, _FORMATS[config.profile.memory_format])
+    autocast = getattr(torch, config.autocast) if config.autocast else None
+    with rounding(config.profile.tf32), ready(loaded.module, device, memory_format), tapped:
+        line = Line(tapped, preprocessor, slot, device, memory_format, autocast)
+        with config.at("taps"):
+            columns = line.probe()
+        with config.at("batch_size"):
+            batch_size = _batch_size(config, sink, line, columns, plan.count)
+        shard_rows = config.shard_rows or default_rows(columns, batch_size)
+        with config.at("batch_size"):
+            memory.refuse_more_than_there_is(line, columns, min(batch_size, plan.count), min(shard_rows, plan.count))
+            if device.type != "cpu":
+                memory.rehearse(line, min(batch_size, plan.count))
+        info = RunInfo(
+            id=uuid.uuid4().hex,
+            planned=plan.count,
+            columns=columns,
+            batch_size=batch_size,
+            shard_rows=shard_rows,
+            device=str(device),
+            path=Path(sink.params.path) if isinstance(sink, FileSink) else None,
+            config=config.plain(),
+            about=loaded.about,
+        )
+        workers = config.workers or default_workers() * (_READERS_A_CORE if source.waits else 1)
+        yield Prepared(config, plugins, plan, workers, line, sink, events, info)
+
+
+def _batch_size(config: RunConfig, sink: Sink, line: Line, columns: Mapping[str, Column], images: int) -> int:
+    """The configured one; `auto` keeps to that of an output which is there already, so that a run can go on."""
+    if isinstance(config.batch_size, int):
+        return config.batch_size
+    if isinstance(sink, FileSink) and config.mode == "resume":
+        found = read_manifest(Path(sink.params.path))
+        if found is not None:
+            return found.batch_size
+    size = memory.largest_batch(line, columns, images)
+    while config.shard_rows and config.shard_rows % size:
+        size //= 2
+    return size
+
+
+def _refuse_inside(output: Path, images: object) -> None:
+    """Raise `ConfigError` for an output in the folder that images are read from, which would change by being read."""
+    if isinstance(images, str) and os.path.isdir(images):
+        inside, outside = os.path.realpath(output), os.path.realpath(images)
+        # The very folder is refused as one that holds something else.
+        if inside != outside and os.path.commonpath([inside, outside]) == outside:
+            raise ConfigError(
+                f"{str(output)!r} lies in the folder of the images, {images!r}; put it beside that folder"
+            )

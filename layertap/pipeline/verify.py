@@ -1,0 +1,217 @@
+"""Whether an output is what its manifest says: every file read again, and some rows computed again."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layertap.config.loading import load_config
+from layertap.errors import LayertapError, StoreError
+from layertap.images.plan import Plan
+from layertap.outputs.features import Features, open_output
+from layertap.pipeline import fingerprint
+from layertap.pipeline.prepare import Prepared, prepared
+from layertap.pipeline.shards import to_numpy
+from layertap.plugins import Plugins
+from layertap.records import Planned
+from layertap.store import safe_files
+from layertap.store.commits import PARTS, Commits, digest
+from layertap.store.manifest import FILES, FOREIGN, FileFacts, Manifest, ShardFacts, read_output
+
+# Where another machine, thread count or version may change the last bits: by this share of a tap's largest value.
+_TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-1}
+_TOLERANCE = 1e-3
+
+# Of a fingerprint, what changes no more than last bits.
+_SOFT = ("device", "threads", "tf32", "shard_rows", FILES)
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was checked, and what is wrong; all is well if there are no `faults`.
+
+    `rows` are the numbers of those computed again, `difference` the largest absolute difference found, `environment`
+    what is not as it was when the output was written and may explain one.
+    """
+
+    path: Path
+    complete: bool
+    files: int = 0
+    bytes: int = 0
+    shards: int = 0
+    rows: list[int] = field(default_factory=list)
+    difference: float = 0.0
+    environment: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def verify(
+    path: Path, *, rows: int = 16, overrides: Mapping[str, Any] | None = None, plugins: Sequence[str] = ()
+) -> Verdict:
+    """Read every file of an output against its digests, and compute `rows` random rows again.
+
+    `overrides` say what has moved since, such as `source.path`. Raises `StoreError` (6) for a folder that is no output,
+    or one whose rows cannot be computed again because its source or model is another one now.
+    """
+    manifest = read_output(path)
+    verdict = Verdict(path, manifest.status == "complete")
+    shards = manifest.shards if verdict.complete else [commit.facts() for commit in Commits(path)]
+    _check_files(path, manifest, verdict)
+    _check_rows(path, manifest, shards, plugins, verdict)
+    kept = sum(facts.kept for facts in shards)
+    if rows and kept and not verdict.faults:
+        verdict.rows = sorted(random.sample(range(kept), min(rows, kept)))
+        _compute_again(manifest, shards, open_output(path, plugins=plugins), overrides, plugins, verdict)
+    return verdict
+
+
+def _check_files(path: Path, manifest: Manifest, verdict: Verdict) -> None:
+    for name, facts in manifest.files.items() if verdict.complete else _committed_files(path):
+        verdict.files += 1
+        verdict.bytes += facts.bytes
+        try:
+            found = FileFacts.of(safe_files.regular(path, name))
+        except OSError as error:
+            verdict.faults.append(f"{name}: {error.strerror or error}")
+            continue
+        if found.bytes != facts.bytes:
+            verdict.faults.append(f"{name}: has {found.bytes} bytes, and was written with {facts.bytes}")
+        elif found.sha256 != facts.sha256:
+            verdict.faults.append(f"{name}: is damaged: its sha256 is not the one it was written with")
+
+
+def _committed_files(path: Path) -> Iterator[tuple[str, FileFacts]]:
+    commits = Commits(path)
+    for commit in commits:
+        for name, facts in commit.files.items():
+            yield f"{PARTS}/{commits.part(commit.shard).name}/{name}", facts
+
+
+def _check_rows(
+    path: Path, manifest: Manifest, shards: Sequence[ShardFacts], plugins: Sequence[str], verdict: Verdict
+) -> None:
+    """Every shard's rows, tap by tap, and that index and failures account for every planned image once."""
+    try:
+        features = open_output(path, plugins=plugins)
+        ids = [row["id"] for row in features.rows()]
+        kept, failed = len(ids), [failure["id"] for failure in features.failures]
+        planned = sum(facts.planned for facts in shards)
+        if kept != sum(facts.kept for facts in shards) or kept + len(failed) != planned:
+            verdict.faults.append(f"{kept} images kept and {len(failed)} failed do not make the {planned} planned")
+        if len({*ids, *failed}) != kept + len(failed):
+            verdict.faults.append("an id stands more than once in index.csv and failures.csv")
+        if verdict.complete and planned != manifest.planned:
+            verdict.faults.append(f"the manifest accounts for {planned} of {manifest.planned} planned images")
+        for tap in features.taps:
+            stored, start = features[tap], 0
+            if len(stored) != kept:
+                verdict.faults.append(f"{tap}: has {len(stored)} rows, and the index {kept}")
+                continue
+            for number, facts in enumerate(shards):
+                if digest(stored[start : start + facts.kept]) != facts.values.get(tap):
+                    verdict.faults.append(
+                        f"{tap}: the rows {start} to {start + facts.kept - 1} (shard {number}) are damaged"
+                    )
+                start += facts.kept
+        verdict.shards = len(shards)
+    except LayertapError as error:
+        verdict.faults.append(str(error))
+
+
+def _compute_again(
+    manifest: Manifest,
+    shards: Sequence[ShardFacts],
+    features: Features,
+    overrides: Mapping[str, Any] | None,
+    plugins: Sequence[str],
+    verdict: Verdict,
+) -> None:
+    known = Plugins.load(plugins)
+    as_then = {"batch_size": manifest.batch_size, "observers": []}
+    config = load_config(dict(manifest.config), {**(overrides or {}), **as_then}, known)
+    with prepared(config, known) as this:
+        now = fingerprint.manifest(this)
+        verdict.environment = manifest.different(now, besides=_hard(manifest))
+        if changed := manifest.different(now, besides=_soft(manifest)):
+            raise StoreError(
+                f"{verdict.path}: cannot be computed again: {'; '.join(changed)}; say what has moved as KEY=VALUE, or "
+                "check the files alone with --rows 0",
+                code=FOREIGN,
+            )
+        wanted = dict(_places(verdict.rows, shards, features, this.plan))
+        for row in set(verdict.rows) - set(wanted.values()):
+            verdict.faults.append(f"row {row} ({_id(features, row)!r}): its source gives no such image there")
+        if not wanted:
+            return
+        numbers = sorted({place // this.info.batch_size for place in wanted})
+        for place, values in _computed(this, numbers):
+            if place in wanted:
+                _compare(wanted.pop(place), values, features, manifest, verdict)
+        for row in wanted.values():
+            verdict.faults.append(f"row {row} ({_id(features, row)!r}): its image cannot be used any more")
+
+
+def _places(
+    rows: Sequence[int], shards: Sequence[ShardFacts], features: Features, plan: Plan
+) -> Iterator[tuple[int, int]]:
+    """The places in the plan of the images behind `rows`, and the rows."""
+    ends = list(itertools.accumulate(facts.kept for facts in shards))
+    firsts = [0, *itertools.accumulate(facts.planned for facts in shards)]
+    for row in rows:
+        number = next(number for number, end in enumerate(ends) if row < end)
+        record_id = _id(features, row)
+        for place, (planned, _) in enumerate(plan.entries(firsts[number], firsts[number + 1]), firsts[number]):
+            if planned == record_id:
+                yield place, row
+
+
+def _computed(this: Prepared, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
+    """The rows of whole batches, each with its place in the plan: a row's last bits depend on the batch it is in."""
+    size = this.info.batch_size
+    chosen = set(numbers)
+    every = enumerate(this.plan.records(0, (numbers[-1] + 1) * size))
+    records = (Planned(planned.record) for place, planned in every if place // size in chosen)
+    stream = this.batches(records)
+    with closing(stream):
+        for number, (batch, activations) in zip(numbers, this.line.activations(stream, this.info.columns), strict=True):
+            good = [number * size + slot for slot in range(len(batch.records)) if slot not in batch.failures]
+            for index, place in enumerate(good):
+                yield place, {name: to_numpy(values[index]) for name, values in activations.values.items()}
+
+
+def _compare(
+    row: int, values: Mapping[str, NDArray[Any]], features: Features, manifest: Manifest, verdict: Verdict
+) -> None:
+    for tap, computed in values.items():
+        stored = np.asarray(features[tap][row])
+        if stored.tobytes() == computed.tobytes():
+            continue
+        difference = float(np.abs(stored.astype(np.float64) - computed.astype(np.float64)).max())
+        verdict.difference = max(verdict.difference, difference)
+        share = _TOLERANCES.get(manifest.taps[tap].dtype, _TOLERANCE)
+        same = not verdict.environment and manifest.device.startswith("cpu")
+        if same or not difference <= share * float(np.abs(stored.astype(np.float64)).max()):
+            verdict.faults.append(
+                f"row {row} ({_id(features, row)!r}): {tap} computed again differs by {difference:.3g}"
+            )
+
+
+def _id(features: Features, row: int) -> str:
+    return str(features.index[row]["id"])
+
+
+def _hard(manifest: Manifest) -> tuple[str, ...]:
+    soft = _soft(manifest)
+    return tuple(key for key in manifest.fingerprint if key not in soft)
+
+
+def _soft(manifest: Manifest) -> tuple[str, ...]:
+    return (*_SOFT, *(key for key in manifest.fingerprint if key.startswith("version of ")))

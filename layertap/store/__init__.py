@@ -1,0 +1,1 @@
+"""The output folder: commits, locks and durable files."""

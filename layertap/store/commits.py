@@ -1,0 +1,172 @@
+"""Commit records: the only proof that a part of an output exists, and all that is known of its shard."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from layertap.errors import StoreError
+from layertap.store import durable, safe_files
+from layertap.store.manifest import FOREIGN, Count, Counts, Digest, Facts, FileFacts, FileName, ShardFacts, parsed
+from layertap.tally import Tally
+
+if TYPE_CHECKING:
+    from layertap.pipeline.shards import Gathered
+
+PARTS, COMMITS = "parts", "commits"
+
+
+class KeptRow(Facts):
+    """An image with a row."""
+
+    id: str
+    meta: dict[str, str | int | float | bool | None]
+
+
+class FailedImage(Facts):
+    """An image without one."""
+
+    id: str
+    stage: str
+    reason: str
+
+
+class Commit(Facts):
+    """`commits/00000.json`: a shard, written and durable."""
+
+    layertap: Literal[1] = 1
+    shard: Count
+    first: Count
+    planned: Count
+    source: Digest
+    files: dict[FileName, FileFacts] = Field(description="of the part, by name")
+    values: dict[str, Digest]
+    nonfinite: Counts
+    notes: Counts
+    kept: list[KeptRow]
+    failures: list[FailedImage]
+
+    @classmethod
+    def of(cls, gathered: Gathered, source: str, files: Mapping[str, FileFacts]) -> Commit:
+        """The record of a shard whose files are durable."""
+        shard = gathered.shard
+        return cls(
+            shard=shard.number,
+            first=gathered.first,
+            planned=gathered.planned,
+            source=source,
+            files=dict(files),
+            values={name: digest(values) for name, values in shard.values.items()},
+            nonfinite=dict(gathered.nonfinite),
+            notes=dict(gathered.notes),
+            kept=[KeptRow(id=record.id, meta=dict(record.meta)) for record in shard.records],
+            failures=[FailedImage(id=f.record.id, stage=f.stage, reason=f.reason) for f in gathered.failures],
+        )
+
+    def facts(self) -> ShardFacts:
+        """What the manifest keeps of it."""
+        return ShardFacts(
+            planned=self.planned,
+            kept=len(self.kept),
+            source=self.source,
+            values=self.values,
+            nonfinite=self.nonfinite,
+            notes=self.notes,
+        )
+
+    def count_into(self, tally: Tally) -> None:
+        """Add this shard to what has become of the images."""
+        tally.planned += self.planned
+        tally.shards += 1
+        tally.reasons.update(failure.reason for failure in self.failures)
+        tally.nonfinite.update(self.nonfinite)
+        tally.notes.update(self.notes)
+
+
+class Commits:
+    """The commit records of an output folder. They are always those of its first shards."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+
+    def __iter__(self) -> Iterator[Commit]:
+        """The records in order, read one at a time: an index may be larger than memory."""
+        for number in itertools.count():
+            record = self.read(number)
+            if record is None:
+                return
+            yield record
+
+    def __len__(self) -> int:
+        return next(number for number in itertools.count() if not self._path(number).exists())
+
+    def read(self, number: int) -> Commit | None:
+        """The record of a shard, None if it is not committed. Raises `StoreError` for one that is not ours."""
+        path = self._path(number)
+        try:
+            text = safe_files.read_text(self._output, f"{COMMITS}/{path.name}")
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: cannot be read: {error}", code=FOREIGN) from error
+        record = parsed(text, path, Commit)
+        if record.shard != number:
+            raise StoreError(f"{path}: is the record of shard {record.shard}", code=FOREIGN)
+        return record
+
+    def create(self, record: Commit) -> None:
+        """Make a shard true. Raises `FileExistsError` where it is already."""
+        durable.create(self._path(record.shard), lambda file: _dump(record.model_dump(), file))
+
+    def remove(self, number: int) -> None:
+        """Make a shard untrue again, its part being gone."""
+        self._path(number).unlink()
+
+    def tidy(self) -> None:
+        """Remove what a crash has left of writing the last record, or the next."""
+        committed = len(self)
+        for number in (max(committed - 1, 0), committed):
+            record = self._path(number)
+            record.with_name(f"{record.name}.tmp").unlink(missing_ok=True)
+
+    def part(self, number: int) -> Path:
+        """The folder of a shard's files."""
+        return self._output / PARTS / f"{number:05d}"
+
+    def _path(self, number: int) -> Path:
+        return self._output / COMMITS / f"{number:05d}.json"
+
+
+def digest(values: NDArray[Any]) -> str:
+    """The sha256 of an array's values as C-ordered bytes."""
+    return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).hexdigest()
+
+
+def meta_types(kept: Iterator[KeptRow]) -> dict[str, str]:
+    """The metadata columns and their type's name, by which a reader turns text back into values."""
+    types: dict[str, str] = {}
+    for row in kept:
+        for key, value in row.meta.items():
+            types[key] = _type(types.get(key), value)
+    return types
+
+
+def _type(known: str | None, value: Any) -> str:
+    """The one type of a column so far, `null` while it has held nothing, `str` where types differ."""
+    found = "null" if value is None else type(value).__name__
+    if known in (None, "null", found):
+        return found
+    return known if known is not None and found == "null" else "str"
+
+
+def _dump(value: Any, file: IO[str]) -> None:
+    json.dump(value, file, ensure_ascii=False, allow_nan=False)
+    file.write("\n")

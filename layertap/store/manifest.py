@@ -1,0 +1,224 @@
+"""The manifest of an output folder: what it holds, how it came about, and what proves that it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
+
+import pydantic
+from pydantic import AfterValidator, ConfigDict, Field
+
+from layertap.errors import StoreError, first_fault
+from layertap.store import safe_files
+
+_PLAIN = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+FOREIGN = 6
+"""The exit code for an output that is not ours, or another run's."""
+
+Dtype: TypeAlias = Literal[
+    "float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool",
+    "complex64", "complex128", "uint16", "uint32", "uint64",
+]  # fmt: skip
+M = TypeVar("M", bound=pydantic.BaseModel)
+
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Counts: TypeAlias = dict[str, Count]
+Digest: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", description="a sha256, hexadecimal")]
+Shape: TypeAlias = Annotated[list[Count], Field(max_length=32)]
+
+
+def _inside(name: str) -> str:
+    if not safe_files.is_inside(name):
+        raise ValueError(f"{name!r} is a name that no run of layertap writes")
+    return name
+
+
+def _stem(name: str) -> str:
+    if not _PLAIN.fullmatch(name):
+        raise ValueError(f"{name!r} is a name that no run of layertap writes")
+    return name
+
+
+FileName: TypeAlias = Annotated[str, AfterValidator(_inside)]
+Stem: TypeAlias = Annotated[str, AfterValidator(_stem)]
+
+
+class Facts(pydantic.BaseModel):
+    """What a file of ours says: of exactly these types; what a later version may add is passed over."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class Owner(Facts):
+    """The process that writes an output."""
+
+    host: str
+    pid: int
+    since: str = Field(description="UTC, ISO 8601")
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+class RawFacts(Facts):
+    """A tap's value as the layer returned it, one image's."""
+
+    shape: Shape
+    dtype: str
+    axes: str = Field(description="the axes with the batch first, such as NCHW; empty where they are not known")
+
+
+class TapFacts(Facts):
+    """A tap as it is stored."""
+
+    layer: str
+    side: str
+    call: int | str | None
+    select: list[int | str]
+    shape: Shape = Field(description="one image's value, after the reducers")
+    dtype: Dtype
+    file: Stem = Field(description="the tap's name as a file name, without a suffix")
+    reduce: list[str]
+    raw: RawFacts
+    nonfinite: Count | None = Field(description="values that are NaN or infinite; null while the run goes on")
+
+
+class FileFacts(Facts):
+    """A file as it was written."""
+
+    bytes: Count
+    sha256: Digest
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Those of the file at `path`, read once. Raises `OSError`."""
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256")
+            return cls(bytes=file.tell(), sha256=found.hexdigest())
+
+
+class ShardFacts(Facts):
+    """A shard: which records of the plan it holds, and what proves its rows."""
+
+    planned: Count
+    kept: Count
+    source: Digest = Field(description="of the ids, sizes and modification times of the images kept")
+    values: dict[str, Digest] = Field(description="of the rows of each tap, as C-ordered bytes")
+    nonfinite: Counts
+    notes: Counts
+
+
+class Totals(Facts):
+    """How many images, and shards."""
+
+    planned: Count
+    kept: Count
+    failed: Count
+    shards: Count
+
+
+class Manifest(Facts):
+    """`manifest.json`."""
+
+    layertap: Literal[1] = Field(description="the version of this format")
+    run: str = Field(description="a UUID of the run that began this output")
+    status: Literal["running", "complete"] = "running"
+    started: str = ""
+    finished: str | None = None
+    owner: Owner | None = Field(None, description="who writes, or wrote when it was stopped; null once complete")
+    replaces: str | None = Field(None, description="the run whose output this one is going to replace")
+    counts: Totals | None = None
+    failures: Counts = Field(default={}, description="images that failed, by reason")
+    notes: Counts = Field(default={}, description="images kept of which something was left out, by what")
+    seconds: float | None = Field(None, description="from start to end of the run that finished")
+    timing: dict[str, float] = Field(
+        default={}, description="seconds by stage, added up over threads, of the run that finished"
+    )
+    config: dict[str, Any]
+    fingerprint: dict[str, Any] = Field(description="all that a value can depend on; a resume must meet it")
+    model: dict[str, Any] = Field(description="what the model provider says of the model and its weights")
+    versions: dict[str, str]
+    taps: dict[str, TapFacts]
+    unfused: list[str] = Field(description="layers that run as plain Python because they are tapped")
+    planned: Count
+    batch_size: Count
+    shard_rows: Count
+    device: str
+    threads: Count
+    python: str
+    host: dict[str, str]
+    meta: dict[str, str] = Field(default={}, description="the metadata columns of the index, and their types")
+    merged: bool = Field(False, description="whether the parts have become one file a tap")
+    files: dict[FileName, FileFacts] = Field(default={}, description="every other file of a complete output")
+    shards: list[ShardFacts] = Field(default=[], description="of a complete output, in the order of the plan")
+
+    def different(self, other: Manifest, besides: tuple[str, ...] = ()) -> list[str]:
+        """What of the fingerprint is not as in `other`, in words; keys in `besides` do not count."""
+        old, new = self.fingerprint, other.fingerprint
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in besides]
+        implied = {after for before in changed for after in _IMPLIED.get(before, ())}
+        return [_told(key, old.get(key), new.get(key)) for key in changed if key not in implied]
+
+
+FILES = "file sizes and times"
+"""The part of a fingerprint that stands for the content of the images' files."""
+
+# Parts of a fingerprint that change with another part, which says more.
+_IMPLIED: Mapping[str, tuple[str, ...]] = {
+    "images": ("ids", FILES),
+    "ids": (FILES,),
+    "taps": ("columns", "shard_rows"),
+    "model": ("about",),
+}
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest of an output folder, None where there is none. Raises `StoreError` for one that is not ours."""
+    try:
+        text = safe_files.read_text(path, MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{path / MANIFEST}: cannot be read: {error}", code=FOREIGN) from error
+    return parsed(text, path / MANIFEST, Manifest)
+
+
+def read_output(path: Path) -> Manifest:
+    """The manifest of a folder that must be an output. Raises `StoreError`."""
+    manifest = read_manifest(path)
+    if manifest is None:
+        raise StoreError(f"{path}: no layertap output here (no {MANIFEST})", code=FOREIGN)
+    return manifest
+
+
+def parsed(text: str, path: Path, model: type[M]) -> M:
+    """What a JSON file of ours says, as `model`. Raises `StoreError` for anything else."""
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict) or data.get("layertap") != FORMAT:
+            raise StoreError(f"{path}: not a file of this version of layertap", code=FOREIGN)
+        return model.model_validate(data)
+    except pydantic.ValidationError as error:
+        where, what = first_fault(error)
+        raise StoreError(f"{path}: {'.'.join(map(str, where))}: {what}", code=FOREIGN) from error
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path}: cannot be read: {error}", code=FOREIGN) from error
+
+
+def _told(key: str, old: Any, new: Any) -> str:
+    if key == FILES:
+        return f"{key} of some images have changed (where they had failed before: --retry-failed)"
+    return f"{key} was {_short(old)}, now {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,122 @@
+"""Replacing a finished output: another folder is built beside it and takes its place by two renames.
+
+`features.new` is being built, `features.old` is on its way out. What is removed is removed by the names that commits
+and manifest record; whatever else lies in the old folder stays in `features.old`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from layertap.errors import StoreError
+from layertap.store import durable, safe_files
+from layertap.store.commits import COMMITS, PARTS, Commits
+from layertap.store.manifest import FOREIGN, MANIFEST, read_manifest
+
+
+def staging(path: Path) -> Path:
+    """Where the output that is to replace `path` is built."""
+    return _beside(path, "new")
+
+
+def retired(path: Path) -> Path:
+    """Where the output that stood at `path` goes."""
+    return _beside(path, "old")
+
+
+def switch(path: Path) -> None:
+    """Put the complete output beside `path` in its place, and remove the old one."""
+    new, old, place = staging(path), retired(path), os.path.realpath(path)
+    os.rename(place, old)
+    try:
+        os.rename(new, place)
+    except FileNotFoundError:
+        # While this run was suspended, another one has found the switch half done, and done it.
+        if not os.path.exists(place):
+            raise
+    durable.sync(new.parent)
+    sweep_retired(path)
+
+
+def recover(path: Path) -> None:
+    """Finish a switch that was cut between its two renames."""
+    if path.exists():
+        return
+    waiting, old = read_manifest(staging(path)), read_manifest(retired(path))
+    if waiting and old and waiting.status == "complete" and waiting.replaces == old.run:
+        os.rename(staging(path), os.path.realpath(path))
+        durable.sync(staging(path).parent)
+
+
+def sweep_retired(path: Path) -> None:
+    """Remove the output that the one at `path` has replaced, if it is still there."""
+    current = read_manifest(path)
+    old = read_manifest(retired(path)) if current and current.replaces else None
+    if current and old and current.replaces == old.run:
+        discard(retired(path))
+    elif current and current.replaces:
+        durable.prune(retired(path))
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    real = Path(os.path.realpath(path))
+    return real.with_name(f"{real.name}.{suffix}")
+
+
+def discard(folder: Path) -> None:
+    """Remove an output by the names that it records; a folder that holds anything else stays, with that in it."""
+    refuse_links(folder)
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    commits = Commits(folder)
+    # Of a complete one the first records may be swept already.
+    committed = max(len(commits), len(manifest.shards))
+    discard_shards(folder, committed)
+    commits.tidy()
+    # What a run was about to write when it was stopped: it has these names and no others.
+    for begun in (commits.part(committed), commits.part(committed).with_suffix(".tmp"), folder / "merge.tmp"):
+        durable.clear_folder(begun)
+    tables = ("index.csv", "failures.csv")
+    temporary = [f"{COMMITS}/{committed:05d}.json.tmp", *(f"{name}.tmp" for name in (*tables, MANIFEST))]
+    remove_files(folder, [*manifest.files, *tables, *temporary])
+    for name in (PARTS, COMMITS):
+        durable.prune(folder / name)
+    # Without its manifest nobody would know whose the rest is.
+    durable.sync(folder)
+    safe_files.remove(folder, [MANIFEST])
+    durable.prune(folder)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise `StoreError` where a folder of ours is a link: what is written or removed below it would be elsewhere."""
+    for name in (PARTS, COMMITS):
+        if (folder / name).is_symlink():
+            raise StoreError(f"{folder / name}: is a link, which no run of layertap makes", code=FOREIGN)
+
+
+def remove_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove files of ours by their recorded names, and the folders among them that are empty then."""
+    names = list(names)
+    safe_files.remove(folder, names)
+    for name in {name.partition("/")[0] for name in names if "/" in name}:
+        durable.prune(folder / name)
+
+
+def discard_shards(folder: Path, count: int) -> None:
+    """Remove the files of the first shards by their recorded names, then the records: these are gone no earlier."""
+    commits = Commits(folder)
+    recorded = []
+    for number in range(count):
+        record = commits.read(number)
+        if record is not None:
+            safe_files.remove(commits.part(number), record.files)
+            durable.prune(commits.part(number))
+            recorded.append(number)
+    if (folder / PARTS).is_dir():
+        durable.sync(folder / PARTS)
+    for number in recorded:
+        commits.remove(number)
+    for name in (PARTS, COMMITS):
+        durable.prune(folder / name)

@@ -1,0 +1,321 @@
+"""The output folder: who owns it, what is committed, and the files of a finished run.
+
+    manifest.json     what the folder is; `status` is `running` or `complete`
+    index.csv         one row an image kept; row k of every tap is line k
+    failures.csv      one row an image that failed, in the order of the plan
+    parts/ commits/   while it runs: a commit record is the only proof that a part exists
+
+A commit: temporary name, write, fsync, rename, fsync of the folder, commit record by exclusive creation, fsync.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from layertap.contracts import FileSink
+from layertap.errors import StoreError
+from layertap.pipeline.shards import Gathered
+from layertap.plugins import guard
+from layertap.store import durable, replace, safe_files
+from layertap.store.commits import COMMITS, PARTS, Commit, Commits, meta_types
+from layertap.store.lock import LOCKED, Lock
+from layertap.store.manifest import FILES, FOREIGN, MANIFEST, FileFacts, Manifest, Owner, Totals, read_manifest
+from layertap.tally import Tally
+
+INDEX, FAILURES = "index.csv", "failures.csv"
+
+_MERGE = "merge.tmp"
+
+
+class Store:
+    """The output folder of one run, locked and open for writing. Made by `open_store`."""
+
+    def __init__(self, path: Path, sink: FileSink, manifest: Manifest, target: Path | None = None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.commits = Commits(path)
+        self._sink = sink
+        self._target = target
+        sink.stems = {name: tap.file for name, tap in manifest.taps.items()}
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether an earlier run has finished this very output."""
+        return self.manifest.status == "complete"
+
+    def tally(self) -> Tally:
+        """What the committed shards add up to."""
+        tally = Tally()
+        tally.nonfinite.update(dict.fromkeys(self.manifest.taps, 0))
+        if self.is_complete and self.manifest.counts:
+            tally.planned, tally.shards = self.manifest.counts.planned, self.manifest.counts.shards
+            tally.reasons.update(self.manifest.failures)
+            tally.notes.update(self.manifest.notes)
+            tally.nonfinite.update({name: tap.nonfinite or 0 for name, tap in self.manifest.taps.items()})
+            return tally
+        for commit in self.commits:
+            commit.count_into(tally)
+        return tally
+
+    def begin(self, holds: Callable[[Commit], bool]) -> None:
+        """Say who writes here, and go back to before the first shard that is not whole, or not the plan's.
+
+        `holds` says whether a record is one of the plan. Raises `StoreError` where nothing can be written.
+        """
+        self.manifest.owner = Owner(host=socket.gethostname(), pid=os.getpid(), since=_now())
+        with storage(self.path):
+            self._write_manifest()
+            for name in (PARTS, COMMITS):
+                durable.make_folder(self.path / name)
+            self.commits.tidy()
+            committed = list(range(len(self.commits)))
+            sound = next((n for n in committed if not self._is_sound(n, holds)), len(committed))
+            for number in reversed(committed[sound:]):
+                self.commits.remove(number)
+            # A power cut must not bring back what is gone here when later records stand already.
+            durable.sync(self.path / COMMITS)
+
+    def _is_sound(self, number: int, holds: Callable[[Commit], bool]) -> bool:
+        try:
+            record = self.commits.read(number)
+            place = self.commits.part(number).relative_to(self.path).as_posix()
+            return (
+                record is not None
+                and holds(record)
+                and all(
+                    FileFacts.of(safe_files.regular(self.path, f"{place}/{name}")) == facts
+                    for name, facts in record.files.items()
+                )
+            )
+        except (OSError, StoreError):
+            return False
+
+    def commit(self, gathered: Gathered, source: str) -> None:
+        """Make a shard durable, then true by its commit record. Raises `StoreError` for a full or broken disk.
+
+        `source` is the digest of the images behind its rows.
+        """
+        part = self.commits.part(gathered.shard.number)
+        temporary = part.with_name(f"{part.name}.tmp")
+        with storage(self.path):
+            durable.fresh_folder(temporary)
+        with guard(self._sink), storage(self.path):
+            self._sink.save(gathered.shard, temporary)
+        with storage(self.path):
+            files = _facts(temporary)
+            durable.clear_folder(part)
+            os.rename(temporary, part)
+            durable.sync(part.parent)
+            try:
+                self.commits.create(Commit.of(gathered, source, files))
+            except FileExistsError as error:
+                number = gathered.shard.number
+                raise StoreError(f"{self.path}: another run has committed shard {number}", code=LOCKED) from error
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Merge the parts, write index and failures, and mark the output complete. May be repeated after a crash."""
+        manifest, tally = self.manifest, self.tally()
+        manifest.merged = type(self._sink).merge is not FileSink.merge
+        with storage(self.path):
+            manifest.shards = [commit.facts() for commit in self.commits]
+            manifest.files = self._merge(len(manifest.shards)) if manifest.merged else self._parts()
+            manifest.meta = meta_types(row for commit in self.commits for row in commit.kept)
+            durable.replace(self.path / INDEX, lambda file: _write_index(file, self.commits, manifest.meta))
+            durable.replace(self.path / FAILURES, lambda file: _write_failures(file, self.commits))
+            manifest.files |= {name: FileFacts.of(self.path / name) for name in (INDEX, FAILURES)}
+            for name, tap in manifest.taps.items():
+                tap.nonfinite = tally.nonfinite[name]
+            manifest.counts = Totals(planned=tally.planned, kept=tally.kept, failed=tally.failed, shards=tally.shards)
+            manifest.failures, manifest.notes = dict(sorted(tally.reasons.items())), dict(sorted(tally.notes.items()))
+            for key, value in facts.items():
+                setattr(manifest, key, value)
+            manifest.status, manifest.finished, manifest.owner = "complete", _now(), None
+            self._write_manifest()
+            self.sweep()
+            self.take_place()
+
+    def take_place(self) -> None:
+        """Put a complete output where it belongs, if it was built beside another one."""
+        if self._target:
+            with storage(self._target):
+                replace.switch(self._target)
+            self.path = self._target
+
+    def refuse_lost(self) -> None:
+        """Raise `StoreError` for a file of a complete output that is gone or has another length."""
+        for name, facts in self.manifest.files.items():
+            try:
+                size = safe_files.regular(self.path, name).stat().st_size
+            except FileNotFoundError:
+                size = -1
+            if size != facts.bytes:
+                lost = "is gone" if size < 0 else f"has {size} bytes, and was written with {facts.bytes}"
+                raise StoreError(f"{self.path / name}: {lost}; mode=new extracts all of it anew")
+
+    def sweep(self) -> None:
+        """Remove the parts of a complete, merged output: by the names that its commits record, and no others."""
+        if self.manifest.merged:
+            replace.discard_shards(self.path, len(self.manifest.shards))
+
+    def _merge(self, count: int) -> dict[str, FileFacts]:
+        folder = self.path / _MERGE
+        durable.fresh_folder(folder)
+        with guard(self._sink), storage(self.path):
+            self._sink.merge([self.commits.part(number) for number in range(count)], folder)
+        files = _facts(folder)
+        # A rename puts a file in another one's place, and no folder in that of one which an earlier try has filled.
+        replace.remove_files(self.path, self.manifest.files)
+        durable.sync(self.path)
+        self.manifest.files = files
+        # Their names are known before they stand anywhere, so that nothing of ours lies about without a record.
+        self._write_manifest()
+        durable.move_into(folder, self.path)
+        return files
+
+    def _parts(self) -> dict[str, FileFacts]:
+        parts = ((self.commits.part(commit.shard), commit) for commit in self.commits)
+        return {
+            f"{part.relative_to(self.path).as_posix()}/{name}": facts
+            for part, commit in parts
+            for name, facts in commit.files.items()
+        }
+
+    def _write_manifest(self) -> None:
+        text = self.manifest.model_dump_json(indent=2)
+        durable.replace(self.path / MANIFEST, lambda file: file.write(f"{text}\n"))
+
+
+@contextmanager
+def open_store(
+    path: Path,
+    sink: FileSink,
+    manifest: Manifest,
+    *,
+    mode: Literal["resume", "new"] = "resume",
+    retry: bool = False,
+    holds: Callable[[Commit], bool] = lambda record: True,
+) -> Iterator[Store]:
+    """The output folder, made if need be, locked, and checked to belong to this very configuration.
+
+    `new` replaces what layertap has finished there, by a folder beside it that takes its place when it is complete.
+    `retry` takes files that have changed as no difference; `holds` says whether a record is one of the plan.
+    Raises `StoreError`: 5 another run holds it, 6 it is another configuration's or not ours, 7 it cannot be written.
+    """
+    if path.exists() and not path.is_dir():
+        raise StoreError(f"{path}: is a file, and the output is a folder; choose another path", code=FOREIGN)
+    with ExitStack() as stack:
+        with storage(path):
+            replace.recover(path)
+            durable.make_folder(path)
+            stack.enter_context(Lock(path))
+            replace.sweep_retired(path)
+        replace.refuse_links(path)
+        found = read_manifest(path)
+        if found is None:
+            _refuse_foreign(path)
+        changed = found.different(manifest, besides=(FILES,) if retry else ()) if found else []
+        if changed and mode == "resume":
+            raise StoreError(
+                f"{path}: holds the output of another configuration: {'; '.join(changed)}; choose another path, or set "
+                "mode=new to replace it",
+                code=FOREIGN,
+            )
+        if found and mode == "new" and (changed or found.status == "complete"):
+            yield stack.enter_context(beside(path, sink, manifest, found.run, holds))
+            return
+        store = Store(path, sink, found or manifest)
+        if store.is_complete:
+            with storage(path):
+                store.sweep()
+                store.refuse_lost()
+        else:
+            store.begin(holds)
+        yield store
+
+
+@contextmanager
+def beside(
+    path: Path,
+    sink: FileSink,
+    manifest: Manifest,
+    replaced: str,
+    holds: Callable[[Commit], bool],
+) -> Iterator[Store]:
+    """A store beside the output at `path`, which is locked already: the folder takes its place when it is complete.
+
+    One that was begun for the same purpose is gone on with.
+    """
+    folder = replace.staging(path)
+    manifest = manifest.model_copy(update={"replaces": replaced})
+    with ExitStack() as stack:
+        with storage(folder):
+            durable.make_folder(folder)
+            stack.enter_context(Lock(folder))
+            replace.refuse_links(folder)
+            found = read_manifest(folder)
+            if found is None:
+                _refuse_foreign(folder)
+            elif found.replaces is None:
+                raise StoreError(f"{folder}: is in the way of replacing {path}; move it", code=FOREIGN)
+            elif found.replaces != replaced or found.different(manifest):
+                replace.discard(folder)
+                durable.make_folder(folder)
+                stack.enter_context(Lock(folder))
+                found = None
+            durable.prune(replace.retired(path))
+            if os.path.lexists(replace.retired(path)):
+                raise StoreError(f"{replace.retired(path)}: is in the way of replacing {path}; move it", code=FOREIGN)
+        store = Store(folder, sink, found or manifest, target=path)
+        if store.is_complete:  # and was stopped just before it could take its place
+            with storage(folder):
+                store.sweep()
+            store.take_place()
+        else:
+            store.begin(holds)
+        yield store
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn what the system says of files below `path` into a `StoreError`."""
+    try:
+        yield
+    except OSError as error:
+        cure = "; make room, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise StoreError(f"{error.filename or path}: {error.strerror or error}{cure}") from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    # The very first write of a run may have been cut short.
+    if any(entry.name != f"{MANIFEST}.tmp" for entry in path.iterdir()):
+        raise StoreError(f"{path}: not empty and not a layertap output; choose another", code=FOREIGN)
+
+
+def _facts(folder: Path) -> dict[str, FileFacts]:
+    """Make all of a folder durable; what its files are."""
+    return {file.relative_to(folder).as_posix(): FileFacts.of(file) for file in durable.sync_tree(folder)}
+
+
+def _write_index(file: IO[str], commits: Iterable[Commit], keys: Iterable[str]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["row", "id", *keys])
+    rows = (row for commit in commits for row in commit.kept)
+    writer.writerows([number, row.id, *(row.meta.get(key) for key in keys)] for number, row in enumerate(rows))
+
+
+def _write_failures(file: IO[str], commits: Iterable[Commit]) -> None:
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["id", "stage", "reason"])
+    writer.writerows([failed.id, failed.stage, failed.reason] for commit in commits for failed in commit.failures)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

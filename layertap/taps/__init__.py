@@ -1,0 +1,1 @@
+"""The hooks that keep what layers return."""

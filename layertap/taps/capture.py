@@ -1,0 +1,312 @@
+"""Capture: what one tap keeps of one forward, reduced, in memory of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pydantic
+import torch
+from torch import Tensor, nn
+
+from layertap.contracts import Reducer
+from layertap.errors import ConfigError, LayertapError, TapError, first_fault
+from layertap.plugins import Plugins, guard
+from layertap.records import TapInfo
+from layertap.taps.axes import axes_of
+from layertap.taps.grammar import Tap
+from layertap.taps.nested import Received, item_of, tensors_of
+
+Hint = Callable[[str], str]
+"""Why a layer that exists may not have run, given its path."""
+
+
+@dataclass(slots=True)
+class Forward:
+    """What all captures of a tapped model share, and how far the latest forward came."""
+
+    model: nn.Module
+    detach: bool
+    about: Mapping[str, Any]
+    plugins: Plugins | None
+    began: bool = False
+    finished: bool = False
+
+    def reducer(self, name: str, params: Mapping[str, Any]) -> Reducer:
+        if self.plugins is None:
+            self.plugins = Plugins.load()
+        cls = self.plugins.find("reducer", name).cls
+        try:
+            checked = cls.Params.model_validate(dict(params))
+        except pydantic.ValidationError as error:
+            where, what = first_fault(error)
+            raise ConfigError(f"the reducer {name!r}: {'.'.join(map(str, where))}: {what}") from error
+        with guard(cls):
+            reducer = cls(checked)
+        assert isinstance(reducer, Reducer)
+        return reducer
+
+
+@dataclass(slots=True)
+class _Way:
+    """The way of one call's values: reducers bound to what that call gave first, and the shape it gave last.
+
+    Each call has its own, as the calls of one layer may differ in shape.
+    """
+
+    reducers: list[Reducer]
+    info: TapInfo | None = None
+    shape: tuple[int, ...] = ()
+
+
+class Capture:
+    """One tap on one layer: takes its calls' values as they come, and says what is wrong with them when asked."""
+
+    def __init__(self, tap: Tap, name: str, layer: nn.Module, forward: Forward, *, pattern: Tap | None) -> None:
+        self.tap = tap
+        self.name = name
+        self.pattern = pattern
+        """The glob or regular expression that brought it in."""
+        self.calls = 0
+        self.strayed = False
+        """Whether another method of the model ran the layer since the latest forward: is its value the latest?"""
+        self._layer = layer
+        self._forward = forward
+        self._ways = {0: _Way(self._reducers())}
+        self._dtype: torch.dtype | None = getattr(torch, tap.dtype) if tap.dtype else None
+        self._kept: dict[int, Tensor] = {}
+        self._error: Exception | None = None
+
+    def forget(self) -> None:
+        """Make ready for the next forward: nothing of the last one may be read as the next one's."""
+        self.calls = 0
+        self.strayed = False
+        self._kept = {}
+        self._error = None
+
+    def offer(self, call: int, value: Any, expected: int | None) -> None:
+        """Keep call number `call`'s value if this tap wants it; `expected` is how many there will be, if known."""
+        self.calls = call + 1
+        if not self._wants(call, expected):
+            return
+        if self.tap.call == "last":
+            # Whatever an earlier call gave, or what was wrong with it, is not asked for.
+            self._kept.clear()
+            self._error = None
+        if self.tap.call is None and call:
+            self._kept.clear()
+        elif self._error is None:
+            try:
+                self._kept[call] = self._keep(call, self._choose(value))
+            except (LayertapError, torch.OutOfMemoryError) as error:
+                # Raised when the value is read: inside the forward, the model could swallow it.
+                self._error = error
+            except Exception as error:
+                first = (str(error).splitlines() or [""])[0]
+                self._error = TapError(f"tap {self.name!r}: its value cannot be kept: {type(error).__name__}: {first}")
+                self._error.__cause__ = error
+
+    def calls_needed(self, expected: int) -> int:
+        """After how many calls of the layer this tap has all it wants, given how many there will be."""
+        if isinstance(self.tap.call, int):
+            return self.tap.call + 1
+        return expected
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a pattern brought it in and its layer did not run in a whole forward: it is passed over."""
+        return self.pattern is not None and self._forward.finished and not self.calls and not self.strayed
+
+    @property
+    def infos(self) -> dict[str, TapInfo]:
+        """What its values are, by name, as far as it has any."""
+        ways = {self._name_of(call): self._ways[call].info for call in self._kept}
+        return {name: info for name, info in ways.items() if info is not None}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shapes of its values before reduction, by name."""
+        return {self._name_of(call): self._ways[call].shape for call in self._kept}
+
+    def values(self, hint: Hint) -> dict[str, Callable[[], Tensor]]:
+        """Its values by name, each to be called for; empty where it is silent."""
+        if self.is_silent:
+            return {}
+        if self.tap.call == "all" and self.calls:
+            return {self._name_of(call): partial(self.value, hint, call) for call in range(self.calls)}
+        return {self.name: partial(self.value, hint)}
+
+    def value(self, hint: Hint, call: int | None = None) -> Tensor:
+        """What it kept. Raises where there is nothing, or nothing clear."""
+        fault = self.fault(hint)
+        if fault is not None:
+            raise fault
+        return self._kept[call] if call is not None else next(iter(self._kept.values()))
+
+    def fault(self, hint: Hint) -> Exception | None:
+        """What is wrong with the values of the latest forward, if anything is."""
+        layer, forward = self.tap.layer, self._forward
+        if self.strayed:
+            return TapError(
+                f"layer {layer!r} ran in another method than the model's forward, where one call cannot be told from "
+                "the next: use `taps.run(..., call=model.METHOD)`"
+            )
+        if self._error is not None:
+            return self._error
+        if not self.calls:
+            if not forward.began:
+                return TapError(
+                    f"layer {layer!r} did not run in a forward: the model itself was not called since the block was "
+                    "entered; use `taps.run(..., call=...)` for another entry"
+                )
+            return TapError(f"layer {layer!r} did not run in the latest forward; {hint(layer)}")
+        if self.tap.call is None and self.calls > 1:
+            return TapError(f"layer {layer!r} runs {self.calls} times in one forward; choose {self._calls()}")
+        if not forward.finished and not isinstance(self.tap.call, int):
+            return TapError(
+                f"layer {layer!r}: the latest forward did not finish, so how often it runs is not known; "
+                f"only a numbered call can be read, such as {self._string(0)}"
+            )
+        if not self._kept:
+            last = self.calls - 1
+            return TapError(f"{str(self.tap)!r}: layer {layer!r} runs {self.calls} times: calls go from 0 to {last}")
+        return None
+
+    def _wants(self, call: int, expected: int | None) -> bool:
+        wanted = self.tap.call
+        if wanted == "last":
+            return expected is None or call == expected - 1
+        return wanted in (None, "all", call)
+
+    def _string(self, call: int | str) -> str:
+        return str(self.tap.model_copy(update={"call": call}))
+
+    def _calls(self) -> str:
+        numbered = ", ".join(self._string(call) for call in range(min(self.calls, 3)))
+        choices = f"{numbered}{' ...' if self.calls > 3 else ''}, {self._string('last')} or {self._string('all')}"
+        if self.pattern is None:
+            return choices
+        return f"{choices}; for all that match, {self.pattern.model_copy(update={'call': 'all'})}"
+
+    def _name_of(self, call: int) -> str:
+        """The name of one call's value: `:all` gives each its own."""
+        if self.tap.call != "all":
+            return self.name
+        return self._string(call) if self.tap.name is None else f"{self.tap.name}:{call}"
+
+    def _choose(self, value: Any) -> Tensor:
+        """The one tensor that the tap asks for out of what the layer returned or received."""
+        keys = self.tap.select
+        if self.tap.side == "input":
+            args, kwargs = value
+            value = Received({**dict(enumerate(args)), **kwargs})
+            if not keys:
+                return _first(value, self.tap)
+        for done, key in enumerate(keys):
+            try:
+                value = item_of(value, key)
+            except (LookupError, AttributeError):
+                raise TapError(f"{_where(self.tap, done)} has no [{key}]{_choices(value, self.tap, done)}") from None
+        tensors = [tensor for _, tensor in tensors_of(value)]
+        if len(tensors) == 1:
+            return tensors[0]
+        if not tensors:
+            raise TapError(f"{_where(self.tap, len(keys))} holds no tensor but {type(value).__name__}")
+        choices = _choices(value, self.tap, len(keys))
+        raise TapError(f"{_where(self.tap, len(keys))} holds {len(tensors)} tensors{choices}")
+
+    def _keep(self, call: int, tensor: Tensor) -> Tensor:
+        """The tensor reduced and cast, sharing memory with nothing that anyone may change or hold on to."""
+        if tensor.is_nested:
+            raise TapError(f"tap {self.name!r}: its value is a nested tensor, whose rows have no one shape")
+        grad = torch.is_grad_enabled() and not self._forward.detach
+        # Inside inference mode a copy would be an inference tensor, which cannot train a probe later. Leaving that
+        # mode turns gradients on, even inside no_grad.
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+            kept = tensor.detach() if self._forward.detach else tensor
+            way = self._way(call, kept)
+            for reducer in way.reducers:
+                with guard(reducer), _without_autocast(kept.device.type):
+                    kept = _reduced(reducer, kept)
+            cast = self._cast(kept)
+            # A cast is a copy that nobody else holds. All else may be a view of the layer's memory, or a buffer that
+            # a reducer uses again; clone() also drops the rest of a storage of which only a part is needed.
+            return cast if cast is not kept else kept.clone()
+
+    def _cast(self, kept: Tensor) -> Tensor:
+        if self._dtype is None:
+            return kept
+        if kept.is_complex():
+            raise TapError(f"tap {self.name!r}: its value is complex, and {self.tap.dtype} would drop a part of it")
+        return kept.to(self._dtype)
+
+    def _way(self, call: int, tensor: Tensor) -> _Way:
+        way = self._ways.get(call)
+        if way is None:
+            way = self._ways[call] = _Way(self._reducers())
+        way.shape = tuple(tensor.shape)
+        if way.info is None:
+            info = self._described(call, tensor)
+            for reducer in way.reducers:
+                with guard(reducer):
+                    reducer.bind(info)
+            way.info = info
+        return way
+
+    def _reducers(self) -> list[Reducer]:
+        return [self._forward.reducer(spec.type, spec.params) for spec in self.tap.reduce]
+
+    def _described(self, call: int, tensor: Tensor) -> TapInfo:
+        forward = self._forward
+        return TapInfo(
+            name=self._name_of(call),
+            layer=self.tap.layer,
+            side=self.tap.side,
+            call=call if self.tap.call == "all" else self.tap.call,
+            select=self.tap.select,
+            shape=tuple(tensor.shape[1:]),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            axes=axes_of(tuple(tensor.shape), self._layer, forward.model, forward.about),
+            about=forward.about,
+            reduce=tuple(spec.type for spec in self.tap.reduce),
+        )
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    """Autocast is how the model computes; a reducer computes in the dtype that it is given."""
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def _reduced(reducer: Reducer, value: Tensor) -> Tensor:
+    # Inference tensors keep no count of their changes.
+    version = None if value.is_inference() else value._version
+    reduced: object = reducer(value)
+    if not isinstance(reduced, Tensor):
+        raise TypeError(f"it returned {type(reduced).__name__}, not a tensor")
+    if version is not None and value._version != version:
+        raise ValueError("it changed the activation in place, which the model goes on to use")
+    return reduced
+
+
+def _first(received: Received, tap: Tap) -> Tensor:
+    for _, tensor in tensors_of(received):
+        return tensor
+    raise TapError(f"layer {tap.layer!r} receives no tensor")
+
+
+def _where(tap: Tap, keys: int) -> str:
+    return f"tap {_chosen(tap, keys)!r}"
+
+
+def _chosen(tap: Tap, keys: int) -> str:
+    return str(tap.model_copy(update={"select": tap.select[:keys]}))
+
+
+def _choices(value: Any, tap: Tap, keys: int) -> str:
+    paths = [_chosen(tap, keys) + path for path, _ in tensors_of(value)]
+    return f"; choose {', '.join(paths[:8])}{' ...' if len(paths) > 8 else ''}" if paths else ""

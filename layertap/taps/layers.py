@@ -1,0 +1,68 @@
+"""A tap's layer -> the modules of a model that it means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import nn
+
+from layertap.errors import TapError, did_you_mean
+from layertap.taps.grammar import ROOT, Tap, matcher, matches
+
+
+def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
+    """The layers of a tap, by path. An exact path wins over a pattern, so that odd module names stay reachable."""
+    if tap.layer == ROOT:
+        return [(ROOT, root)]
+    every = dict(root.named_modules(remove_duplicate=False))
+    del every[""]
+    if tap.layer in every:
+        return [(tap.layer, every[tap.layer])]
+    if not tap.is_pattern:
+        raise TapError(f"the model has no layer {tap.layer!r}{did_you_mean(tap.layer, every) or _inside(tap, every)}")
+    pattern = matcher(tap.layer)
+    # A module under several matching names is heard once; one that is shared may match under its second name alone.
+    first: dict[nn.Module, str] = {}
+    for path, module in every.items():
+        if matches(pattern, tap.layer, path):
+            first.setdefault(module, path)
+    found = [(path, module) for module, path in first.items()]
+    if not found:
+        raise TapError(f"no layer matches {tap.layer!r}; the model has {', '.join(dict(root.named_children()))}")
+    if len(found) > 1 and tap.name is not None:
+        raise TapError(f"{tap.layer!r} matches {len(found)} layers, which cannot all be named {tap.name!r}")
+    return found
+
+
+def unfused(root: nn.Module, layers: Iterable[str]) -> list[str]:
+    """The transformer blocks that leave torch's fused inference path because one of these layers is tapped.
+
+    torch does so by itself for a block with hooks on it or in it; the last bits of its values change with that.
+    """
+    tapped = [f"{layer}." for layer in layers]
+    blocks = [path for path, module in root.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    return [path or ROOT for path in blocks if any(layer.startswith(f"{path}." if path else "") for layer in tapped)]
+
+
+def why_silent(root: nn.Module, layer: str) -> str | None:
+    """Why a layer is never called, where its kind tells; None where it does not."""
+    if layer == ROOT:
+        return None
+    parent, _, name = layer.rpartition(".")
+    if name == "out_proj" and isinstance(root.get_submodule(parent), nn.MultiheadAttention):
+        return f"nn.MultiheadAttention uses its weights without calling it; tap {parent or ROOT!r} instead"
+    module = root.get_submodule(layer)
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return f"a {type(module).__name__} only holds layers and is never called; tap those in it: {layer}.*"
+    return None
+
+
+def _inside(tap: Tap, every: Mapping[str, nn.Module]) -> str:
+    """The children of the longest part of the path that does exist."""
+    parent = tap.layer
+    while parent and parent not in every:
+        parent = parent.rpartition(".")[0]
+    head = f"{parent}." if parent else ""
+    children = [p for p in every if p.startswith(head) and "." not in p[len(head) :]]
+    listed = ", ".join(children[:12]) + (", ..." if len(children) > 12 else "")
+    return f"; {parent or 'the model'} has {listed}" if children else f"; {parent!r} has no layers inside"

@@ -1,0 +1,366 @@
+"""TappedModel: find layers, attach hooks, keep and reduce what they give, stop early, detach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from layertap.errors import TapError, did_you_mean
+from layertap.plugins import Plugins
+from layertap.records import TapInfo
+from layertap.taps.capture import Capture, Forward
+from layertap.taps.grammar import Tap, TapsLike, parse_taps
+from layertap.taps.hooks import Hook, caller, is_method_running, is_running, refuse_deaf
+from layertap.taps.layers import find_layers, why_silent
+
+
+class _Stop(BaseException):
+    """Ends a forward after the last tap. Not an `Exception`, so that a model's own `except Exception` lets it pass."""
+
+    def __init__(self, owner: TappedModel) -> None:
+        super().__init__("layertap stops the forward after its last tap")
+        self.owner = owner
+
+
+class _Listener:
+    """One side of one module: counts its calls and offers each value to the taps on it."""
+
+    def __init__(self, module: nn.Module, side: str) -> None:
+        self.module = module
+        self.side = side
+        self.captures: list[Capture] = []
+        self.calls = 0
+        self.expected: int | None = None
+        """How often the first forward of `run()` called it; None before that."""
+        self.expected_at_stop = 0
+        """How many of these calls come before all taps have what they want."""
+        self.needed = 0
+        """After how many calls every tap here has what it wants."""
+
+    def hear(self, value: Any, expected: int | None) -> None:
+        call, self.calls = self.calls, self.calls + 1
+        for capture in self.captures:
+            capture.offer(call, value, expected)
+
+    def expect(self, calls: int) -> None:
+        self.expected, self.expected_at_stop = calls, 0
+        self.needed = min(calls, max(capture.calls_needed(calls) for capture in self.captures))
+
+
+class TappedModel(Mapping[str, Tensor]):
+    """A module whose taps keep what their layers give; a mapping of tap names to the values of the latest forward.
+
+    Hooks are attached on entering the `with` block and removed on leaving it, whatever happens. A value is what the
+    layer returned at that call, or was called with, before anything changed it, in memory of its own. The module's
+    mode, gradients and other hooks are left alone. A forward is one call of the module itself, or what `run()` is told
+    to call.
+
+    Args:
+        module: any `nn.Module` that runs eagerly.
+        taps: a tap string, a list, or a mapping of name to tap.
+        detach: cut the values out of the autograd graph.
+        early_stop: let `run()` stop after the last tap, once its first forward has counted the calls.
+        about: facts about the model that reducers need, such as `layout` and `num_prefix_tokens`.
+        plugins: where reducers are looked up; the installed ones by default.
+
+    Raises:
+        TapError: a tap that names no layer, or a module whose hooks would not fire.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        taps: TapsLike,
+        *,
+        detach: bool = True,
+        early_stop: bool = True,
+        about: Mapping[str, Any] | None = None,
+        plugins: Plugins | None = None,
+    ) -> None:
+        refuse_deaf(module)
+        self.module = module
+        self.silent: list[str] = []
+        """Taps of layers that a glob or pattern matched and that did not run in the first forward of `run()`."""
+        self.last: tuple[Tap, int] | None = None
+        """The tap, and the call of its layer, after which nothing is wanted: where later forwards of `run()` stop."""
+        self._early_stop = early_stop
+        self._forward = Forward(module, detach=detach, about=dict(about or {}), plugins=plugins)
+        self._captures: dict[str, Capture] = {}
+        self._listeners: dict[tuple[int, str], _Listener] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._entry: object = None
+        self._heard: list[_Listener] = []
+        self._waiting = 0
+        self._running = False
+        self._calls_of_root: list[FrameType] = []
+        for tap in parse_taps(taps):
+            self._add(tap)
+
+    def __enter__(self) -> Self:
+        if self._handles:
+            raise TapError("these taps are open already; nest two `layertap.tap(...)` blocks instead")
+        self._begin()
+        self._forget(None)
+        self._forward.began = False
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove this object's hooks, and no others. Values stay readable. May be called twice."""
+        self._calls_of_root.clear()
+        while self._handles:
+            self._handles.pop().remove()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The value of the latest forward. Raises `TapError` for a tap that did not fire, or not clearly."""
+        capture = self._captures.get(name)
+        if capture is not None and capture.tap.call != "all":
+            return capture.value(self._hint)
+        known = self._values_by_name()
+        if name in known:
+            return known[name]()
+        raise TapError(f"no tap is named {name!r}{did_you_mean(str(name), known)} (taps: {', '.join(known)})")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values_by_name()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values_by_name())
+
+    def __len__(self) -> int:
+        return len(self._values_by_name())
+
+    def __repr__(self) -> str:
+        state = "open" if self._handles else "closed"
+        return f"<TappedModel of {type(self.module).__name__}, {state}: {', '.join(self._captures)}>"
+
+    @property
+    def infos(self) -> dict[str, TapInfo]:
+        """What each value of the latest forward is, as the first one under its name showed it."""
+        return {name: info for capture in self._captures.values() for name, info in capture.infos.items()}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The whole shape of each value of the latest forward as its layer gave it, before reducers."""
+        return {name: shape for capture in self._captures.values() for name, shape in capture.shapes.items()}
+
+    def run(self, *args: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> dict[str, Tensor]:
+        """One forward, and the value of every tap, in the order asked for.
+
+        The first call runs the whole model and counts how often each layer is called; later ones stop after the last
+        tap and hold the counts against it. `call` is another entry than the model itself, such as
+        `model.encode_image`.
+
+        Raises:
+            TapError: a tap that did not fire, fired more than once with no call chosen, gave several tensors with none
+                chosen, or fired otherwise than in the first forward.
+        """
+        if not self._handles:
+            raise TapError("the taps are closed: call run() inside `with layertap.tap(...) as taps:`")
+        entry = self.module if call is None else call
+        if entry != self._entry:
+            self._forget(entry)
+        counting = all(listener.expected is None for listener in self._listeners.values())
+        stopped = self._walk(entry, *args, **kwargs)
+        if counting:
+            self._count()
+        self._compare(stopped)
+        return {name: value() for name, value in self._values_by_name().items()}
+
+    def _add(self, tap: Tap) -> None:
+        for layer, module in find_layers(self.module, tap):
+            found = tap.model_copy(update={"layer": layer}) if layer != tap.layer else tap
+            name = found.label
+            if name in self._captures:
+                raise TapError(f"two taps are named {name!r}: give one another `name`")
+            pattern = tap if layer != tap.layer else None
+            self._captures[name] = capture = Capture(found, name, module, self._forward, pattern=pattern)
+            listener = self._listeners.setdefault((id(module), tap.side), _Listener(module, tap.side))
+            listener.captures.append(capture)
+
+    def _attach(self) -> None:
+        # Each goes in front of all others. So the end of a forward comes after the root's own taps and before anyone
+        # else's hooks, and its beginning before a tap on the root's input.
+        root = self.module
+        self._handles.append(root.register_forward_hook(Hook(root, self._on_root_done), prepend=True))
+        for listener in self._listeners.values():
+            self._handles.append(self._listen(listener))
+        self._handles.append(root.register_forward_pre_hook(Hook(root, self._on_root), prepend=True))
+
+    def _listen(self, listener: _Listener) -> torch.utils.hooks.RemovableHandle:
+        module, hear = listener.module, partial(self._hear, listener)
+        if listener.side == "input":
+            hook = Hook(module, lambda args, kwargs: hear((args, kwargs)))
+            return module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+        return module.register_forward_hook(Hook(module, lambda args, output: hear(output)), prepend=True)
+
+    def _hear(self, listener: _Listener, value: Any) -> None:
+        if not (self._running or self._calls_of_root):
+            # Someone who calls a layer by itself does not mean a forward; someone in a method of the model may.
+            if is_method_running(self.module):
+                for capture in listener.captures:
+                    capture.strayed = True
+            return
+        # Only run() holds the counts of the first forward against the later ones.
+        listener.hear(value, listener.expected if self._running else None)
+        if not self._running:
+            return
+        if listener.expected is None:
+            self._heard.append(listener)
+            return
+        self._waiting -= listener.calls == listener.needed
+        if self._early_stop and not self._waiting:
+            raise _Stop(self)
+
+    def _on_root(self, args: Any) -> None:
+        # run() has begun the forward itself: its entry may call the root more than once, or never.
+        if self._running:
+            return
+        self._drop_dead_calls()
+        if not self._calls_of_root:
+            self._begin()
+        self._calls_of_root.append(caller())
+
+    def _on_root_done(self, args: Any, output: Any) -> None:
+        if self._running:
+            return
+        self._drop_dead_calls()
+        del self._calls_of_root[-1:]
+        self._forward.finished = not self._calls_of_root
+
+    def _drop_dead_calls(self) -> None:
+        """Forget calls of the root that ended in an exception: no hook tells, whatever was raised."""
+        while self._calls_of_root and not is_running(self._calls_of_root[-1]):
+            self._calls_of_root.pop()
+
+    def _walk(self, entry: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """One forward; whether it was stopped after the last tap."""
+        self._begin()
+        self._running = True
+        try:
+            entry(*args, **kwargs)
+            stopped = False
+        except (_Stop, Exception) as error:
+            if not self._is_own_stop(error):
+                raise
+            stopped = True
+        finally:
+            self._running = False
+        self._forward.finished = True
+        return stopped
+
+    def _is_own_stop(self, error: BaseException) -> bool:
+        """Whether this is our stop, or an exception that the model made of it on its way."""
+        reasons: list[BaseException] = [error]
+        # The list grows while it is walked, and an exception may be its own cause.
+        for reason in reasons:
+            if isinstance(reason, _Stop):
+                return reason.owner is self
+            reasons += [r for r in (reason.__cause__, reason.__context__) if r is not None and r not in reasons]
+        return False
+
+    def _begin(self) -> None:
+        self._forward.began, self._forward.finished = True, False
+        self._calls_of_root.clear()
+        self._heard.clear()
+        self._waiting = self._count_waiting()
+        for listener in self._listeners.values():
+            listener.calls = 0
+            for capture in listener.captures:
+                capture.forget()
+
+    def _forget(self, entry: object) -> None:
+        self._entry = entry
+        for listener in self._listeners.values():
+            listener.expected = None
+
+    def _count(self) -> None:
+        """Take the first forward of an entry as the measure for the later ones."""
+        self._refuse_faults()
+        self._refuse_idle_patterns()
+        self.silent = [c.name for c in self._captures.values() if c.is_silent]
+        for listener in self._listeners.values():
+            listener.expect(listener.calls)
+        # The same calls again, up to where later forwards stop.
+        waiting = self._count_waiting()
+        for listener in self._heard:
+            if not waiting:
+                break
+            listener.expected_at_stop += 1
+            waiting -= listener.expected_at_stop == listener.needed
+            self.last = (listener.captures[0].tap, listener.expected_at_stop - 1)
+
+    def _count_waiting(self) -> int:
+        """How many layers have yet to give something, at the beginning of a forward whose calls are known."""
+        return sum(1 for listener in self._listeners.values() if listener.needed)
+
+    def _compare(self, stopped: bool) -> None:
+        for listener in self._listeners.values():
+            expected = listener.expected_at_stop if stopped else listener.expected
+            if listener.calls != expected:
+                raise TapError(
+                    f"layer {listener.captures[0].tap.layer!r} ran {listener.calls} times in this forward and "
+                    f"{expected} times in the first one{' up to the same tap' if stopped else ''}: a tap needs a layer "
+                    "that runs the same way every time"
+                )
+
+    def _refuse_faults(self) -> None:
+        """Raise the first tap's fault, and name the others that have one too: a glob often brings many."""
+        asked = [capture for capture in self._captures.values() if not capture.is_silent]
+        faults = {capture.name: fault for capture in asked if (fault := capture.fault(self._hint)) is not None}
+        if not faults:
+            return
+        first, *others = faults
+        if others and isinstance(faults[first], TapError):
+            raise TapError(f"{faults[first]} (these cannot be read either: {_listing(others)})") from faults[first]
+        raise faults[first]
+
+    def _refuse_idle_patterns(self) -> None:
+        patterns = {id(c.pattern): c.pattern for c in self._captures.values() if c.pattern is not None}
+        for pattern in patterns.values():
+            found = [capture for capture in self._captures.values() if capture.pattern is pattern]
+            if all(capture.is_silent for capture in found):
+                layers = [capture.tap.layer for capture in found]
+                raise TapError(f"no layer of {str(pattern)!r} ran ({_listing(layers)}); {self._hint(layers[0])}")
+
+    def _values_by_name(self) -> dict[str, Callable[[], Tensor]]:
+        values: dict[str, Callable[[], Tensor]] = {}
+        for capture in self._captures.values():
+            for name, value in capture.values(self._hint).items():
+                if name in values:
+                    raise TapError(f"two taps are named {name!r}, one of them as a call of `:all`: leave one out")
+                values[name] = value
+        return values
+
+    def _hint(self, layer: str) -> str:
+        """Why a layer that exists did not run, where the reason is known."""
+        known = why_silent(self.module, layer)
+        if known is not None:
+            return known
+        ran = [c.tap.layer for c in self._captures.values() if c.calls]
+        return f"taps that did: {_listing(ran)}" if ran else "does the model call it, for this input?"
+
+
+def _listing(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def tap(module: nn.Module, taps: TapsLike, *, detach: bool = True) -> TappedModel:
+    """Listen to layers of any module: `with layertap.tap(model, ["classifier.5"]) as taps: model(x)`.
+
+    Gives a `TappedModel`: a mapping of tap names to the tensors of the latest forward, in the order asked for, each in
+    memory of its own. With `detach=False` they stay in the autograd graph. Raises `TapError`.
+    """
+    return TappedModel(module, taps, detach=detach)

@@ -1,0 +1,68 @@
+"""The dry run says what a run would do, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import layertap
+from layertap.cli.plan import forecast
+from tests.conftest import TINY
+from tests.pipeline.test_pipeline import config, run
+
+TAPS = {"map": "features.0", "pooled": {"layer": "features.1", "reduce": ["mean_pool"], "dtype": "float16"}}
+
+
+def plan(*args, **changes):
+    return forecast(config(*args, **changes), plugins=[TINY])
+
+
+def test_forecast_is_what_the_run_then_does(photos, tmp_path):
+    found = plan(photos, tmp_path / "out", taps=TAPS)
+    assert not (tmp_path / "out").exists()
+    assert (found.images, found.batch_size, found.state) == (20, 4, "new")
+    assert found.row_bytes == 8 * 14 * 14 * 4 + 8 * 2
+    assert found.bytes == 20 * found.row_bytes
+    assert found.free_bytes is not None
+    report = run(photos, tmp_path / "out", taps=TAPS)
+    assert {n: (c.shape, c.dtype) for n, c in report.columns.items()} == {
+        n: (c.shape, c.dtype) for n, c in found.columns.items()
+    }
+    assert [c.tap.reduce for c in found.columns.values()] == [(), ("mean_pool",)]
+    assert plan(photos, tmp_path / "out", taps=TAPS).state == "complete"
+
+
+def test_forecast_says_where_the_forward_stops_and_what_that_saves(photos):
+    first, second, head = 3 * 9 * 8 * 14 * 14, 8 * 9 * 8 * 5 * 5, 8 * 5 * 5 * 10
+    found = plan(photos, None, taps=["features.0"])
+    assert found.stop == "features.0"
+    assert found.compute == pytest.approx(first / (first + second + head))
+    assert plan(photos, None, taps=["<features.0"]).compute == 0
+    assert plan(photos, None, taps=["features.0", "classifier"]).stop == "classifier"
+    whole = plan(photos, None, taps=["features.0"], early_stop=False)
+    assert (whole.stop, whole.compute) == (None, 1)
+
+
+def test_forecast_of_a_wrong_tap_is_the_error_of_the_run(photos, tmp_path):
+    with pytest.raises(layertap.TapError, match="did you mean 'classifier'"):
+        plan(photos, tmp_path / "out", taps=["clasifier"])
+
+
+def test_plan_on_the_command_line(photos, tmp_path, capsys, monkeypatch):
+    from layertap.cli.main import main
+
+    (tmp_path / "c.yaml").write_text(json.dumps(config(photos, tmp_path / "out", taps=TAPS)))
+    for extra in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", ["layertap", "plan", str(tmp_path / "c.yaml"), "--plugin", TINY, *extra])
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert not done.value.code
+    text, _, data = capsys.readouterr().out.partition("{")
+    lines = dict(line.split(maxsplit=1) for line in text.splitlines() if not line.startswith("tap"))
+    assert lines["images"] == "20, batches of 4, shards of 1024, on cpu"
+    assert lines["compute"].startswith("the forward stops after features.1: ")
+    assert lines["disk"].startswith("6.29 kB an image, 126 kB in all, ")
+    assert lines["output"] == f"{tmp_path / 'out'}: new"
+    assert "pooled = features.1: (N, 8, 14, 14) -> mean_pool -> (N, 8) NCHW float16" in text
+    assert json.loads("{" + data)["taps"]["pooled"]["shape"] == [8]

@@ -1,0 +1,79 @@
+"""Memory is asked about before the run; what does not fit is told with what does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import layertap
+from layertap.images.batches import Slot
+from layertap.pipeline.forward import Line
+from layertap.pipeline.memory import rehearse
+from layertap.taps.tapped import TappedModel
+from tests.conftest import TINY
+from tests.pipeline.test_pipeline import config, run
+from tests.tiny import Squash
+
+HUNGRY = """
+import torch, layertap
+from tests.tiny import Tiny
+class Hungry(Tiny):
+    def load(self):
+        loaded = super().load()
+        loaded.module.register_forward_pre_hook(grow)
+        return loaded
+def grow(module, args):
+    if len(args[0]) > 3:
+        torch.empty(2**47)
+@layertap.hookimpl
+def register_models(register): register("hungry", Hungry)
+"""
+
+
+class Greedy(nn.Module):
+    """Needs 128 TiB for more than five images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if len(x) <= 5 else torch.empty(2**45)
+
+
+def line(module: nn.Module) -> Line:
+    return Line(TappedModel(module, "."), Squash.of(), Slot((3, 4, 4), torch.uint8), torch.device("cpu"))
+
+
+def test_rehearsal_names_the_batch_size_that_fits():
+    whole = line(Greedy())
+    with whole.tapped:
+        rehearse(whole, 5)
+        with pytest.raises(layertap.ConfigError, match=r"64 images do not fit .* of cpu; batch_size=4 does"):
+            rehearse(whole, 64)
+
+
+def test_out_of_memory_in_a_batch_is_told_in_a_line(photos, tmp_path):
+    (tmp_path / "hungry.py").write_text(HUNGRY)
+    hungry = config(photos, tmp_path / "out", model="hungry")
+    with pytest.raises(layertap.ConfigError, match="out of memory in a batch of 4 images; try 2") as told:
+        layertap.run(hungry, plugins=[TINY, str(tmp_path / "hungry.py")])
+    assert told.value.code == 2
+
+
+def test_rows_beyond_the_machine_s_memory_are_refused_before_the_run(photos, tmp_path):
+    taps = [{"layer": "classifier", "reduce": [{"type": "vast"}]}]
+    (tmp_path / "vast.py").write_text(
+        "import layertap\n"
+        "class Vast(layertap.Reducer):\n"
+        "    def __call__(self, activation):\n"
+        "        return activation[:, :1].expand(-1, 2**36)\n"
+        "@layertap.hookimpl\n"
+        "def register_reducers(register): register('vast', Vast)\n"
+    )
+    vast = config(photos, tmp_path / "out", taps=taps)
+    with pytest.raises(layertap.LayertapError, match=r"batch_size") as told:
+        layertap.run(vast, plugins=[TINY, str(tmp_path / "vast.py")])
+    assert told.value.code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_size_beyond_the_plan_costs_no_more_than_the_plan(photos, tmp_path):
+    assert run(photos, tmp_path / "out", batch_size=1_000_000_000).kept == 20
