@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layertap.config.model import RunConfig
-    from layertap.contracts import FileSink, ModelProvider, Observer, Params, Preprocessor, Reducer, Sink, Source
+    from layertap.contracts import (
+        FileSink,
+        LoadedModel,
+        ModelProvider,
+        Observer,
+        Params,
+        Preprocessor,
+        Reducer,
+        Sink,
+        Source,
+    )
     from layertap.errors import (
         ConfigError,
         ImageError,
@@ -21,7 +31,7 @@ if TYPE_CHECKING:
     from layertap.hookspecs import hookimpl
     from layertap.outputs.features import open_output as open
     from layertap.pipeline.pipeline import extract, run
-    from layertap.records import Activations, Batch, ImageRecord, LoadedModel, Shard, TapInfo
+    from layertap.records import Activations, Batch, Failure, ImageRecord, Report, RunInfo, Shard, TapInfo
     from layertap.taps.grammar import Tap
     from layertap.taps.survey import survey as layers
     from layertap.taps.tapped import TappedModel, tap
@@ -32,8 +42,18 @@ _HOMES = {
     "taps.tapped": ("TappedModel", "tap"),
     "taps.grammar": ("Tap",),
     "config.model": ("RunConfig",),
-    "contracts": ("FileSink", "ModelProvider", "Observer", "Params", "Preprocessor", "Reducer", "Sink", "Source"),
-    "records": ("Activations", "Batch", "ImageRecord", "LoadedModel", "Shard", "TapInfo"),
+    "contracts": (
+        "FileSink",
+        "LoadedModel",
+        "ModelProvider",
+        "Observer",
+        "Params",
+        "Preprocessor",
+        "Reducer",
+        "Sink",
+        "Source",
+    ),
+    "records": ("Activations", "Batch", "Failure", "ImageRecord", "Report", "RunInfo", "Shard", "TapInfo"),
     "hookspecs": ("hookimpl",),
     "errors": (
         "ConfigError",
@@ -53,6 +73,7 @@ __all__ = [
     "Activations",
     "Batch",
     "ConfigError",
+    "Failure",
     "FileSink",
     "ImageError",
     "ImageRecord",
@@ -64,7 +85,9 @@ __all__ = [
     "PluginError",
     "Preprocessor",
     "Reducer",
+    "Report",
     "RunConfig",
+    "RunInfo",
     "Shard",
     "Sink",
     "Source",

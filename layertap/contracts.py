@@ -15,26 +15,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 import pydantic
-
-from layertap.profiles import PROFILES, Profile
+from pydantic import ConfigDict, Field
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from layertap.records import ImageRecord, LoadedModel, Report, RunInfo, Shard, TapInfo
+    from layertap.records import ImageRecord, Report, RunInfo, Shard, TapInfo
 
 
 class Params(pydantic.BaseModel):
     """A plugin's parameters: a pydantic model that refuses unknown keys. Give every field a description."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class NoParams(Params):
@@ -55,6 +55,30 @@ class Plugin(ABC):  # noqa: B024  (the kinds below it have the abstract methods)
     def of(cls, **params: Any) -> Self:
         """This plugin with the given parameters, validated."""
         return cls(cls.Params(**params))
+
+
+class Profile(pydantic.BaseModel):
+    """The switches that change values a little; by default all are as in the plain loop."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    memory_format: Literal["contiguous", "channels_last"] = Field(
+        "contiguous", description="how the model's input and weights lie in memory"
+    )
+    resize: Literal["exact", "tensor"] = Field(
+        "exact", description="by the preprocessor's own filter, or by torch's on bytes, off by a level, seldom two"
+    )
+    decode: Literal["whole", "scaled"] = Field(
+        "whole",
+        description="JPEGs at their size, or at a half, a quarter or an eighth where that is enough: a few percent off",
+    )
+    tf32: bool | None = Field(None, description="whether NVIDIA GPUs may round to TF32; null leaves torch as it is set")
+
+
+PROFILES = {
+    "exact": Profile(),
+    "fast": Profile(memory_format="channels_last", resize="tensor", decode="scaled", tf32=True),
+}
 
 
 class ModelProvider(Plugin):
@@ -109,6 +133,20 @@ class Preprocessor(Plugin):
         return batch
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to tap: the module, its own preprocessing, and facts about it.
+
+    `about` must survive JSON. The core reads `weights` (what they are), `weights_sha256` (64 digits, None where they
+    are not a file), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps; None where they have no one layout) and
+    `num_prefix_tokens`; all of it goes into the manifest.
+    """
+
+    module: nn.Module
+    preprocessor: Preprocessor | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
 class Reducer(Plugin):
     """Makes an activation smaller, on its device, inside the hook."""
 
@@ -155,7 +193,7 @@ class ArrayLike(Protocol):
 class FileParams(Params):
     """The parameters of a sink that has a folder and nothing else to set; subclass it to add more."""
 
-    path: str = pydantic.Field(min_length=1, description="the output folder")
+    path: str = Field(min_length=1, description="the output folder")
 
 
 class FileSink(Sink):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL import Image
-    from torch import Tensor, nn
-
-    from layertap.contracts import Preprocessor
+    from torch import Tensor
 
     ImageData: TypeAlias = "bytes | Path | Image.Image | Callable[[], bytes | Image.Image]"
 
@@ -92,17 +91,15 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model ready to tap: the module, its own preprocessing, and facts about it.
+class Gathered:
+    """A shard with what did not make it in: `planned` records of the plan from `first` on, kept or failed."""
 
-    `about` must survive JSON. The core reads `weights` (what they are), `weights_sha256` (64 digits, None where they
-    are not a file), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps; None where they have no one layout) and
-    `num_prefix_tokens`; all of it goes into the manifest.
-    """
-
-    module: nn.Module
-    preprocessor: Preprocessor | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
+    shard: Shard
+    first: int
+    planned: int
+    failures: tuple[Failure, ...]
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +171,40 @@ class Report:
     ids: Sequence[str] | None = None
     values: Mapping[str, NDArray[np.generic]] | None = None
     already: bool = False
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of images and shards, failures by reason, and what was noted of images and values."""
+
+    planned: int = 0
+    shards: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    nonfinite: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def failed(self) -> int:
+        """Images without a row."""
+        return self.reasons.total()
+
+    @property
+    def kept(self) -> int:
+        """Images with a row."""
+        return self.planned - self.failed
+
+    def report(self, info: RunInfo, seconds: float, *, stored: bool) -> Report:
+        """How the run ended that these are the counts of."""
+        return Report(
+            planned=self.planned,
+            kept=self.kept,
+            failed=self.failed,
+            shards=self.shards,
+            seconds=seconds,
+            path=info.path,
+            stored=stored,
+            columns=info.columns,
+            reasons=dict(self.reasons),
+            nonfinite=dict(self.nonfinite),
+            notes=dict(self.notes),
+        )

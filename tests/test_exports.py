@@ -14,7 +14,8 @@ import pytest
 import layertap
 
 FUNCTIONS = {"tap", "extract", "run", "open", "layers"}
-DATA = {"Tap", "TapInfo", "TappedModel", "RunConfig", "ImageRecord", "Batch", "Activations", "Shard", "LoadedModel"}
+DATA = {"RunInfo", "Report", "Failure"}
+DATA |= {"Tap", "TapInfo", "TappedModel", "RunConfig", "ImageRecord", "Batch", "Activations", "Shard", "LoadedModel"}
 BASES = {"Params", "ModelProvider", "Source", "Preprocessor", "Reducer", "Sink", "FileSink", "Observer"}
 ERRORS = {"ConfigError", "PluginError", "TapError", "WeightsError", "ImageError", "StoreError", "UnsafeError"}
 PUBLIC = FUNCTIONS | DATA | BASES | ERRORS | {"LayertapError", "hookimpl"}

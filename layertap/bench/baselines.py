@@ -26,12 +26,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from layertap.contracts import Preprocessor
-from layertap.pipeline.forward import Line, model_guard
+from layertap.contracts import PROFILES, Preprocessor
+from layertap.pipeline.forward import ForwardPass, model_guard
 from layertap.pipeline.prepare import Prepared
 from layertap.pipeline.shards import to_numpy
 from layertap.plugins import Plugins
-from layertap.profiles import PROFILES
 from layertap.records import ImageRecord
 
 # It holds all its images, and what the model makes of them, at once.
@@ -78,7 +77,7 @@ class Tutorial:
     workers = 0
 
     def __init__(self, this: Prepared, images: Images) -> None:
-        self._line = this.line
+        self._forward = this.forward
         self._names = list(this.info.columns)
         few = images.records[:MOST_IN_TUTORIAL]
         self._images = Images(few, images.preprocessor)
@@ -88,7 +87,7 @@ class Tutorial:
         """Seconds that it took. Raises `OutOfMemory`."""
         started = time.perf_counter()
         inputs = torch.stack([self._images[index] for index in range(self.count)])
-        values = _whole_forward(self._line, inputs, self._names)
+        values = _whole_forward(self._forward, inputs, self._names)
         for number, value in enumerate(values.values()):
             np.save(folder / f"{number}.npy", _array(value))
         return time.perf_counter() - started
@@ -103,11 +102,11 @@ class Careful:
     """
 
     def __init__(self, this: Prepared, images: Images, workers: int) -> None:
-        self._line = this.line
+        self._forward = this.forward
         self._names = list(this.info.columns)
         self.count = len(images)
         self.workers = workers
-        pinned = this.line.device.type == "cuda"
+        pinned = this.forward.device.type == "cuda"
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "torchvision"])
         self._loader: DataLoader[Tensor] = DataLoader(
@@ -147,15 +146,15 @@ class Careful:
         """The values of all images by tap."""
         kept: dict[str, list[Tensor]] = {name: [] for name in self._names}
         for inputs in self._loader:
-            for name, value in _whole_forward(self._line, inputs, self._names).items():
+            for name, value in _whole_forward(self._forward, inputs, self._names).items():
                 kept[name].append(value)
         return {name: _array(torch.cat(values)) for name, values in kept.items()}
 
 
-def _whole_forward(line: Line, inputs: Tensor, names: Sequence[str]) -> Mapping[str, Tensor]:
+def _whole_forward(forward: ForwardPass, inputs: Tensor, names: Sequence[str]) -> Mapping[str, Tensor]:
     with torch.no_grad(), model_guard(inputs):
-        line.tapped.module(inputs.to(line.device, non_blocking=True))
-        return {name: line.tapped[name].cpu() for name in names}
+        forward.tapped.module(inputs.to(forward.device, non_blocking=True))
+        return {name: forward.tapped[name].cpu() for name in names}
 
 
 def _array(value: Tensor) -> NDArray[Any]:

@@ -125,13 +125,13 @@ def bench(
         this = sampled(whole)
         folder = stack.enter_context(folder_beside(this))
         good = _good(this)
-        with peak_memory(this.line.device) as peak:
+        with peak_memory(this.forward.device) as peak:
             first = Trial(this, folder).once()
         found = _Rounds(this, folder)
-        found.go(Images(good, this.line.preprocessor, plugins), rounds)
+        found.go(Images(good, this.forward.preprocessor, plugins), rounds)
         tried, noise = changes.tried(this, folder, rounds) if suggest else ((), 0.0)
         return Bench(
-            model=str(this.info.about.get("name") or type(this.line.tapped.module).__name__),
+            model=str(this.info.about.get("name") or type(this.forward.tapped.module).__name__),
             taps=tuple(this.info.columns),
             device=this.info.device,
             cores=default_workers(),
@@ -174,7 +174,7 @@ class _Rounds:
         self._this = this
         self._folder = folder
         self._trial = Trial(this, folder)
-        self._accelerated = this.line.device.type != "cpu"
+        self._accelerated = this.forward.device.type != "cpu"
         self._cores = default_workers()
         self.costs: list[dict[str, Cost]] = []
         self.rates: dict[str, list[float]] = {"line": []}

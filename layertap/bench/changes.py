@@ -14,10 +14,10 @@ from torch import Tensor
 
 from layertap.bench.figures import Figure
 from layertap.bench.trials import Pass, Trial, sampled, stream
+from layertap.contracts import PROFILES
 from layertap.images.batches import default_workers
 from layertap.pipeline.forward import OutOfMemory
 from layertap.pipeline.prepare import Prepared, prepared
-from layertap.profiles import PROFILES
 
 Setting: TypeAlias = tuple[str, int | str]
 Values: TypeAlias = Mapping[str, Tensor]
@@ -116,7 +116,7 @@ def _fast(this: Prepared) -> Iterator[Prepared]:
     update = {"profile": PROFILES["fast"], "batch_size": this.info.batch_size, "limit": this.plan.count}
     with prepared(this.config.model_copy(update=update), this.plugins) as fast:
         fast = sampled(fast)
-        fast.line.rehearse(fast.info.batch_size)
+        fast.forward.rehearse(fast.info.batch_size)
         yield fast
 
 
@@ -138,7 +138,7 @@ def _values(this: Prepared) -> dict[str, Values]:
     found: dict[str, Values] = {}
     with closing(stream(this, workers=default_workers())) as made:
         batches = itertools.islice(made, this.info.shard_rows // this.info.batch_size)
-        for _, done in this.line.activations(batches, this.info.columns):
+        for _, done in this.forward.activations(batches, this.info.columns):
             for row, record in enumerate(done.records):
                 found[record.id] = {name: value[row] for name, value in done.values.items()}
     return found

@@ -19,11 +19,11 @@ from torch import Tensor
 from layertap.bench import trials
 from layertap.bench.figures import Figure
 from layertap.pipeline import malloc
-from layertap.pipeline.forward import Line
+from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.prepare import Prepared
-from layertap.pipeline.shards import Gathered, gather
-from layertap.pipeline.writer import Output
-from layertap.records import Activations, Batch
+from layertap.pipeline.shards import gather
+from layertap.pipeline.writer import Destination
+from layertap.records import Activations, Batch, Gathered
 from layertap.timing import Stopwatch
 
 IMAGE_STAGES = ("read", "decode", "prepare")
@@ -77,14 +77,14 @@ def limits_of(costs: Mapping[str, Cost], cores: int, *, accelerated: bool) -> di
     return {name: 1 / spent for name, spent in seconds.items()}
 
 
-def measure(this: Prepared, output: Output | None) -> dict[str, Cost]:
+def measure(this: Prepared, output: Destination | None) -> dict[str, Cost]:
     """One round: every stage alone on the images of a run, a shard of them from `finish` on.
 
     What comes out is written to `output`, if there is one; without it there is no stage `write`.
     """
     with malloc.kept():
         costs, batches = _images(this)
-        computed, done = _computed(this.line, batches)
+        computed, done = _computed(this.forward, batches)
         costs |= computed
         images = sum(len(batch.records) for batch in batches)
         with _measured() as spent:
@@ -95,7 +95,7 @@ def measure(this: Prepared, output: Output | None) -> dict[str, Cost]:
     return costs
 
 
-def _written(output: Output, gathered: Gathered, images: int) -> Cost:
+def _written(output: Destination, gathered: Gathered, images: int) -> Cost:
     with _measured() as spent:
         output.write(gathered)
     return spent.over(images)
@@ -118,29 +118,31 @@ def _images(this: Prepared) -> tuple[dict[str, Cost], list[Batch]]:
     return {name: Cost(wall, wall * share) for name, wall in walls.items()}, kept
 
 
-def _computed(line: Line, batches: Sequence[Batch]) -> tuple[dict[str, Cost], list[tuple[Batch, Activations]]]:
+def _computed(
+    forward: ForwardPass, batches: Sequence[Batch]
+) -> tuple[dict[str, Cost], list[tuple[Batch, Activations]]]:
     """What `batches` cost on their way through the model, and what came of them."""
     names = ("to_device", *_COMPUTED, "to_host")
     spent = {name: _Spent() for name in names}
     done = []
     for batch in batches:
         with torch.inference_mode(False), torch.no_grad():
-            with _measured(spent["to_device"], line.device):
-                moved = batch.pixels.to(line.device)
-            with _measured(spent["finish"], line.device):
-                inputs = line.inputs(moved)
-            with _measured(spent["forward"], line.device):
-                values = _forward(line, inputs)
-            with _measured(spent["to_host"], line.device):
+            with _measured(spent["to_device"], forward.device):
+                moved = batch.pixels.to(forward.device)
+            with _measured(spent["finish"], forward.device):
+                inputs = forward.inputs(moved)
+            with _measured(spent["forward"], forward.device):
+                values = _forward(forward, inputs)
+            with _measured(spent["to_host"], forward.device):
                 values = {name: value.cpu() for name, value in values.items()}
         done.append((batch, _of_good_images(batch, values)))
     images = sum(len(batch.records) for batch in batches)
     return {name: spent[name].over(images) for name in names}, done
 
 
-def _forward(line: Line, inputs: Tensor) -> dict[str, Tensor]:
-    with torch.autocast(line.device.type, line.autocast, enabled=line.autocast is not None):
-        return line.tapped.run(inputs)
+def _forward(forward: ForwardPass, inputs: Tensor) -> dict[str, Tensor]:
+    with torch.autocast(forward.device.type, forward.autocast, enabled=forward.autocast is not None):
+        return forward.tapped.run(inputs)
 
 
 def _of_good_images(batch: Batch, values: Mapping[str, Tensor]) -> Activations:

@@ -19,7 +19,7 @@ from layertap.pipeline import fingerprint, pipeline
 from layertap.pipeline.events import Events
 from layertap.pipeline.prepare import Prepared
 from layertap.pipeline.shards import default_rows
-from layertap.pipeline.writer import FolderOutput, Output, SinkOutput
+from layertap.pipeline.writer import Destination, FolderDestination, SinkDestination
 from layertap.records import Batch, RunInfo, Shard
 from layertap.store.store import open_store, storage
 from layertap.timing import Stopwatch
@@ -60,12 +60,12 @@ class Trial:
         return clock.read(self.this.plan.count)
 
     @contextmanager
-    def output(self) -> Iterator[tuple[Sink, RunInfo, Output]]:
+    def output(self) -> Iterator[tuple[Sink, RunInfo, Destination]]:
         """A place to write to, as that of the run is, but for the folder."""
         with tempfile.TemporaryDirectory(dir=self._folder) as place:
             config, path = self.this.config, Path(place) / "out"
             if not isinstance(self.this.sink, FileSink):
-                yield _Nowhere(), self.this.info, SinkOutput(_Nowhere())
+                yield _Nowhere(), self.this.info, SinkDestination(_Nowhere())
                 return
             there = config.sink.model_copy(update={"params": {**config.sink.params, "path": str(path)}})
             sink = config.model_copy(update={"sink": there}).build("sink", self.this.plugins)
@@ -73,7 +73,7 @@ class Trial:
             info = dataclasses.replace(self.this.info, id=uuid.uuid4().hex, path=path)
             manifest = fingerprint.manifest(dataclasses.replace(self.this, sink=sink, info=info))
             with open_store(path, sink, manifest) as store:
-                yield sink, info, FolderOutput(store, self.this.plan)
+                yield sink, info, FolderDestination(store, self.this.plan)
 
     def changed(self, key: str, value: int) -> Trial:
         """The same with another `batch_size` or another number of `workers`, and the same model."""

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from layertap.records import Tally
 from layertap.store.commits import Commits
 from layertap.store.dtypes import numpy_dtype
 from layertap.store.manifest import Manifest
-from layertap.tally import Tally
 
 
 def summary_text(path: Path, manifest: Manifest) -> str:

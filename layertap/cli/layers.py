@@ -14,14 +14,13 @@ from torch import Tensor
 
 from layertap.config.loading import load_config
 from layertap.config.model import RunConfig
-from layertap.contracts import Preprocessor
+from layertap.contracts import LoadedModel, Preprocessor
 from layertap.errors import ConfigError, TapError, WeightsError
 from layertap.images.batches import Slot
 from layertap.pipeline import inputs
 from layertap.pipeline.device import ready
 from layertap.pipeline.forward import model_guard
 from layertap.plugins import Plugins, guard
-from layertap.records import LoadedModel
 from layertap.store.dtypes import numpy_dtype
 from layertap.taps.grammar import Spec, Tap
 from layertap.taps.layers import find_layers, why_silent

@@ -63,7 +63,7 @@ def forecast(config: ConfigLike, overrides: Mapping[str, Any] | None = None, plu
             row_bytes=row_bytes(info.columns),
             stop=stop,
             compute=compute,
-            silent=this.line.tapped.silent,
+            silent=this.forward.tapped.silent,
             path=info.path,
             free_bytes=None if info.path is None else shutil.disk_usage(_existing(info.path)).free,
             state=_state(info.path),
@@ -74,13 +74,13 @@ def _stop(this: Prepared) -> tuple[str | None, float | None]:
     """The layer after which a forward ends, and the share of the compute done by then."""
     if not this.config.early_stop:
         return None, 1.0
-    line = this.line
-    inputs = line.inputs(line.slot.zeros(2))
+    forward = this.forward
+    inputs = forward.inputs(forward.slot.zeros(2))
     with model_guard(inputs):
-        layers = survey(line.tapped.module, inputs)
+        layers = survey(forward.tapped.module, inputs)
     compute = {name: layer.compute for layer in layers for name in (layer.name, *layer.aliases)}
-    assert line.tapped.last is not None
-    tap, call = line.tapped.last
+    assert forward.tapped.last is not None
+    tap, call = forward.tapped.last
     if not any(compute.values()):
         return tap.layer, None
     began, done = compute[tap.layer][call]

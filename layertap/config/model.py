@@ -13,11 +13,10 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from layertap.config.document import Document, Where, as_written
-from layertap.contracts import Plugin
+from layertap.contracts import PROFILES, Plugin, Profile
 from layertap.errors import ConfigError, TapError, UnsafeError, WeightsError, did_you_mean, first_fault
 from layertap.images.decoding.formats import STANDARD, Format
 from layertap.plugins import Plugins, Registered, guard
-from layertap.profiles import PROFILES, Profile, named
 from layertap.taps.grammar import Spec, Tap, Taps
 
 MODEL_PREPROCESSOR = "model"
@@ -53,6 +52,15 @@ def _upper_list(value: Any) -> Any:
 def _device(value: Any) -> Any:
     if isinstance(value, str) and not _DEVICE.fullmatch(value):
         raise ValueError(f"is auto, cpu, cuda, cuda:N or mps, not {value!r}")
+    return value
+
+
+def _profile(value: Any) -> Any:
+    """The profile of that name; anything else as it is."""
+    if isinstance(value, str):
+        if value not in PROFILES:
+            raise ValueError(f"is {' or '.join(PROFILES)}, or a mapping of switches, not {value!r}")
+        return PROFILES[value]
     return value
 
 
@@ -103,7 +111,7 @@ class RunConfig(pydantic.BaseModel):
         "thread", description="where images are decoded: in threads, or in processes that a hostile one may kill"
     )
     early_stop: Annotated[bool, Field(strict=True)] = Field(True, description="stop a forward after the last tap")
-    profile: Annotated[Profile, BeforeValidator(named)] = Field(
+    profile: Annotated[Profile, BeforeValidator(_profile)] = Field(
         PROFILES["exact"],
         description="exact, fast, or a mapping of switches: what may change values a little",
     )

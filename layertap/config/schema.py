@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from layertap.config.model import MODEL_PREPROCESSOR, PARTS, RunConfig
+from layertap.contracts import PROFILES, Profile
 from layertap.plugins import Plugins, guard
-from layertap.profiles import PROFILES, Profile
 from layertap.taps.grammar import Tap
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -18,7 +18,6 @@ from layertap.images.failure_codes import refusal
 from layertap.images.reading import stamp_of
 from layertap.plugins import guard
 from layertap.records import ImageRecord, Planned
-from layertap.store.commits import Commit
 
 _TAKEN = ("row", "id")
 
@@ -88,12 +87,9 @@ class Plan:
                 digest.update(f"{record_id}\0{stamp};".encode())
         return digest.hexdigest()
 
-    def holds(self, record: Commit) -> bool:
-        """Whether a commit record accounts for each of its images once, and for them alone."""
-        planned = [record_id for record_id, _ in self.entries(record.first, record.first + record.planned)]
-        failed = {failure.id for failure in record.failures}
-        kept = [record_id for record_id in planned if record_id not in failed]
-        return len(planned) == record.planned and kept == [row.id for row in record.kept] and failed <= set(planned)
+    def ids(self, first: int, count: int) -> list[str]:
+        """The ids of `count` records from number `first` on; fewer where the plan ends before."""
+        return [record_id for record_id, _ in self.entries(first, first + count)]
 
     def _entries_of_the_source(self) -> Iterator[tuple[str, str | None]]:
         return ((record.id, stamp_of(record)) for record in self._checked())

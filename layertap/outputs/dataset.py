@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from layertap.errors import StoreError, did_you_mean
+from layertap.outputs.output import Output
 from layertap.outputs.rows import Rows
 from layertap.records import MetaValue
-
-if TYPE_CHECKING:
-    from layertap.outputs.features import Features
 
 
 class TapDataset(Dataset[Any]):
@@ -27,7 +25,7 @@ class TapDataset(Dataset[Any]):
     other labels, `classes` is None. Nothing but the labels is in memory. Made by `Features.to_torch`.
     """
 
-    def __init__(self, features: Features, tap: str, label: str | None = None) -> None:
+    def __init__(self, features: Output, tap: str, label: str | None = None) -> None:
         self.tap = tap
         self.classes: list[str] | None = None
         self.labels: list[Any] | None = None
@@ -76,7 +74,7 @@ def _tensor(row: NDArray[Any]) -> Tensor:
     return torch.from_numpy(row)
 
 
-def _labels(features: Features, label: str) -> list[MetaValue]:
+def _labels(features: Output, label: str) -> list[MetaValue]:
     if label not in features.meta:
         known = ", ".join(features.meta) or "none"
         raise StoreError(

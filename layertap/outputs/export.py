@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pydantic
@@ -21,24 +21,21 @@ from layertap.contracts import FileSink
 from layertap.errors import ConfigError, StoreError, did_you_mean, first_fault
 from layertap.outputs.export_manifest import carried, run_info
 from layertap.outputs.foreign_formats import LAYOUTS, Layout
-from layertap.pipeline.shards import Gathered
+from layertap.outputs.output import Output
 from layertap.plugins import Plugins, guard
-from layertap.records import Failure, ImageRecord, Shard
+from layertap.records import Failure, Gathered, ImageRecord, Shard
 from layertap.store import durable, replace, safe_files
 from layertap.store.commits import Commit, digest
 from layertap.store.lock import Lock
 from layertap.store.manifest import FOREIGN, MANIFEST, FileFacts, Manifest, ShardFacts, read_manifest
 from layertap.store.store import FAILURES, INDEX, Store, storage
 
-if TYPE_CHECKING:
-    from layertap.outputs.features import Features
-
 
 class _Damaged(StoreError):
     """What is to be exported is not what its run has written."""
 
 
-def export(features: Features, type_name: str, path: Path, taps: Sequence[str], plugins: Plugins) -> Path:
+def export(features: Output, type_name: str, path: Path, taps: Sequence[str], plugins: Plugins) -> Path:
     """`Features.export`, of these taps."""
     source = Manifest.model_validate(features.manifest)
     if not features.is_complete:
@@ -60,7 +57,7 @@ def export(features: Features, type_name: str, path: Path, taps: Sequence[str], 
 
 
 def _in_layout(
-    features: Features, type_name: str, layout: Layout, path: Path, taps: Sequence[str], shards: Sequence[ShardFacts]
+    features: Output, type_name: str, layout: Layout, path: Path, taps: Sequence[str], shards: Sequence[ShardFacts]
 ) -> None:
     if len(taps) != 1:
         raise ConfigError(
@@ -73,7 +70,7 @@ def _in_layout(
 
 
 def _by_sink(
-    features: Features,
+    features: Output,
     sink: FileSink,
     path: Path,
     manifest: Manifest,
@@ -194,7 +191,7 @@ def _of_taps(facts: ShardFacts, taps: Sequence[str]) -> ShardFacts:
     return facts.model_copy(update={"values": only(facts.values), "nonfinite": only(facts.nonfinite)})
 
 
-def _gathered(features: Features, shards: Sequence[ShardFacts], start: int = 0) -> Iterator[Gathered]:
+def _gathered(features: Output, shards: Sequence[ShardFacts], start: int = 0) -> Iterator[Gathered]:
     """The shards from number `start` on, each compared with its digests."""
     rows, failures = features.rows(), iter(features.failures)
     stored = {tap: features[tap] for tap in (shards[0].values if shards else ())}
@@ -214,7 +211,7 @@ def _gathered(features: Features, shards: Sequence[ShardFacts], start: int = 0) 
         first += facts.planned
 
 
-def _refuse_damaged(features: Features, source: Manifest, taps: Sequence[str]) -> None:
+def _refuse_damaged(features: Output, source: Manifest, taps: Sequence[str]) -> None:
     """Raise `StoreError` for what is wrong with an output and can be told without reading all of it."""
     path = features.path
     for tap in taps:

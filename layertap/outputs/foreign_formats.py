@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from layertap.errors import ConfigError
+from layertap.outputs.output import Output
 from layertap.outputs.tables import array, kinds, needing
 from layertap.records import Shard
 from layertap.store.dtypes import numpy_dtype
 from layertap.store.manifest import TapFacts
-
-if TYPE_CHECKING:
-    from layertap.outputs.features import Features
 
 _NAMES, _FEATURES = "file_names.txt", "features.npy"
 _EMBEDDINGS, _METADATA = "img_emb/img_emb_0.npy", "metadata/metadata_0.parquet"
@@ -29,18 +27,18 @@ class Layout:
     """One library's layout: the `files` it writes, what it cannot hold, and how it is written."""
 
     files: tuple[str, ...]
-    check: Callable[[Features, str], None]
+    check: Callable[[Output, str], None]
     """Raises `ConfigError` for a tap that it cannot hold, before anything is written."""
-    write: Callable[[Features, str, Iterable[Shard], Path], None]
+    write: Callable[[Output, str, Iterable[Shard], Path], None]
 
 
-def _check_names(features: Features, tap: str) -> None:
+def _check_names(features: Output, tap: str) -> None:
     for row in features.rows():
         if {"\n", "\r"} & set(row["id"]):
             raise ConfigError(f"thingsvision keeps one name a line, and the id {row['id']!r} holds a line break")
 
 
-def _write_thingsvision(features: Features, tap: str, shards: Iterable[Shard], folder: Path) -> None:
+def _write_thingsvision(features: Output, tap: str, shards: Iterable[Shard], folder: Path) -> None:
     facts = features.facts(tap)
     with open(folder / _FEATURES, "wb") as file, open(folder / _NAMES, "w", encoding="utf-8", newline="\n") as names:
         _write_header(file, len(features[tap]), facts)
@@ -49,7 +47,7 @@ def _write_thingsvision(features: Features, tap: str, shards: Iterable[Shard], f
             names.writelines(f"{record.id}\n" for record in shard.records)
 
 
-def _check_vectors(features: Features, tap: str) -> None:
+def _check_vectors(features: Output, tap: str) -> None:
     facts = features.facts(tap)
     if len(facts.shape) != 1:
         raise ConfigError(
@@ -62,7 +60,7 @@ def _check_vectors(features: Features, tap: str) -> None:
         import pyarrow.parquet  # type: ignore[import-untyped]  # noqa: F401
 
 
-def _write_clip_retrieval(features: Features, tap: str, shards: Iterable[Shard], folder: Path) -> None:
+def _write_clip_retrieval(features: Output, tap: str, shards: Iterable[Shard], folder: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 

@@ -11,19 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layertap.errors import ConfigError, StoreError
+from layertap.outputs.output import Output
 from layertap.outputs.rows import Rows
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
     import pyarrow  # type: ignore[import-untyped]
 
-    from layertap.outputs.features import Features
-
 _PANDAS = {"int": "Int64", "float": "Float64", "bool": "boolean", "str": "string", "null": "object"}
 _INT64 = range(-(2**63), 2**63)
 
 
-def frame(features: Features, taps: Sequence[str]) -> pandas.DataFrame:
+def frame(features: Output, taps: Sequence[str]) -> pandas.DataFrame:
     """`Features.to_pandas`, of these taps."""
     with needing("pandas", "pandas"):
         import pandas
@@ -43,7 +42,7 @@ def frame(features: Features, taps: Sequence[str]) -> pandas.DataFrame:
     return pandas.DataFrame(columns)
 
 
-def table(features: Features, taps: Sequence[str]) -> pyarrow.Table:
+def table(features: Output, taps: Sequence[str]) -> pyarrow.Table:
     """`Features.to_arrow`, of these taps."""
     with needing("pyarrow", "parquet"):
         import pyarrow
@@ -54,7 +53,7 @@ def table(features: Features, taps: Sequence[str]) -> pyarrow.Table:
     return pyarrow.table(columns)
 
 
-def kinds(features: Features) -> dict[str, str]:
+def kinds(features: Output) -> dict[str, str]:
     """`row`, `id` and the metadata columns, and their type's name: `str` where a number is too large for 64 bits."""
     found = {"row": "int", "id": "str", **features.meta}
     whole = [name for name, kind in found.items() if kind == "int"]
@@ -65,7 +64,7 @@ def kinds(features: Features) -> dict[str, str]:
     return found
 
 
-def _metadata(features: Features) -> dict[str, tuple[list[Any], str]]:
+def _metadata(features: Output) -> dict[str, tuple[list[Any], str]]:
     """Each column's values and their type's name."""
     known = kinds(features)
     columns: dict[str, list[Any]] = {name: [] for name in known}

@@ -37,7 +37,7 @@ def manifest(this: Prepared) -> Manifest:
         model=_plain(info.about),
         versions=_versions(this.config, this.plugins),
         taps={name: _tap_facts(column) for name, column in info.columns.items()},
-        unfused=unfused(this.line.tapped.module, [column.tap.layer for column in info.columns.values()]),
+        unfused=unfused(this.forward.tapped.module, [column.tap.layer for column in info.columns.values()]),
         planned=info.planned,
         batch_size=info.batch_size,
         shard_rows=info.shard_rows,
@@ -61,7 +61,7 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fingerprint(this: Prepared) -> dict[str, Any]:
     """Everything that can change a value or the place of a row, by name; two runs with equal ones give equal bytes."""
-    info, preprocessor = this.info, this.line.preprocessor
+    info, preprocessor = this.info, this.forward.preprocessor
     return {
         "model": _named(info.config["model"], info.about),
         "about": _without_place(info.about, info.about),

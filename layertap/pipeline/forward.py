@@ -24,7 +24,7 @@ from layertap.timing import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ForwardPass:
     """A tapped model on its device, and what makes its input."""
 
     tapped: TappedModel

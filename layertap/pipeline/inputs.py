@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from layertap.config.document import Document
 from layertap.config.model import MODEL_PREPROCESSOR, RunConfig, build_part, model_short
-from layertap.contracts import ModelProvider, Plugin, Preprocessor, Source
+from layertap.contracts import LoadedModel, ModelProvider, Plugin, Preprocessor, Source
 from layertap.errors import ConfigError, PluginError, first_fault
 from layertap.plugins import Plugins, guard
-from layertap.records import ImageRecord, LoadedModel
+from layertap.records import ImageRecord
 from layertap.taps.grammar import Spec
 
 Item: TypeAlias = "ImageRecord | str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Tensor"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 from layertap.errors import ConfigError
-from layertap.pipeline.forward import Line, OutOfMemory
+from layertap.pipeline.forward import ForwardPass, OutOfMemory
 from layertap.pipeline.shards import row_bytes
 from layertap.records import Column
 
@@ -18,21 +18,23 @@ _BATCHES, _SHARDS = 4, 2
 _LARGEST, _LARGEST_ON_CPU = 1024, 256
 
 
-def largest_batch(line: Line, columns: Mapping[str, Column], most: int) -> int:
+def largest_batch(forward: ForwardPass, columns: Mapping[str, Column], most: int) -> int:
     """The largest power of two up to `most` images that the device takes in one forward."""
-    size = 1 << (min(most, _LARGEST if line.device.type != "cpu" else _LARGEST_ON_CPU).bit_length() - 1)
-    while size > 1 and not (_modest(line, columns, size) and (line.device.type == "cpu" or _fits(line, size))):
+    size = 1 << (min(most, _LARGEST if forward.device.type != "cpu" else _LARGEST_ON_CPU).bit_length() - 1)
+    while size > 1 and not (_modest(forward, columns, size) and (forward.device.type == "cpu" or _fits(forward, size))):
         size //= 2
     return size
 
 
-def _modest(line: Line, columns: Mapping[str, Column], batch_size: int) -> bool:
-    return _needed(line, columns, batch_size, batch_size) * 4 <= _there_is()
+def _modest(forward: ForwardPass, columns: Mapping[str, Column], batch_size: int) -> bool:
+    return _needed(forward, columns, batch_size, batch_size) * 4 <= _there_is()
 
 
-def refuse_more_than_there_is(line: Line, columns: Mapping[str, Column], batch_size: int, shard_rows: int) -> None:
+def refuse_more_than_there_is(
+    forward: ForwardPass, columns: Mapping[str, Column], batch_size: int, shard_rows: int
+) -> None:
     """Raise `ConfigError` where the images and shards in memory at once are more than the machine has."""
-    needed, there_is = _needed(line, columns, batch_size, shard_rows), _there_is()
+    needed, there_is = _needed(forward, columns, batch_size, shard_rows), _there_is()
     if needed > there_is:
         raise ConfigError(
             f"batch_size: {batch_size} images a batch and {shard_rows} rows a shard need {needed / 1e9:.1f} GB of "
@@ -40,18 +42,18 @@ def refuse_more_than_there_is(line: Line, columns: Mapping[str, Column], batch_s
         )
 
 
-def rehearse(line: Line, batch_size: int) -> None:
+def rehearse(forward: ForwardPass, batch_size: int) -> None:
     """One forward of a whole black batch. Raises `ConfigError` where the device's memory does not take it."""
     fitting = batch_size
-    while fitting and not _fits(line, fitting):
+    while fitting and not _fits(forward, fitting):
         fitting //= 2
     if fitting < batch_size:
         cure = f"batch_size={fitting} does" if fitting else "not even one does; use device=cpu"
-        raise ConfigError(f"batch_size: {batch_size} images do not fit into the memory of {line.device}; {cure}")
+        raise ConfigError(f"batch_size: {batch_size} images do not fit into the memory of {forward.device}; {cure}")
 
 
-def _needed(line: Line, columns: Mapping[str, Column], batch_size: int, shard_rows: int) -> int:
-    image = math.prod(line.slot.shape) * line.slot.dtype.itemsize
+def _needed(forward: ForwardPass, columns: Mapping[str, Column], batch_size: int, shard_rows: int) -> int:
+    image = math.prod(forward.slot.shape) * forward.slot.dtype.itemsize
     return _BATCHES * batch_size * image + _SHARDS * shard_rows * row_bytes(columns)
 
 
@@ -59,9 +61,9 @@ def _there_is() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _fits(line: Line, batch_size: int) -> bool:
+def _fits(forward: ForwardPass, batch_size: int) -> bool:
     try:
-        line.rehearse(batch_size)
+        forward.rehearse(batch_size)
     except OutOfMemory:
         return False
     return True

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,18 +17,19 @@ from layertap.config.model import RunConfig
 from layertap.contracts import FileSink, Sink
 from layertap.errors import ConfigError, ImageError
 from layertap.images.batches import Slot, batches, default_workers
-from layertap.outputs.features import Features
+from layertap.images.plan import Plan
+from layertap.outputs.output import Output
 from layertap.pipeline import fingerprint, inputs
 from layertap.pipeline.device import find_device, ready
-from layertap.pipeline.forward import Line
+from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.prepare import Prepared, prepared
 from layertap.pipeline.retry import Retry
-from layertap.pipeline.shards import Gathered, gather, nonfinite
-from layertap.pipeline.writer import FolderOutput, Output, SinkOutput, Writer
+from layertap.pipeline.shards import gather, nonfinite
+from layertap.pipeline.writer import Destination, FolderDestination, SinkDestination, Writer
 from layertap.plugins import Plugins, guard
-from layertap.records import Activations, Batch, Failure, Planned, Report, RunInfo
+from layertap.records import Activations, Batch, Failure, Gathered, Planned, Report, RunInfo, Tally
+from layertap.store.commits import Commit
 from layertap.store.store import beside, open_store
-from layertap.tally import Tally
 from layertap.taps.grammar import TapsLike
 from layertap.taps.tapped import TappedModel
 from layertap.timing import Stopwatch
@@ -74,20 +76,19 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
                 raise ConfigError(
                     f"the sink {config.sink.type} keeps no output folder, so nothing in it can be retried"
                 )
-            return Walk(this, SinkOutput(sink), started, stopwatch).walk()
+            return Walk(this, SinkDestination(sink), started, stopwatch).walk()
         path, manifest = Path(sink.params.path), fingerprint.manifest(this)
-        store = stack.enter_context(
-            open_store(path, sink, manifest, mode=config.mode, retry=retry_failed, holds=this.plan.holds)
-        )
-        output, retry = FolderOutput(store, this.plan), None
+        holds = partial(_is_planned, this.plan)
+        store = stack.enter_context(open_store(path, sink, manifest, mode=config.mode, retry=retry_failed, holds=holds))
+        output, retry = FolderDestination(store, this.plan), None
         if store.is_complete:
             if retry_failed:
-                features = Features(store.path, store.manifest, sink)
+                features = Output(store.path, store.manifest, sink)
                 retry = Retry(features, store.manifest.shards, this.plan)
             if retry is None or not retry.numbers:
                 return _report(info, output.tally(), output, sink, 0.0, already=True)
-            store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run, this.plan.holds))
-            output = FolderOutput(store, this.plan)
+            store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run, holds))
+            output = FolderDestination(store, this.plan)
             if store.is_complete:
                 return _report(info, output.tally(), output, sink, 0.0, already=True)
         return Walk(this, output, started, stopwatch, retry).walk()
@@ -135,12 +136,12 @@ def extract(
     preprocessor = inputs.given_preprocessor(preprocess, loaded, known)
     slot = Slot.of(preprocessor, where)
     with ready(loaded.module, where), TappedModel(loaded.module, taps, about=loaded.about, plugins=known) as tapped:
-        line = Line(tapped, preprocessor, slot, where)
-        columns = line.probe()
+        forward = ForwardPass(tapped, preprocessor, slot, where)
+        columns = forward.probe()
         records = inputs.given_records(images, known)
         planned = (Planned(record) for record in records)
         stream = batches(planned, preprocessor, slot, batch_size=batch_size, workers=workers or default_workers())
-        with closing(stream), closing(line.activations(stream, columns)) as computed:
+        with closing(stream), closing(forward.activations(stream, columns)) as computed:
             for batch, activations in computed:
                 if on_error == "fail":
                     for failure in batch.failures.values():
@@ -149,12 +150,17 @@ def extract(
                     yield activations
 
 
+def _is_planned(plan: Plan, record: Commit) -> bool:
+    """Whether a commit record accounts for the images that the plan has in its place."""
+    return record.accounts_for(plan.ids(record.first, record.planned))
+
+
 @dataclass(frozen=True, slots=True)
 class Walk:
     """One run from its first image to its report."""
 
     run: Prepared
-    output: Output
+    output: Destination
     started: float
     stopwatch: Stopwatch
     retry: Retry | None = None
@@ -179,11 +185,11 @@ class Walk:
         return report
 
     def _extract(self, info: RunInfo, tally: Tally) -> None:
-        line, first, retry = self.run.line, tally.shards, self.retry
+        forward, first, retry = self.run.forward, tally.shards, self.retry
         planned = retry.planned(first) if retry else self.run.plan.records(first * info.shard_rows)
         stream = self.run.batches(planned, self.stopwatch)
         numbers = (number for number in retry.numbers if number >= first) if retry else itertools.count(first)
-        activations = line.activations(stream, info.columns, self.stopwatch)
+        activations = forward.activations(stream, info.columns, self.stopwatch)
         with closing(stream), closing(activations), Writer(self.output, self.stopwatch) as writer:
             done = self._watched(activations, info, tally)
             computed = gather(done, info.columns, min(info.shard_rows, info.planned), numbers)
@@ -243,7 +249,7 @@ def _refuse_nonfinite(activations: Activations) -> None:
 
 
 def _report(
-    info: RunInfo, tally: Tally, output: Output, sink: Sink, seconds: float, *, already: bool = False
+    info: RunInfo, tally: Tally, output: Destination, sink: Sink, seconds: float, *, already: bool = False
 ) -> Report:
     with guard(sink):
         ids, values = sink.result() or (None, None)

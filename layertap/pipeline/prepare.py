@@ -20,7 +20,7 @@ from layertap.images.plan import Plan
 from layertap.pipeline import inputs, memory
 from layertap.pipeline.device import find_device, ready, rounding
 from layertap.pipeline.events import Events
-from layertap.pipeline.forward import Line
+from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.shards import default_rows
 from layertap.plugins import Plugins
 from layertap.records import Batch, Column, Planned, RunInfo
@@ -42,7 +42,7 @@ class Prepared:
     plugins: Plugins
     plan: Plan
     workers: int
-    line: Line
+    forward: ForwardPass
     sink: Sink
     events: Events
     info: RunInfo
@@ -51,7 +51,7 @@ class Prepared:
     def enough(self) -> Enough | None:
         """What says how much of a JPEG is decoded; None where all of it is."""
         scaled = self.config.profile.decode == "scaled" and self.config.isolation == "thread"
-        return self.line.preprocessor.enough if scaled else None
+        return self.forward.preprocessor.enough if scaled else None
 
     def batches(
         self, planned: Iterable[Planned], stopwatch: Stopwatch | None = None, *, workers: int | None = None
@@ -60,8 +60,8 @@ class Prepared:
         config = self.config
         return batches(
             planned,
-            self.line.preprocessor,
-            self.line.slot,
+            self.forward.preprocessor,
+            self.forward.slot,
             batch_size=self.info.batch_size,
             workers=workers or self.workers,
             decoding=Decoding(config.formats, config.image_timeout, config.isolation, self.enough),
@@ -97,16 +97,16 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
     memory_format = getattr(torch, _FORMATS[config.profile.memory_format])
     autocast = getattr(torch, config.autocast) if config.autocast else None
     with rounding(config.profile.tf32), ready(loaded.module, device, memory_format), tapped:
-        line = Line(tapped, preprocessor, slot, device, memory_format, autocast)
+        forward = ForwardPass(tapped, preprocessor, slot, device, memory_format, autocast)
         with config.at("taps"):
-            columns = line.probe()
+            columns = forward.probe()
         with config.at("batch_size"):
-            batch_size = _batch_size(config, sink, line, columns, plan.count)
+            batch_size = _batch_size(config, sink, forward, columns, plan.count)
         shard_rows = config.shard_rows or default_rows(columns, batch_size)
         with config.at("batch_size"):
-            memory.refuse_more_than_there_is(line, columns, min(batch_size, plan.count), min(shard_rows, plan.count))
+            memory.refuse_more_than_there_is(forward, columns, min(batch_size, plan.count), min(shard_rows, plan.count))
             if device.type != "cpu":
-                memory.rehearse(line, min(batch_size, plan.count))
+                memory.rehearse(forward, min(batch_size, plan.count))
         info = RunInfo(
             id=uuid.uuid4().hex,
             planned=plan.count,
@@ -119,10 +119,10 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
             about=loaded.about,
         )
         workers = config.workers or default_workers() * (_READERS_A_CORE if source.waits else 1)
-        yield Prepared(config, plugins, plan, workers, line, sink, events, info)
+        yield Prepared(config, plugins, plan, workers, forward, sink, events, info)
 
 
-def _batch_size(config: RunConfig, sink: Sink, line: Line, columns: Mapping[str, Column], images: int) -> int:
+def _batch_size(config: RunConfig, sink: Sink, forward: ForwardPass, columns: Mapping[str, Column], images: int) -> int:
     """The configured one; `auto` keeps to that of an output which is there already, so that a run can go on."""
     if isinstance(config.batch_size, int):
         return config.batch_size
@@ -130,7 +130,7 @@ def _batch_size(config: RunConfig, sink: Sink, line: Line, columns: Mapping[str,
         found = read_manifest(Path(sink.params.path))
         if found is not None:
             return found.batch_size
-    size = memory.largest_batch(line, columns, images)
+    size = memory.largest_batch(forward, columns, images)
     while config.shard_rows and config.shard_rows % size:
         size //= 2
     return size

@@ -11,9 +11,8 @@ import numpy as np
 from layertap.errors import StoreError
 from layertap.images.failure_codes import may_pass
 from layertap.images.plan import Plan
-from layertap.outputs.features import Features
-from layertap.pipeline.shards import Gathered
-from layertap.records import Failure, ImageRecord, Planned, Shard
+from layertap.outputs.output import Output
+from layertap.records import Failure, Gathered, ImageRecord, Planned, Shard
 from layertap.store.commits import digest
 from layertap.store.manifest import FOREIGN, ShardFacts
 
@@ -25,7 +24,7 @@ class Retry:
     behind a kept row is not the one that the row was made from.
     """
 
-    def __init__(self, features: Features, shards: list[ShardFacts], plan: Plan) -> None:
+    def __init__(self, features: Output, shards: list[ShardFacts], plan: Plan) -> None:
         self._features = features
         self._shards = shards
         self._plan = plan

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layertap.records import Activations, Batch, Column, Failure, ImageRecord, Shard
+from layertap.records import Activations, Batch, Column, Failure, Gathered, ImageRecord, Shard
 from layertap.store.dtypes import numpy_dtype
 
 # Large enough that a commit's fsyncs are cheap beside it, small enough that two of them are little memory.
@@ -37,18 +36,6 @@ def to_numpy(tensor: Tensor) -> NDArray[Any]:
     if tensor.dtype == torch.bfloat16:
         return tensor.contiguous().view(torch.uint16).numpy().view(numpy_dtype("bfloat16"))
     return tensor.numpy()
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """A shard with what did not make it in: `planned` records of the plan from `first` on, kept or failed."""
-
-    shard: Shard
-    first: int
-    planned: int
-    failures: tuple[Failure, ...]
-    nonfinite: Mapping[str, int] = field(default_factory=dict)
-    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 def gather(

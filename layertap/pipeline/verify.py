@@ -181,7 +181,9 @@ def _computed(this: Prepared, numbers: Sequence[int]) -> Iterator[tuple[int, dic
     records = (Planned(planned.record) for place, planned in every if place // size in chosen)
     stream = this.batches(records)
     with closing(stream):
-        for number, (batch, activations) in zip(numbers, this.line.activations(stream, this.info.columns), strict=True):
+        for number, (batch, activations) in zip(
+            numbers, this.forward.activations(stream, this.info.columns), strict=True
+        ):
             good = [number * size + slot for slot in range(len(batch.records)) if slot not in batch.failures]
             for index, place in enumerate(good):
                 yield place, {name: to_numpy(values[index]) for name, values in activations.values.items()}

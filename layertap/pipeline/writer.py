@@ -9,14 +9,13 @@ from typing import Self
 
 from layertap.contracts import Sink
 from layertap.images.plan import Plan
-from layertap.pipeline.shards import Gathered
 from layertap.plugins import guard
+from layertap.records import Gathered, Tally
 from layertap.store.store import Store
-from layertap.tally import Tally
 from layertap.timing import Stopwatch
 
 
-class Output(ABC):
+class Destination(ABC):
     """The far end of the line."""
 
     stored = False
@@ -33,7 +32,7 @@ class Output(ABC):
         """All shards are written."""
 
 
-class FolderOutput(Output):
+class FolderDestination(Destination):
     """An output folder, with commits and resume."""
 
     stored = True
@@ -54,7 +53,7 @@ class FolderOutput(Output):
         self._store.finish({"seconds": round(seconds, 3), "timing": timing})
 
 
-class SinkOutput(Output):
+class SinkDestination(Destination):
     """A sink without a folder of ours: nothing of it can be resumed."""
 
     def __init__(self, sink: Sink) -> None:
@@ -68,7 +67,7 @@ class SinkOutput(Output):
 class Writer:
     """Writes one shard beside the next forwards; what goes wrong is raised at the next call."""
 
-    def __init__(self, output: Output, stopwatch: Stopwatch) -> None:
+    def __init__(self, output: Destination, stopwatch: Stopwatch) -> None:
         self._output = output
         self._stopwatch = stopwatch
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="layertap-write")

@@ -5,21 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from layertap.errors import StoreError
+from layertap.records import Gathered, Tally
 from layertap.store import durable, safe_files
 from layertap.store.manifest import FOREIGN, Count, Counts, Digest, Facts, FileFacts, FileName, ShardFacts, parsed
-from layertap.tally import Tally
-
-if TYPE_CHECKING:
-    from layertap.pipeline.shards import Gathered
 
 PARTS, COMMITS = "parts", "commits"
 
@@ -81,6 +78,12 @@ class Commit(Facts):
             nonfinite=self.nonfinite,
             notes=self.notes,
         )
+
+    def accounts_for(self, planned: Sequence[str]) -> bool:
+        """Whether it accounts for each of these ids once, in order, and for them alone."""
+        failed = {failure.id for failure in self.failures}
+        kept = [record_id for record_id in planned if record_id not in failed]
+        return len(planned) == self.planned and kept == [row.id for row in self.kept] and failed <= set(planned)
 
     def count_into(self, tally: Tally) -> None:
         """Add this shard to what has become of the images."""

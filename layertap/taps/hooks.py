@@ -59,7 +59,7 @@ def is_method_running(owner: nn.Module) -> bool:
     return False
 
 
-def refuse_deaf(root: object) -> None:
+def refuse_unhookable(root: object) -> None:
     """Refuse modules whose hooks would not fire, or would see a part of the batch."""
     if not isinstance(root, nn.Module):
         raise TapError(f"taps listen to an nn.Module, not to {type(root).__name__}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layertap.errors import TapError
-from layertap.taps.hooks import refuse_deaf
+from layertap.taps.hooks import refuse_unhookable
 from layertap.taps.nested import tensors_of
 
 
@@ -53,7 +53,7 @@ def survey(module: nn.Module, *args: Any, **kwargs: Any) -> list[LayerInfo]:
         raise TapError(
             "layers() runs the model once: give it an input, such as layers(model, torch.zeros(1, 3, 224, 224))"
         )
-    refuse_deaf(module)
+    refuse_unhookable(module)
     seen = {layer: _Seen() for layer in module.modules()}
     modes = {layer: layer.training for layer in seen}
     handles: list[torch.utils.hooks.RemovableHandle] = []

@@ -15,8 +15,9 @@ from layertap.plugins import Plugins
 from layertap.records import TapInfo
 from layertap.taps.capture import Capture, Forward
 from layertap.taps.grammar import Tap, TapsLike, parse_taps
-from layertap.taps.hooks import Hook, caller, is_method_running, is_running, refuse_deaf
+from layertap.taps.hooks import Hook, caller, is_method_running, is_running, refuse_unhookable
 from layertap.taps.layers import find_layers, why_silent
+from layertap.taps.listener import Listener
 
 
 class _Stop(BaseException):
@@ -25,31 +26,6 @@ class _Stop(BaseException):
     def __init__(self, owner: TappedModel) -> None:
         super().__init__("layertap stops the forward after its last tap")
         self.owner = owner
-
-
-class _Listener:
-    """One side of one module: counts its calls and offers each value to the taps on it."""
-
-    def __init__(self, module: nn.Module, side: str) -> None:
-        self.module = module
-        self.side = side
-        self.captures: list[Capture] = []
-        self.calls = 0
-        self.expected: int | None = None
-        """How often the first forward of `run()` called it; None before that."""
-        self.expected_at_stop = 0
-        """How many of these calls come before all taps have what they want."""
-        self.needed = 0
-        """After how many calls every tap here has what it wants."""
-
-    def hear(self, value: Any, expected: int | None) -> None:
-        call, self.calls = self.calls, self.calls + 1
-        for capture in self.captures:
-            capture.offer(call, value, expected)
-
-    def expect(self, calls: int) -> None:
-        self.expected, self.expected_at_stop = calls, 0
-        self.needed = min(calls, max(capture.calls_needed(calls) for capture in self.captures))
 
 
 class TappedModel(Mapping[str, Tensor]):
@@ -82,7 +58,7 @@ class TappedModel(Mapping[str, Tensor]):
         about: Mapping[str, Any] | None = None,
         plugins: Plugins | None = None,
     ) -> None:
-        refuse_deaf(module)
+        refuse_unhookable(module)
         self.module = module
         self.silent: list[str] = []
         """Taps of layers that a glob or pattern matched and that did not run in the first forward of `run()`."""
@@ -91,10 +67,10 @@ class TappedModel(Mapping[str, Tensor]):
         self._early_stop = early_stop
         self._forward = Forward(module, detach=detach, about=dict(about or {}), plugins=plugins)
         self._captures: dict[str, Capture] = {}
-        self._listeners: dict[tuple[int, str], _Listener] = {}
+        self._listeners: dict[tuple[int, str], Listener] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entry: object = None
-        self._heard: list[_Listener] = []
+        self._heard: list[Listener] = []
         self._waiting = 0
         self._running = False
         self._calls_of_root: list[FrameType] = []
@@ -187,7 +163,7 @@ class TappedModel(Mapping[str, Tensor]):
                 raise TapError(f"two taps are named {name!r}: give one another `name`")
             pattern = tap if layer != tap.layer else None
             self._captures[name] = capture = Capture(found, name, module, self._forward, pattern=pattern)
-            listener = self._listeners.setdefault((id(module), tap.side), _Listener(module, tap.side))
+            listener = self._listeners.setdefault((id(module), tap.side), Listener(module, tap.side))
             listener.captures.append(capture)
 
     def _attach(self) -> None:
@@ -199,14 +175,14 @@ class TappedModel(Mapping[str, Tensor]):
             self._handles.append(self._listen(listener))
         self._handles.append(root.register_forward_pre_hook(Hook(root, self._on_root), prepend=True))
 
-    def _listen(self, listener: _Listener) -> torch.utils.hooks.RemovableHandle:
+    def _listen(self, listener: Listener) -> torch.utils.hooks.RemovableHandle:
         module, hear = listener.module, partial(self._hear, listener)
         if listener.side == "input":
             hook = Hook(module, lambda args, kwargs: hear((args, kwargs)))
             return module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
         return module.register_forward_hook(Hook(module, lambda args, output: hear(output)), prepend=True)
 
-    def _hear(self, listener: _Listener, value: Any) -> None:
+    def _hear(self, listener: Listener, value: Any) -> None:
         if not (self._running or self._calls_of_root):
             # Someone who calls a layer by itself does not mean a forward; someone in a method of the model may.
             if is_method_running(self.module):
@@ -214,7 +190,7 @@ class TappedModel(Mapping[str, Tensor]):
                     capture.strayed = True
             return
         # Only run() holds the counts of the first forward against the later ones.
-        listener.hear(value, listener.expected if self._running else None)
+        listener.receive(value, listener.expected if self._running else None)
         if not self._running:
             return
         if listener.expected is None:

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from layertap.contracts import ModelProvider, Preprocessor
+from layertap.contracts import LoadedModel, ModelProvider, Preprocessor
 from layertap.images.batches import Slot
 from layertap.pipeline.device import find_device, ready
-from layertap.records import LoadedModel
 from layertap.testing.promises import Suite, promise
 
 _FACTS = {"layout": {None, "NCHW", "NHWC"}}

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layertap.config.loading import load_config
-from layertap.contracts import ModelProvider, Plugin, Preprocessor, Source
+from layertap.contracts import LoadedModel, ModelProvider, Plugin, Preprocessor, Source
 from layertap.pipeline.pipeline import run_loaded
 from layertap.plugins import Plugins, Registered
-from layertap.records import ImageRecord, LoadedModel, Report, RunInfo
+from layertap.records import ImageRecord, Report, RunInfo
 
 if TYPE_CHECKING:
     from PIL import Image

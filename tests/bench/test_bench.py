@@ -136,7 +136,7 @@ def this(photos, tmp_path):
 
 
 def test_the_baselines_compute_the_same_values(this, tmp_path):
-    images = Images([planned.record for planned in this.plan.records()], this.line.preprocessor, [TINY])
+    images = Images([planned.record for planned in this.plan.records()], this.forward.preprocessor, [TINY])
     expected = layertap.run(
         {**this.config.plain(), "sink": "memory", "batch_size": 8, "early_stop": False}, plugins=[TINY]
     )
@@ -150,7 +150,7 @@ def test_the_baselines_compute_the_same_values(this, tmp_path):
 
 def test_images_that_no_other_process_can_have_are_told(this):
     given = layertap.ImageRecord("a", lambda: b"")
-    assert "cannot be handed to other processes" in Images([given], this.line.preprocessor).why_not_sent()
+    assert "cannot be handed to other processes" in Images([given], this.forward.preprocessor).why_not_sent()
 
 
 def test_a_sink_without_a_folder_is_not_written_to(photos, tmp_path):

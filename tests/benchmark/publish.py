@@ -195,7 +195,7 @@ def seconds_and_taps(path: Path, taps: list[Any], images: int) -> tuple[float, l
     known = Plugins.load()
     asked = {**config(path, SEVERAL), "taps": taps, "limit": images, "observers": []}
     with prepared(load_config(asked, None, known), known) as this, folder_beside(this) as folder:
-        this.line.rehearse(this.info.batch_size)
+        this.forward.rehearse(this.info.batch_size)
         return Trial(this, folder).once().seconds, [column.tap.layer for column in this.info.columns.values()]
 
 

@@ -11,7 +11,7 @@ import layertap
 from layertap.images.batches import Slot
 from layertap.pipeline import forward as line_module
 from layertap.pipeline.device import rounding
-from layertap.pipeline.forward import Line
+from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.transfer import Direct, transfer_for
 from layertap.taps.tapped import TappedModel
 from tests.conftest import TINY
@@ -125,7 +125,7 @@ def test_no_pinned_slot_is_overwritten_and_nothing_is_read_before_it_is_there():
     module = Slow().to(device)
     slot = Slot((3, 64, 64), torch.uint8)
     with TappedModel(module, ".") as tapped:
-        tested = Line(tapped, Squash.of(), slot, device)
+        tested = ForwardPass(tapped, Squash.of(), slot, device)
         columns = tested.probe()
         sent: list[float] = []
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import layertap
 from layertap.images.batches import Slot
-from layertap.pipeline.forward import Line
+from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.memory import rehearse
 from layertap.taps.tapped import TappedModel
 from tests.conftest import TINY
@@ -38,8 +38,8 @@ class Greedy(nn.Module):
         return x.flatten(1) if len(x) <= 5 else torch.empty(2**45)
 
 
-def line(module: nn.Module) -> Line:
-    return Line(TappedModel(module, "."), Squash.of(), Slot((3, 4, 4), torch.uint8), torch.device("cpu"))
+def line(module: nn.Module) -> ForwardPass:
+    return ForwardPass(TappedModel(module, "."), Squash.of(), Slot((3, 4, 4), torch.uint8), torch.device("cpu"))
 
 
 def test_rehearsal_names_the_batch_size_that_fits():

@@ -18,7 +18,6 @@ from typing import BinaryIO, Protocol
 import PIL
 from PIL import Image
 
-import layertap
 from layertap.errors import ConfigError, ImageError
 from layertap.images.decoding import decode, wire
 from layertap.images.decoding.child import LENGTH, READY
@@ -27,7 +26,9 @@ from layertap.images.failure_codes import refusal
 
 # Isolated from the working directory, the environment and the user's site: the child finds the standard library, and
 # then the two packages where this process has them.
-_PLACES = dict.fromkeys(str(Path(str(file)).absolute().parents[1]) for file in (layertap.__file__, PIL.__file__))
+_PLACES = dict.fromkeys(
+    str(place) for place in (Path(__file__).absolute().parents[3], Path(str(PIL.__file__)).absolute().parents[1])
+)
 COMMAND = (
     *(sys.executable or "python3", "-I", "-S", "-c"),
     f"import sys; sys.path += {list(_PLACES)!r}; from layertap.images.decoding.child import main; main()",

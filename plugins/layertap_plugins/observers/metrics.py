@@ -13,7 +13,7 @@ from pydantic import Field
 import layertap
 
 if TYPE_CHECKING:
-    from layertap.records import Report, RunInfo
+    from layertap import Report, RunInfo
 
 
 class Metrics(layertap.Observer):

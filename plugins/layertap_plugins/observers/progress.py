@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import layertap
 
 if TYPE_CHECKING:
-    from layertap.records import Report, RunInfo
+    from layertap import Report, RunInfo
 
 _SECONDS_BETWEEN_LINES = 10.0
 _FAILURES_SHOWN = 20

@@ -1,0 +1,34 @@
+"""One side of one module, and the taps that listen to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from layertap.taps.capture import Capture
+
+
+class Listener:
+    """One side of one module: counts its calls and offers each value to the taps on it."""
+
+    def __init__(self, module: nn.Module, side: str) -> None:
+        self.module = module
+        self.side = side
+        self.captures: list[Capture] = []
+        self.calls = 0
+        self.expected: int | None = None
+        """How often the first forward of `run()` called it; None before that."""
+        self.expected_at_stop = 0
+        """How many of these calls come before all taps have what they want."""
+        self.needed = 0
+        """After how many calls every tap here has what it wants."""
+
+    def receive(self, value: Any, expected: int | None) -> None:
+        call, self.calls = self.calls, self.calls + 1
+        for capture in self.captures:
+            capture.offer(call, value, expected)
+
+    def expect(self, calls: int) -> None:
+        self.expected, self.expected_at_stop = calls, 0
+        self.needed = min(calls, max(capture.calls_needed(calls) for capture in self.captures))
