@@ -155,6 +155,7 @@ class Report:
 
     `planned == kept + failed`. `path` is the output folder, None for a sink that keeps none (then nothing can be
     resumed, and `stored` is False). `values` are the arrays of a sink that returns them, such as `memory`.
+    `remarks` are sentences for the user: what is not known of an older output that was resumed, for instance.
     """
 
     planned: int
@@ -171,6 +172,7 @@ class Report:
     ids: Sequence[str] | None = None
     values: Mapping[str, NDArray[np.generic]] | None = None
     already: bool = False
+    remarks: Sequence[str] = ()
 
 
 @dataclass(slots=True)

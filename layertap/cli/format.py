@@ -33,6 +33,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "taps": {n: {"shape": [report.kept, *c.shape], "dtype": c.dtype} for n, c in report.columns.items()},
         "nonfinite": dict(report.nonfinite),
         "notes": dict(report.notes),
+        "remarks": list(report.remarks),
     }
 
 
@@ -52,6 +53,7 @@ def report_text(report: Report) -> str:
         lines.append("  noted: " + ", ".join(f"{word} {count}" for word, count in sorted(report.notes.items())))
     if report.path and (left := retired(report.path)).exists():
         lines.append(f"  what was in the replaced output and is not layertap's is in {left} now")
+    lines += [f"  {remark}" for remark in report.remarks]
     if not report.stored:
         lines.append("  nothing is kept on disk: this sink has no output folder")
     return "\n".join(lines)

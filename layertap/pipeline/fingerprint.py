@@ -17,6 +17,7 @@ from layertap.contracts import Preprocessor
 from layertap.errors import PluginError
 from layertap.images.decoding import decode
 from layertap.pipeline.prepare import Prepared
+from layertap.pipeline.processor import processor
 from layertap.plugins import Plugins
 from layertap.records import Column
 from layertap.store.manifest import FILES, Manifest, RawFacts, TapFacts
@@ -80,6 +81,7 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
         "batch_size": info.batch_size,
         "shard_rows": info.shard_rows,
         "device": info.device.partition(":")[0],
+        "processor": processor(this.forward.device),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         **{f"version of {name}": version for name, version in _versions(this.config, this.plugins).items()},

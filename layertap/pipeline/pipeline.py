@@ -80,7 +80,7 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
         path, manifest = Path(sink.params.path), fingerprint.manifest(this)
         holds = partial(_is_planned, this.plan)
         store = stack.enter_context(open_store(path, sink, manifest, mode=config.mode, retry=retry_failed, holds=holds))
-        output, retry = FolderDestination(store, this.plan), None
+        output, retry = FolderDestination(store, this.plan, store.manifest.unknown(manifest)), None
         if store.is_complete:
             if retry_failed:
                 features = Output(store.path, store.manifest, sink)
@@ -254,4 +254,4 @@ def _report(
     with guard(sink):
         ids, values = sink.result() or (None, None)
     report = tally.report(info, seconds, stored=output.stored)
-    return dataclasses.replace(report, ids=ids, values=values, already=already)
+    return dataclasses.replace(report, ids=ids, values=values, already=already, remarks=output.remarks)

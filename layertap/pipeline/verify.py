@@ -31,7 +31,7 @@ _TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-1}
 _TOLERANCE = 1e-3
 
 # Of a fingerprint, what changes no more than last bits.
-_SOFT = ("device", "threads", "tf32", "shard_rows", FILES)
+_SOFT = ("device", "processor", "threads", "tf32", "shard_rows", FILES)
 
 
 @dataclass(slots=True)
@@ -140,6 +140,7 @@ def _compute_again(
     with prepared(config, known) as this:
         now = fingerprint.manifest(this)
         verdict.environment = manifest.different(now, besides=_hard(manifest))
+        verdict.environment += [f"{key} was not recorded" for key in manifest.unknown(now)]
         if changed := manifest.different(now, besides=_soft(manifest)):
             raise StoreError(
                 f"{verdict.path}: cannot be computed again: {'; '.join(changed)}; say what has moved as KEY=VALUE, or "

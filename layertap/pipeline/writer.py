@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,8 @@ class Destination(ABC):
     """The far end of the line."""
 
     stored = False
+    remarks: Sequence[str] = ()
+    """Sentences for the report: what a user should know of what was there before."""
 
     def tally(self) -> Tally:
         """What earlier runs have written here already: the run goes on after it."""
@@ -37,9 +40,15 @@ class FolderDestination(Destination):
 
     stored = True
 
-    def __init__(self, store: Store, plan: Plan) -> None:
+    def __init__(self, store: Store, plan: Plan, unknown: Sequence[str] = ()) -> None:
+        """`unknown` are the facts that an older version did not record about the shards written before this run."""
         self._store = store
         self._plan = plan
+        if unknown:
+            self.remarks = [
+                "an older version of layertap began this output and did not record its "
+                f"{', '.join(unknown)}: whether these rows were computed alike is not known"
+            ]
 
     def tally(self) -> Tally:
         return self._store.tally()

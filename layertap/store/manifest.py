@@ -163,13 +163,21 @@ class Manifest(Facts):
     def different(self, other: Manifest, besides: tuple[str, ...] = ()) -> list[str]:
         """What of the fingerprint is not as in `other`, in words; keys in `besides` do not count."""
         old, new = self.fingerprint, other.fingerprint
-        changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in besides]
+        skipped = {*besides, *self.unknown(other)}
+        changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in skipped]
         implied = {after for before in changed for after in _IMPLIED.get(before, ())}
         return [_told(key, old.get(key), new.get(key)) for key in changed if key not in implied]
+
+    def unknown(self, other: Manifest) -> list[str]:
+        """What the fingerprint of `other` records and this one, written by an older layertap, does not."""
+        return [key for key in _RECORDED_LATER if key in other.fingerprint and key not in self.fingerprint]
 
 
 FILES = "file sizes and times"
 """The part of a fingerprint that stands for the content of the images' files."""
+
+# Parts of a fingerprint that outputs of older versions lack: nothing is known of them there.
+_RECORDED_LATER = ("processor",)
 
 # Parts of a fingerprint that change with another part, which says more.
 _IMPLIED: Mapping[str, tuple[str, ...]] = {
