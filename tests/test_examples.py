@@ -138,3 +138,13 @@ def test_cka_of_layers_is_symmetric_and_falls_with_their_distance(script, tiles)
     values = [np.asarray(features[tap]) for tap in features.taps]
     expected = [[gram_cka(one, other) for other in values] for one in values]
     assert np.abs(matrix - expected).max() <= 0.0051
+
+
+def test_cka_takes_layers_with_more_values_than_a_square_of_them_would_fit(script, tmp_path):
+    out = extract(tmp_path / "out", taps=["features.0", "features.18"])
+    lines = [line.split() for line in script("cka.py", out).splitlines()[2:]]
+    matrix = np.array([[float(value) for value in values] for _, *values in lines])
+    features = layertap.open(out)
+    values = [np.asarray(features[tap]).reshape(len(features.ids), -1) for tap in features.taps]
+    assert values[0].shape[1] > 400_000
+    assert np.abs(matrix - [[gram_cka(one, other) for other in values] for one in values]).max() <= 0.0051

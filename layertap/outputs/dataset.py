@@ -1,4 +1,4 @@
-"""One tap as a torch dataset."""
+"""Taps as a torch dataset."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from layertap.records import MetaValue
 
 
 class TapDataset(Dataset[Any]):
-    """The rows of one tap, and a label each where a metadata column is named: `tensor`, or `(tensor, label)`.
+    """The rows of one or several taps, and a label each where a metadata column is named. Made by `Features.to_torch`.
 
-    `labels` are the labels of all rows. Text has become codes, which are positions in `classes`, the sorted texts; for
-    other labels, `classes` is None. Nothing but the labels is in memory. Made by `Features.to_torch`.
+    An item is `values`, or `(values, label)`. `values` are a tensor where `taps` is a name, and a dict of one tensor
+    per tap where it is a list of names. `labels` are the labels of all rows. Text becomes codes, which are positions in
+    `classes`, the sorted texts; for other labels, `classes` is None. Only the labels are kept in memory.
     """
 
-    def __init__(self, features: Output, tap: str, label: str | None = None) -> None:
-        self.tap = tap
+    def __init__(self, features: Output, taps: str | Sequence[str], label: str | None = None) -> None:
+        self.taps = taps if isinstance(taps, str) else tuple(taps)
         self.classes: list[str] | None = None
         self.labels: list[Any] | None = None
         self._features = features
-        self._rows: Rows | None = features[tap]
-        self._count = len(self._rows)
+        self._names = [taps] if isinstance(taps, str) else list(taps)
+        if not self._names:
+            raise StoreError(f"{features.path}: to_torch needs at least one tap ({', '.join(features.taps)})")
+        self._rows: dict[str, Rows] | None = {name: features[name] for name in self._names}
+        self._count = len(self._rows[self._names[0]])
         self._process = os.getpid()
         if label is not None:
             self.labels = _labels(features, label)
@@ -45,26 +49,32 @@ class TapDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         position = range(self._count)[index]
-        return self._item(np.array(self._read()[position]), position)
+        values = {name: _tensor(np.array(rows[position])) for name, rows in self._read().items()}
+        return self._item(values, position)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """The items of a batch in one read, as a `DataLoader` asks for them."""
+        """The items of a batch in one read per tap, as a `DataLoader` asks for them."""
         positions = [range(self._count)[index] for index in indices]
-        return [self._item(row, at) for row, at in zip(self._read()[positions], positions, strict=True)]
+        read = {name: rows[positions] for name, rows in self._read().items()}
+        return [
+            self._item({name: _tensor(values[at]) for name, values in read.items()}, position)
+            for at, position in enumerate(positions)
+        ]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_rows": None}
 
-    def _read(self) -> Rows:
+    def _read(self) -> dict[str, Rows]:
         # A file that was opened before a fork has one position for both processes: each opens its own.
         if self._rows is None or self._process != os.getpid():
             self._features.close()
-            self._rows, self._process = self._features[self.tap], os.getpid()
+            self._rows = {name: self._features[name] for name in self._names}
+            self._process = os.getpid()
         return self._rows
 
-    def _item(self, row: NDArray[Any], position: int) -> Any:
-        tensor = _tensor(row)
-        return tensor if self.labels is None else (tensor, self.labels[position])
+    def _item(self, values: dict[str, Tensor], position: int) -> Any:
+        found = values[self.taps] if isinstance(self.taps, str) else values
+        return found if self.labels is None else (found, self.labels[position])
 
 
 def _tensor(row: NDArray[Any]) -> Tensor:

@@ -38,7 +38,8 @@ class Features(Output):
     def to_pandas(self, taps: str | Sequence[str] | None = None) -> pandas.DataFrame:
         """All rows as a DataFrame: `row`, `id`, the metadata, and a column a tap, in memory; needs the extra `pandas`.
 
-        A cell of a tap is an array of its shape and dtype, or the number itself where the shape is `()`. Metadata has
+        A cell of a tap is an array of its shape and dtype, or the number itself where the shape is `()`;
+        `np.stack(frame["classifier.5"])` makes one array of a column again. Metadata has
         pandas' nullable types, so that None is `<NA>` and an int stays one. `taps` are all of them by default; one that
         is named as a column of metadata gets `_` behind its name.
         """
@@ -56,15 +57,16 @@ class Features(Output):
 
         return table(self, self.chosen(taps))
 
-    def to_torch(self, tap: str, label: str | None = None) -> TapDataset:
-        """One tap as a map-style `torch.utils.data.Dataset` that reads when it is asked, for a `DataLoader`.
+    def to_torch(self, taps: str | Sequence[str], label: str | None = None) -> TapDataset:
+        """Taps as a map-style `torch.utils.data.Dataset` that reads when it is asked, for a `DataLoader`.
 
-        Its items are `tensor`, or `(tensor, label)` where `label` names a metadata column; text becomes codes, the
-        positions in its sorted `classes`. It can be pickled. Raises `StoreError` for a row without a label.
+        Its items are `values`, or `(values, label)` where `label` names a metadata column: `values` are a tensor for
+        one tap's name, and a dict of one tensor per tap for a list of names. Text becomes codes, the positions in its
+        sorted `classes`. It can be pickled. Raises `StoreError` for an unknown tap, or a row without a label.
         """
         from layertap.outputs.dataset import TapDataset
 
-        return TapDataset(self, tap, label)
+        return TapDataset(self, taps, label)
 
     def export(self, type: str, path: str | os.PathLike[str], taps: str | Sequence[str] | None = None) -> Path:
         """Write these rows into the new folder `path` by the sink `type`, or in another library's layout; the path.

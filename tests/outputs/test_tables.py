@@ -158,6 +158,33 @@ def test_torch_dataset_gives_the_same_bits(either, tap):
     assert dataset.classes is dataset.labels is None
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torch_dataset_of_several_taps_has_a_dict_per_item(either, workers):
+    dataset = either.to_torch(["maps", "features.0"], label="label")
+    values, label = dataset[3]
+    assert list(values) == ["maps", "features.0"]
+    assert torch.equal(values["maps"], either.to_torch("maps")[3])
+    assert label == dataset.labels[3]
+    batches = list(DataLoader(dataset, batch_size=5, num_workers=workers))
+    for name in values:
+        joined = torch.cat([batch[name] for batch, _ in batches])
+        assert joined.numpy().tobytes() == either[name][:].tobytes()
+    (alone,) = either.to_torch(["maps"])[0].items()
+    assert alone[0] == "maps"
+
+
+def test_torch_dataset_of_no_tap_or_an_unknown_one_is_refused(features):
+    with pytest.raises(layertap.StoreError, match="to_torch needs at least one tap"):
+        features.to_torch([])
+    with pytest.raises(layertap.StoreError, match="no tap is named 'map'; did you mean 'maps'"):
+        features.to_torch(["text", "map"])
+
+
+def test_column_of_a_frame_stacks_to_the_array(features):
+    frame = features.to_pandas("maps")
+    assert np.array_equal(np.stack(frame["maps"]), features["maps"][:])
+
+
 def test_text_labels_become_codes_of_sorted_classes(features):
     dataset = features.to_torch("text", label="label")
     assert dataset.classes == ["cat", "dog", "owl"]
