@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -14,12 +13,13 @@ import pydantic
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from layertap.config.document import Document
 from layertap.config.model import MODEL_PREPROCESSOR, RunConfig, build_part, model_short
 from layertap.contracts import LoadedModel, ModelProvider, Plugin, Preprocessor, Source
 from layertap.errors import ConfigError, PluginError, first_fault
+from layertap.pipeline.tensors import image_of
 from layertap.plugins import Plugins, guard
 from layertap.records import ImageRecord
 from layertap.taps.grammar import Spec
@@ -32,6 +32,8 @@ PreprocessLike: TypeAlias = "Preprocessor | Callable[[Image.Image], Tensor] | st
 _ARGUMENTS = Document("extract", {})
 
 _CHANNELS = (1, 3, 4)
+
+_NO_LABEL = {"label": None}
 
 
 def load_model(provider: Plugin) -> LoadedModel:
@@ -103,8 +105,6 @@ def given_records(images: ImagesLike, plugins: Plugins) -> Iterator[ImageRecord]
     if isinstance(images, Dataset):
         yield from _of_dataset(images)
         return
-    if isinstance(images, DataLoader):
-        raise ConfigError("extract: images is a DataLoader, which makes batches itself; give its `.dataset`")
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4:
         raise ConfigError(
             f"extract: images is one array of shape {tuple(images.shape)}, and only (N, H, W, C) or (N, C, H, W) are "
@@ -158,27 +158,23 @@ def _record(item: Item, number: int) -> ImageRecord:
         return item
     if isinstance(item, (str, os.PathLike)):
         return ImageRecord(os.fspath(item), Path(item))
-    return ImageRecord(str(number), _in_memory(item, f"images[{number}]"))
+    image, meta = image_of(item, f"images[{number}]") if isinstance(item, Mapping) else (item, {})
+    return ImageRecord(str(number), _in_memory(image, f"images[{number}]"), meta)
 
 
 def _of_dataset(dataset: Dataset[Any]) -> Iterator[ImageRecord]:
     items = dataset if isinstance(dataset, IterableDataset) else (dataset[number] for number in range(_length(dataset)))
     for number, item in enumerate(items):
-        image, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
-        data = _in_memory(image, f"item {number} of {type(dataset).__name__}")
-        label = label.item() if isinstance(label, (np.generic, np.ndarray, Tensor)) and _one(label) else label
-        plain = isinstance(label, (str, int, float, bool))
-        yield ImageRecord(str(number), data, {"label": label if plain else None})
+        image, meta = image_of(item, f"item {number}")
+        yield ImageRecord(
+            str(number), _in_memory(image, f"item {number} of {type(dataset).__name__}"), meta or _NO_LABEL
+        )
 
 
 def _length(dataset: Dataset[Any]) -> int:
     if not isinstance(dataset, Sized):
         raise ConfigError(f"extract: the Dataset {type(dataset).__name__} has no length; give it a __len__")
     return len(dataset)
-
-
-def _one(label: np.generic | NDArray[Any] | Tensor) -> bool:
-    return math.prod(label.shape) == 1
 
 
 def _in_memory(item: object, where: str) -> bytes | Image.Image:
@@ -198,8 +194,8 @@ def _in_memory(item: object, where: str) -> bytes | Image.Image:
 def _check_bytes(dtype: str, where: str) -> None:
     if dtype != "uint8":
         raise ConfigError(
-            f"extract: {where} is {dtype}, not uint8: give the image as it was before any transform, or, for values "
-            "from 0 to 1, (x * 255).round() as uint8; scaling and normalising is the preprocessor's"
+            f"extract: {where} is {dtype}, not uint8: leave `preprocess` out to have float tensors taken as they are; "
+            "or give the image as it was before any transform, or, for values from 0 to 1, (x * 255).round() as uint8"
         )
 
 

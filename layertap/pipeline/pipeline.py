@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from layertap.config.loading import ConfigLike, load_config
 from layertap.config.model import RunConfig
-from layertap.contracts import FileSink, Sink
+from layertap.contracts import FileSink, Preprocessor, Sink
 from layertap.errors import ConfigError, ImageError
 from layertap.images.batches import Slot, batches, default_workers
 from layertap.images.plan import Plan
@@ -25,6 +25,7 @@ from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.prepare import Prepared, prepared
 from layertap.pipeline.retry import Retry
 from layertap.pipeline.shards import gather, nonfinite
+from layertap.pipeline.tensors import AsTheyAre, ready_tensors
 from layertap.pipeline.writer import Destination, FolderDestination, SinkDestination, Writer
 from layertap.plugins import Plugins, guard
 from layertap.records import Activations, Batch, Failure, Gathered, Planned, Report, RunInfo, Tally
@@ -110,12 +111,14 @@ def extract(
 
     Args:
         model: a module, or `TYPE/NAME` such as `torchvision/alexnet`, or a mapping as in a configuration.
-        images: a folder, an image, a source, a torch Dataset of images or (image, label), or an iterable of paths,
-            bytes, PIL images and uint8 arrays or tensors.
+        images: a folder, an image, a source, a torch or Hugging Face Dataset of images or (image, label), or an
+            iterable of paths, bytes, PIL images and uint8 arrays or tensors. Float tensors are model input and taken as
+            they are: a list of them, one of shape (N, C, H, W), a Dataset, the batches of a DataLoader.
         taps: what to listen to.
-        batch_size: images in one forward.
+        batch_size: images in one forward; a DataLoader's float batches stay as they are.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. The model is put back where it was.
-        preprocess: a preprocessor, its type, or a function of one RGB image; the model's own by default.
+        preprocess: a preprocessor, its type, or a function of one RGB image; by default the model's own, and none for
+            float tensors.
         workers: decoding threads; one a core by default.
         on_error: `skip` leaves bad images out.
         plugins: Python files or modules with plugins of your own.
@@ -133,14 +136,15 @@ def extract(
     known = Plugins.load(plugins)
     where = find_device(device)
     loaded = inputs.given_model(model, known)
-    preprocessor = inputs.given_preprocessor(preprocess, loaded, known)
-    slot = Slot.of(preprocessor, where)
+    ready_made, images = ready_tensors(images, batch_size)
+    if ready_made and preprocess is not None:
+        raise ConfigError("extract: float tensors are taken as they are, without `preprocess`; leave it out")
+    preprocessor = AsTheyAre() if ready_made else inputs.given_preprocessor(preprocess, loaded, known)
+    slot = Slot(ready_made.shape, ready_made.dtype) if ready_made else Slot.of(preprocessor, where)
     with ready(loaded.module, where), TappedModel(loaded.module, taps, about=loaded.about, plugins=known) as tapped:
         forward = ForwardPass(tapped, preprocessor, slot, where)
         columns = forward.probe()
-        records = inputs.given_records(images, known)
-        planned = (Planned(record) for record in records)
-        stream = batches(planned, preprocessor, slot, batch_size=batch_size, workers=workers or default_workers())
+        stream = ready_made.batches if ready_made else _prepared(images, preprocessor, slot, batch_size, workers, known)
         with closing(stream), closing(forward.activations(stream, columns)) as computed:
             for batch, activations in computed:
                 if on_error == "fail":
@@ -148,6 +152,18 @@ def extract(
                         raise _refused(failure)
                 if activations.records:
                     yield activations
+
+
+def _prepared(
+    images: inputs.ImagesLike,
+    preprocessor: Preprocessor,
+    slot: Slot,
+    batch_size: int,
+    workers: int | None,
+    plugins: Plugins,
+) -> Generator[Batch, None, None]:
+    planned = (Planned(record) for record in inputs.given_records(images, plugins))
+    return batches(planned, preprocessor, slot, batch_size=batch_size, workers=workers or default_workers())
 
 
 def _is_planned(plan: Plan, record: Commit) -> bool:

@@ -194,13 +194,12 @@ def test_an_array_that_both_ends_could_have_channels_is_taken_as_its_library_has
 @pytest.mark.parametrize(
     ("images", "said"),
     [
-        ([np.zeros((4, 4, 3))], r"images\[0\] is float64, not uint8: give the image as it was before any transform"),
-        ([torch.zeros(3, 4, 4)], r"images\[0\] is float32, not uint8"),
+        ([np.zeros((4, 4, 3))], r"images\[0\] is float64, not uint8: .*give the image as it was before any transform"),
         ([np.zeros((4, 4), bool)], r"is bool, not uint8"),
         ([np.zeros((6, 4, 5), np.uint8)], r"has the shape \(6, 4, 5\)"),
         ([np.zeros((2, 4, 4, 3), np.uint8)], r"has the shape \(2, 4, 4, 3\)"),
         ([np.zeros((0, 4, 3), np.uint8)], "without any pixels"),
-        ([{"image": 1}], r"images\[0\] is of type dict, not an image"),
+        ([{"image": 1}], r"the first item is a mapping with 0 images among its values \(image\)"),
         (np.zeros((9, 8, 3), np.uint8), "put it into a list"),
         (torch.zeros(8, 9), "put it into a list"),
         (7, "images is of type int, not a folder"),
@@ -259,9 +258,109 @@ def test_an_iterable_dataset_is_taken_as_it_comes(photographs):
     assert [record.meta["label"] for record in batch.records] == [0, 1, 2, 3, 4]
 
 
-def test_a_dataset_whose_items_are_model_input_is_refused_with_the_cure(photographs):
-    with pytest.raises(layertap.ConfigError, match=r"item 0 of Pairs is float32, not uint8: .*before any transform"):
-        features(Pairs(photographs, transform=to_tensor))
-    loader = torch.utils.data.DataLoader(Pairs(photographs))
-    with pytest.raises(layertap.ConfigError, match=r"give its `\.dataset`"):
-        features(loader)
+def to_input(image: Image.Image) -> torch.Tensor:
+    return to_tensor(image.resize((12, 10)).convert("RGB"))
+
+
+def ready(images, **asked) -> torch.Tensor:
+    """All values of tap 0, of images that are taken as they are."""
+    found = list(layertap.extract(small(), images, ["0"], device="cpu", **{"batch_size": 2, **asked}))
+    return torch.cat([batch.values["0"] for batch in found])
+
+
+@pytest.fixture
+def inputs(photographs) -> torch.Tensor:
+    return torch.stack([to_input(image) for image in photographs])
+
+
+@pytest.fixture
+def expected(inputs) -> torch.Tensor:
+    """What the first layer gives for batches of two."""
+    with torch.no_grad():
+        return torch.cat([small()[0](inputs[start : start + 2]) for start in range(0, len(inputs), 2)])
+
+
+LABELS = ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda inputs, photographs: list(inputs),
+        lambda inputs, photographs: iter(inputs),
+        lambda inputs, photographs: inputs,
+        lambda inputs, photographs: [{"pixel_values": image, "name": "x"} for image in inputs],
+        lambda inputs, photographs: ((image, 3) for image in inputs),
+        lambda inputs, photographs: torch.utils.data.TensorDataset(inputs, torch.arange(len(inputs))),
+        lambda inputs, photographs: Pairs(photographs, transform=to_input),
+        lambda inputs, photographs: torch.utils.data.DataLoader(Pairs(photographs, transform=to_input), batch_size=2),
+        lambda inputs, photographs: torch.utils.data.DataLoader(Pairs(photographs, to_input, LABELS), batch_size=2),
+        lambda inputs, photographs: torch.utils.data.DataLoader([{"image": x, "label": 1} for x in inputs], 2),
+    ],
+    ids=["list", "iterator", "array", "mappings", "pairs", "tensors", "dataset", "loader", "labelled loader", "dicts"],
+)
+def test_float_tensors_are_taken_as_they_are(inputs, photographs, expected, given):
+    assert torch.equal(ready(given(inputs, photographs)), expected)
+
+
+def test_ready_tensors_come_with_their_labels_in_order(photographs, inputs):
+    dataset = Pairs(photographs, to_input, [3, "cat", torch.tensor(7), np.int64(9), {"boxes": []}])
+    found = layertap.extract(small(), dataset, ["0"], device="cpu", batch_size=2)
+    records = [record for batch in found for record in batch.records]
+    assert [record.meta["label"] for record in records] == [3, "cat", 7, 9, None]
+    assert [record.id for record in records] == ["0", "1", "2", "3", "4"]
+    loader = torch.utils.data.DataLoader(Pairs(photographs, to_input, [1, 2, 3, 4, 5]), batch_size=3)
+    batches = list(layertap.extract(small(), loader, ["0"], device="cpu"))
+    assert [[record.meta["label"] for record in batch.records] for batch in batches] == [[1, 2, 3], [4, 5]]
+
+
+def test_loader_of_bytes_needs_preprocessing_and_loses_no_item(photographs):
+    small_ones = [image.resize((12, 10)).convert("RGB") for image in photographs]
+    pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in small_ones]
+    loader = torch.utils.data.DataLoader(pixels, batch_size=2)
+    with pytest.raises(layertap.ConfigError, match="preprocess="):
+        ready(loader)
+    found = list(layertap.extract(small(), loader, ["0"], preprocess=squash, device="cpu", batch_size=2))
+    assert sum(len(batch.records) for batch in found) == 5
+
+
+def test_loader_that_cannot_batch_its_images_names_the_cure(photographs):
+    with pytest.raises(layertap.ConfigError, match=r"cannot batch its items .*give its `\.dataset`"):
+        ready(torch.utils.data.DataLoader(Pairs(photographs)))
+
+
+def test_hugging_face_dataset_gives_its_images_and_columns(photographs):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [image.convert("RGB") for image in photographs], "label": [0, 1, 1, 0, 1], "name": list("abcde")}
+    kinds = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=["cat", "dog"]),
+        "name": datasets.Value("string"),
+    }
+    dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(kinds))
+    (batch,) = layertap.extract(small(), dataset, ["0"], preprocess=to_input, device="cpu")
+    assert batch.records[1].meta == {"label": 1, "name": "b"}
+    expected = torch.stack([to_input(image.convert("RGB")) for image in photographs])
+    with torch.no_grad():
+        assert torch.equal(batch.values["0"], small()[0](expected))
+    prepared = dataset.map(lambda row: {"pixel_values": to_input(row["image"])}, remove_columns="image")
+    assert torch.equal(ready(prepared.with_format("torch"), batch_size=5), batch.values["0"])
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        ([torch.zeros(3, 9, 9), torch.zeros(3, 5, 9)], r"item 1 has the shape \(3, 5, 9\) per image"),
+        ([torch.zeros(3, 9, 9), torch.zeros(3, 9, 9, dtype=torch.uint8)], "item 1 is not a float tensor"),
+        ([{"one": torch.zeros(3, 9, 9), "two": torch.zeros(3, 9, 9)}], "2 images among its values"),
+        (torch.utils.data.DataLoader(list("ab")), "gives batches of type"),
+    ],
+)
+def test_tensors_that_cannot_be_batched_are_refused(images, said):
+    with pytest.raises(layertap.ConfigError, match=said):
+        ready(images)
+
+
+def test_float_tensors_with_a_preprocessor_are_refused(inputs):
+    with pytest.raises(layertap.ConfigError, match="without `preprocess`; leave it out"):
+        ready(list(inputs), preprocess=squash)
