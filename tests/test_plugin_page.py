@@ -15,7 +15,7 @@ import layertap
 from layertap import hookspecs, testing
 from layertap.plugins import KINDS
 
-PAGE = Path(__file__).parents[1] / "plugins" / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "plugins" / "writing.md"
 TEXT = PAGE.read_text("utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
