@@ -15,7 +15,7 @@ _INK, _OTHER = "#1f5fa8", "#999999"
 
 
 def draw(path: Path, sweep: Mapping[tuple[str, int | str], Figure], achieved: Mapping[str, Figure]) -> None:
-    """Images a second against batch size and workers, and the share of the limit by tap."""
+    """Images per second by batch size and workers, and the share of the limit by tap."""
     style = {"svg.fonttype": "none", "svg.hashsalt": "layertap", "font.size": 9, "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
         drawing = Drawing(figsize=(10, 3.2), layout="constrained")

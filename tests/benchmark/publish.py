@@ -1,7 +1,7 @@
-"""How fast the line is, and how fast it could be: `layertap bench` on a published set of models, as a page.
+"""How fast the pipeline is, and how fast it could be: `layertap bench` on a published set of models, as a page.
 
 `python -m tests.benchmark.publish [--images N] [--rounds N]` prints the page and writes it beside this file as
-README.md, with its figures. It takes half an hour, and wants a machine that does nothing else.
+README.md, with its figures. It takes half an hour, on a machine that should do nothing else.
 """
 
 from __future__ import annotations
@@ -40,33 +40,32 @@ HEAD = """\
 # How fast, and how fast it could be
 
 `layertap bench` on a published set of models: photographs of 500 x 375 pixels in JPEG (quality 90), batches of 64.
-This page is written by a script, which wants a machine that does nothing else:
+A script writes this page. Run it on a machine that does nothing else:
 
 ```sh
 make bench
 ```
 
-On a CPU the stages share the cores, so their core-seconds add up: the limit is the number of cores over the
-core-seconds that reading, decoding, preparing, the model up to its last tap, and writing take an image, each measured
-alone (and never more than one writer can write). `achieved` is the line, from its first image read to its last commit,
-over the limit of the same round. Figures are medians, with quartiles in brackets.
+On a CPU the stages share the cores, so their core-seconds add up. The limit is the number of cores divided by the
+core-seconds per image that reading, decoding, preparing, the model up to its last tap, and writing take, each measured
+alone. It is never more than one writer can write. `achieved` is the pipeline, from the first image read to the last
+commit, divided by the limit of the same round. Figures are medians, with quartiles in brackets.
 
-The two others are scripts without layertap, on the same model and taps, in the same rounds
-(`layertap/bench/baselines.py`):
+Two scripts without layertap run with the same model and taps, in the same rounds (`layertap/bench/baselines.py`):
 
-- careful: a DataLoader with a process a core, the model's own transform on each image, a forward a batch, a hook that
-  copies, the arrays saved and made durable at the end. Its processes are there before the clock runs.
-- tutorial: open all images (at most 256), stack them, one forward with a hook, save.
+- careful: a DataLoader with one process per core, the model's own transform on each image, one forward per batch, a hook
+  that copies, and arrays that are saved and made durable at the end. Its processes start before the clock does.
+- tutorial: it opens all images (at most 256), stacks them, runs one forward with a hook, and saves.
 """
 
 SEVERAL_TAPS = """\
 ## Several taps, one pass
 
-The {count} layers that `features.*` of AlexNet matches, mean-pooled, out of one pass, and out of {count} runs with a
-tap each, of which each stops at its layer. From the first image read to the last commit; loading the model {count}
-times is not counted.
+The {count} layers that `features.*` of AlexNet matches, mean-pooled, from one pass, and from {count} runs with one
+tap each, each of which stops at its layer. The time is from the first image read to the last commit. Loading the model
+{count} times is not counted.
 
-| way | seconds for {images} images |
+| method | seconds for {images} images |
 |---|---|
 | one pass | {one} |
 | {count} runs | {many} |
@@ -77,24 +76,24 @@ One pass is {ratio} times as fast.
 WHOLE = """\
 ## Whole commands
 
-From the shell's prompt to features on disk: start, imports, model, {images} images, files. Each in a process of its
-own, in turn, {rounds} rounds; medians, and of the ratio the quartiles too. The scripts are in tests/benchmark/scripts;
-each peer as it installs today (thingsvision with the torch that it pins, in an environment of its own).
-`python -m tests.benchmark.commands` makes this table alone.
+From the shell's prompt to features on disk: start, imports, model, {images} images, files. Each command runs in a process
+of its own, in turn, for {rounds} rounds. Figures are medians, with quartiles for the ratio. The scripts are in
+tests/benchmark/scripts. Each peer is as it installs today (thingsvision with the torch that it pins, in an environment of
+its own). `python -m tests.benchmark.commands` makes only this table.
 """
 
 DOORS = """\
 ## Sinks and sources
 
-Vectors of 4,096 float32 in shards of 2,048 rows, each shard made durable, and the merge at the end, against plain files
-of the same bytes with an fsync each. What lies under half of that: npy writes each row twice, into its part and into
-the merged array; hdf5, zarr and lance are their libraries' encoding and checksums; parquet its pages' checksums.
-Sources list their records, and give bytes or pixels of 500 x 375 photographs, undecoded.
-`python -m tests.benchmark.doors` makes these tables alone.
+Sinks write vectors of 4,096 float32 in shards of 2,048 rows. Each shard is made durable, and the merge at the end counts.
+A plain write is files of the same bytes with an fsync each. Where a sink reaches about half of that or less, the reason
+is this: npy writes each row twice, into its part and into the merged array; hdf5, zarr and lance spend the time on their
+libraries' encoding and checksums, and parquet on its pages' checksums. Sources list their records, and give bytes or
+pixels of 500 x 375 photographs, undecoded. `python -m tests.benchmark.doors` makes only these tables.
 """
 
 # A batch of another size may take another algorithm.
-VALUES = {"batch_size": "the same but for the last bits", "workers": "the same"}
+VALUES = {"batch_size": "the same except for the last bits", "workers": "the same"}
 
 
 def config(path: Path, case: Any) -> dict[str, Any]:
@@ -121,8 +120,8 @@ def table(benches: dict[str, Bench]) -> str:
             "images/s",
             "limit",
             "achieved / limit",
-            "line / careful",
-            "line / tutorial",
+            "layertap / careful",
+            "layertap / tutorial",
             "memory",
             "the limit is",
         ),
@@ -148,7 +147,7 @@ def settings(benches: dict[str, Bench]) -> str:
     for title, found in benches.items():
         for change in found.changes:
             values = "; ".join(
-                f"off by {far.relative:.2%} of the largest at most, cosine {far.cosine:.6f} at least"
+                f"differs by at most {far.relative:.2%} of the largest value; cosine at least {far.cosine:.6f}"
                 for far in (change.differences or {}).values()
             )
             cells = (
@@ -168,7 +167,7 @@ def alone(asked: dict[str, Any], **options: Any) -> Bench:
 
 
 def swept(path: Path, images: int, rounds: int, usual_rate: float) -> dict[tuple[str, int | str], Figure]:
-    """Images a second by setting."""
+    """Images per second by setting."""
     known = Plugins.load()
     loaded = load_config({**config(path, SWEPT), "limit": images, "observers": []}, None, known)
     with prepared(loaded, known) as this, folder_beside(this) as folder:
@@ -179,7 +178,7 @@ def swept(path: Path, images: int, rounds: int, usual_rate: float) -> dict[tuple
 
 
 def several(path: Path, images: int, rounds: int) -> str:
-    """The taps of one case in one pass, against a run each."""
+    """The taps of one case in one pass, compared with one run per tap."""
     one, many, names = [], [], []
     for _ in range(rounds):
         seconds, names = seconds_and_taps(path, SEVERAL.taps, images)
@@ -242,9 +241,9 @@ def main() -> None:
             "",
             table(benches),
             "",
-            f"![Images a second against batch size and workers of {SWEPT.title}; achieved / limit by tap](figures.svg)",
+            f"![Images per second by batch size and workers of {SWEPT.title}; achieved / limit by tap](figures.svg)",
             "",
-            "Core-milliseconds an image, each stage alone (`gather` is ours, and not in the limit):",
+            "Core-milliseconds per image, each stage alone (`gather` is layertap's own work and not part of the limit):",
             "",
             stages(benches),
             "",

@@ -192,7 +192,7 @@ class Turned(nn.Module):
         return self.layer(x.transpose(0, 1)).transpose(0, 1)
 
 
-@case("a layer whose axis 0 is the token, as many tokens as images: one row an image", "axis 0")
+@case("a layer whose axis 0 is the token, as many tokens as images: one row per image", "axis 0")
 def tokens_first(tool: Tool) -> bool | None:
     if not tool.rows:
         return None

@@ -1,4 +1,4 @@
-"""Who is right where: the cases of `cases.py` against layertap and other tools, as a page.
+"""Which tool is right where: the cases of `cases.py` against layertap and other tools, as a page.
 
 `python tests/comparison/compare.py` prints the page and writes it beside this file as README.md. A tool that is not
 installed has a column that says so.
@@ -25,52 +25,53 @@ from tests.comparison.tools import TOOLS, Tool  # noqa: E402
 ABSENT = "not installed"
 
 HEAD = f"""\
-# Who is right where
+# Which tool is right where
 
-The traps of hook-based feature extraction, each in its smallest model, run through layertap and other tools. What is
-true is computed without any tool: by calling the layers one by one, in a model that changes nothing in place.
+Each trap of hook-based feature extraction, in its smallest model, run through layertap and other tools. The true values
+are computed without any tool: the layers are called one by one, in a model that changes nothing in place.
 
-This page is written by a script; in an environment with layertap and as many of the others as you like:
+A script writes this page. Run it in an environment with layertap and as many of the other tools as you like:
 
+<!-- not run: needs the other tools -->
 ```sh
 pip install timm captum torchextractor requests
 pip install --no-deps thingsvision torchtyping 'typeguard<3'
 python tests/comparison/compare.py
 ```
 
-| word | what it means |
+| word | meaning |
 |---|---|
 | right | the value is the true one, to within {CLOSE:g} in every element, or the model is as the case says |
-| wrong | no error, and another value, one of several without a word of the others, or the model is otherwise |
+| wrong | no error, but a different value, or one of several values without a warning, or the model was changed |
 | refused | an error that says why, in words that the case in `cases.py` looks for |
 | error | any other error |
 | - | the case does not apply: the tool has no way to ask for this, or does not promise it |
 
-Where a layer has no one value (it runs three times and the name says no call, or it did not run), `refused` is the
-answer to be had; `right` is only there where the tool's names say which call is meant.
+If a layer has no single value (it runs three times and the name does not say which call, or it did not run), the best
+possible answer is `refused`. `right` appears only where the tool's names say which call is meant.
 
 """
 
 DOORS = """
 How each tool was asked, with its defaults:
 
-- `layertap.tap`: `with layertap.tap(model, layers) as taps: taps.run(x)`. It runs the model in the mode it is in, as do
-  torchvision, torchextractor, timm and captum; dropout and batch norm then do what train mode means. The values
-  are the layer's in that forward, and `wrong` in that row says that they are not those of eval mode.
+- `layertap.tap`: `with layertap.tap(model, layers) as taps: taps.run(x)`. It runs the model in its current mode, as
+  torchvision, torchextractor, timm and captum do, so dropout and batch norm act as in train mode. The values are the
+  layer's in that forward. `wrong` in that row means that they are not those of eval mode.
 - `layertap.extract`: `layertap.extract(model, images, layers)`, which sets eval mode and puts it back.
-- torchvision: `create_feature_extractor(model, return_nodes=layers)`; later calls and parts by their node's name.
-- torchextractor: `Extractor(model, layers)`; a structure comes whole, and the part was taken out of it. Its
-  `capture_fn` lets a user copy each value; its default keeps a reference.
+- torchvision: `create_feature_extractor(model, return_nodes=layers)`. Later calls and parts are named by their node.
+- torchextractor: `Extractor(model, layers)`. It returns a whole structure, from which the part was taken. With its
+  `capture_fn` a user can copy each value; by default it keeps a reference.
 - timm: `timm.models.FeatureHookNet(model, ...)`, with `feature_info` naming the layers. It has no way to remove hooks.
-- captum: `LayerActivation(model, modules).attribute(x)`; it takes modules, not names.
+- captum: `LayerActivation(model, modules).attribute(x)`. It takes modules, not names.
 - thingsvision: `PyTorchExtractor.extract_features(batches, module_names=layers)`. Its pins (numpy below 2, torchvision
-  0.15.2, TensorFlow) exclude layertap's, so that its extractor for PyTorch was loaded without the rest of the package.
+  0.15.2, TensorFlow) conflict with layertap's, so its PyTorch extractor was loaded without the rest of the package.
 """
 
 COST = """\
-What `with layertap.tap(model, ["classifier.5"]):` around a forward of AlexNet on 64 images adds to the plain forward,
-in paired runs (`overhead.py`), on a {machine} that others use too. The plain forward again, against
-itself, is the noise.
+The time that `with layertap.tap(model, ["classifier.5"]):` adds to a forward of AlexNet on 64 images, in paired runs
+(`overhead.py`), on a {machine} that other jobs share. The plain forward, compared
+with itself, is the noise.
 """
 
 
