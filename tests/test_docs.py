@@ -229,8 +229,14 @@ def test_code_that_a_page_names_exists(page):
             assert re.search(rf"\b{part}\b", code), f"{name} in {file}"
 
 
-def manual(*names: str) -> str:
-    return "\n".join((DOCS / "reference" / f"{name}.md").read_text("utf-8") for name in names)
+def test_every_package_is_in_the_architecture():
+    text = (DOCS / "why/architecture.md").read_text("utf-8")
+    packages = {path.parent.name for path in (ROOT / "layertap").glob("*/__init__.py")}
+    assert {name for name in packages if f"`{name}`" not in text} == set()
+
+
+def manual(name: str) -> str:
+    return (DOCS / "reference" / f"{name}.md").read_text("utf-8")
 
 
 def test_every_command_and_option_is_in_the_reference():
