@@ -53,8 +53,8 @@ commit, divided by the limit of the same round. Figures are medians, with quarti
 
 Two scripts without layertap run with the same model and taps, in the same rounds (`layertap/bench/baselines.py`):
 
-- careful: a DataLoader with one process per core, the model's own transform on each image, one forward per batch, a hook
-  that copies, and arrays that are saved and made durable at the end. Its processes start before the clock does.
+- careful: a DataLoader with one process per core, the model's own transform on each image, one forward per batch, a
+  hook that copies, and arrays that are saved and made durable at the end. Its processes start before the clock does.
 - tutorial: it opens all images (at most 256), stacks them, runs one forward with a hook, and saves.
 """
 
@@ -76,20 +76,20 @@ One pass is {ratio} times as fast.
 WHOLE = """\
 ## Whole commands
 
-From the shell's prompt to features on disk: start, imports, model, {images} images, files. Each command runs in a process
-of its own, in turn, for {rounds} rounds. Figures are medians, with quartiles for the ratio. The scripts are in
-tests/benchmark/scripts. Each peer is as it installs today (thingsvision with the torch that it pins, in an environment of
-its own). `python -m tests.benchmark.commands` makes only this table.
+From the shell's prompt to features on disk: start, imports, model, {images} images, files. Each command runs in a
+process of its own, in turn, for {rounds} rounds. Figures are medians, with quartiles for the ratio. The scripts are
+in tests/benchmark/scripts. Each peer is as it installs today (thingsvision with the torch that it pins, in an
+environment of its own). `python -m tests.benchmark.commands` makes only this table.
 """
 
 DOORS = """\
 ## Sinks and sources
 
-Sinks write vectors of 4,096 float32 in shards of 2,048 rows. Each shard is made durable, and the merge at the end counts.
-A plain write is files of the same bytes with an fsync each. Where a sink reaches about half of that or less, the reason
-is this: npy writes each row twice, into its part and into the merged array; hdf5, zarr and lance spend the time on their
-libraries' encoding and checksums, and parquet on its pages' checksums. Sources list their records, and give bytes or
-pixels of 500 x 375 photographs, undecoded. `python -m tests.benchmark.doors` makes only these tables.
+Sinks write vectors of 4,096 float32 in shards of 2,048 rows. Each shard is made durable, and the merge at the end
+counts. A plain write is files of the same bytes with an fsync each. Where a sink reaches about half of that or less,
+the reason is this: npy writes each row twice, into its part and into the merged array; hdf5, zarr and lance spend the
+time on their libraries' encoding and checksums, and parquet on its pages' checksums. Sources list their records, and
+give bytes or pixels of 500 x 375 photographs, undecoded. `python -m tests.benchmark.doors` makes only these tables.
 """
 
 # A batch of another size may take another algorithm.
@@ -243,7 +243,7 @@ def main() -> None:
             "",
             f"![Images per second by batch size and workers of {SWEPT.title}; achieved / limit by tap](figures.svg)",
             "",
-            "Core-milliseconds per image, each stage alone (`gather` is layertap's own work and not part of the limit):",
+            "Core-milliseconds per image, each stage alone (`gather` is layertap's own work, not part of the limit):",
             "",
             stages(benches),
             "",
