@@ -14,7 +14,16 @@ ROOT = Path(__file__).parents[1]
 PHRASES = Path(__file__).with_name("phrases.txt")
 
 # A folder joins when it passes.
-CHECKED = ["README.md", "CHANGELOG.md", "SECURITY.md", "Makefile", "docs", ".github", "configs/*.yaml"]
+CHECKED = [
+    "README.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "Makefile",
+    "pyproject.toml",
+    "docs",
+    ".github",
+    "configs/*.yaml",
+]
 CHECKED += ["plugins/README.md", "tests/comparison/README.md", "tests/benchmark/README.md", "tests/*/publish.py"]
 CHECKED += ["tests/comparison/compare.py"]
 
