@@ -129,9 +129,9 @@ def test_a_hostile_archive_fails_by_the_member_and_writes_nothing(tmp_path):
     ("location", "said"),
     [
         ("zip://x", "write zip://::photos.zip"),
-        ("zip://a::zip://b::c.zip", "inside another one is not opened"),
+        ("zip://a::zip://b::c.zip", "inside other archives are not supported"),
         ("zip://::{}/none.zip", "No such file"),
-        ("zip://::{}/text.zip", "no archive"),
+        ("zip://::{}/text.zip", "not an archive"),
         ("zip://nowhere::{}/photos.zip", "no images"),
     ],
 )

@@ -48,12 +48,12 @@ def test_the_axes_are_told_by_the_shape(tmp_path):
 
 def test_a_shape_that_tells_two_things_needs_axes(tmp_path):
     path = saved(tmp_path / "a.npy", np.ascontiguousarray(IMAGES[:, :3]))
-    assert "does not tell its axes; say `axes: NHWC`" in fault(path)
+    assert "does not show its axes; set `axes` to NHWC" in fault(path)
     assert np.array_equal(read(path, axes="NHWC"), IMAGES[:, :3])
     assert np.array_equal(read(path, axes="NCHW"), IMAGES[:, :3].transpose(0, 2, 3, 1))
     assert "does not fit `axes: NHW`" in fault(path, axes="NHW")
     one = saved(tmp_path / "one.npy", IMAGES[0])
-    assert "does not tell its axes" in fault(one)
+    assert "does not show its axes" in fault(one)
     assert read(one, axes="NHW").shape == (5, 7, 3)
 
 
@@ -106,8 +106,8 @@ def test_labels_of_an_npy_lie_in_another(tmp_path):
     saved(labels, np.array([0.5, np.nan, 1, 2, 3, 4]))
     assert [record.meta["label"] for record in records(path, labels=str(labels))][:3] == [0.5, None, 1.0]
     saved(labels, np.arange(5))
-    assert "has the shape (5,), and there are 6 images" in fault(path, labels=str(labels))
-    assert "is no array of" in fault(path, labels="nowhere.npy")
+    assert "has the shape (5,), but there are 6 images" in fault(path, labels=str(labels))
+    assert "is neither an array in" in fault(path, labels="nowhere.npy")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "uint16", "bool"])
@@ -183,7 +183,7 @@ def test_damaged_and_hostile_files_are_told_in_one_line(tmp_path, name, data, sa
 
 def test_what_cannot_be_read_by_rows_is_told(tmp_path):
     assert "np.ascontiguousarray" in fault(saved(tmp_path / "a.npy", np.asfortranarray(IMAGES)))
-    assert "holds nothing" in fault(saved(tmp_path / "a.npy", IMAGES[:0]))
+    assert "has no images" in fault(saved(tmp_path / "a.npy", IMAGES[:0]))
     assert "has no array 'x'" in fault(saved(tmp_path / "a.npy", IMAGES), key="x")
     assert "No such file" in fault(tmp_path / "missing.npy")
     assert "is a URL" in fault("https://example.org/a.npy")

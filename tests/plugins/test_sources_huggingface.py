@@ -134,7 +134,7 @@ def test_what_is_no_data_set_is_told_in_one_line(files, tmp_path):
     assert "No such file" in fault(tmp_path / "missing")
     assert "is a URL" in fault("s3://bucket/saved")
     made(files).save_to_disk(tmp_path / "saved")
-    assert "name and revision are for data sets of the hub" in fault(tmp_path / "saved", revision="main")
+    assert "name and revision are for data sets on the hub" in fault(tmp_path / "saved", revision="main")
     assert "did you mean 'label'?" in fault(tmp_path / "saved", id="lable")
     with pytest.raises(pydantic.ValidationError):
         HuggingFaceSource.of(path="a", trust_remote_code=True)

@@ -169,10 +169,10 @@ def test_ids_may_have_a_column_of_their_own(tmp_path):
         ("a.jpg\nb.jpg\n", "l.csv", "has no column 'path' (it has a.jpg)"),
         ("", "l.csv", "has no column 'path' (it has none)"),
         ("path,label\na.jpg\n", "l.csv", "line 2 of"),
-        ("path\na.jpg,b\n", "l.csv", "has 2 values, and the header 1"),
+        ("path\na.jpg,b\n", "l.csv", "has 2 values, but the header has 1"),
         ("path,a,a\nx,1,2\n", "l.csv", "two columns named 'a'"),
         ("path,label\na.jpg,1\n,2\n", "l.csv", "line 3 of"),
-        ('path\n"a.jpg\n', "l.csv", "behind line 2: unexpected end of data"),
+        ('path\n"a.jpg\n', "l.csv", "after line 2: unexpected end of data"),
         (b"path\n\xff.jpg\n", "l.csv", "can't decode byte 0xff"),
         ("path\n" + "x" * 200_000, "l.csv", "field larger than"),
         ('{"path": "a"}\n{"path": \n', "l.jsonl", "line 2 of"),
@@ -182,7 +182,7 @@ def test_ids_may_have_a_column_of_their_own(tmp_path):
         ('{"path": "a"}\n{"path": "a"}\n', "l.jsonl", "twice, in lines 1 and 2"),
         ('{"path": 7}\n', "l.jsonl", "has 7 for 'path', not a path"),
         ("hello", "l.parquet", "as Parquet"),
-        ("path\n", "l.txt", "say which it is, as in `format: csv`"),
+        ("path\n", "l.txt", "set the format, as in `format: csv`"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(tmp_path, text, name, said):
@@ -196,7 +196,7 @@ def test_duplicates_in_a_parquet_table_are_told_by_their_rows(tmp_path):
 
 def test_tables_that_are_not_there_and_wrong_parameters_are_told(tmp_path):
     assert "No such file" in fault(tmp_path / "missing.csv")
-    assert "no regular file" in fault(tmp_path)
+    assert "not a regular file" in fault(tmp_path)
     assert "is a URL" in fault("s3://bucket/list.csv")
     assert "'pat'; did you mean 'path'?" in fault(written(tmp_path, "path\na\n"), id="pat")
     for params in ({}, {"path": "a", "format": "xls"}, {"path": "a", "links": "outside"}, {"path": "a", "roots": "."}):

@@ -166,7 +166,7 @@ def test_a_damaged_page_fails_its_images_and_no_others(tmp_path):
     [
         ({"picture": [b"1"]}, {"column": "pictures"}, "has no column 'pictures'; did you mean 'picture'?"),
         ({"data": [b"1"]}, {}, "has no column 'image' (it has data)"),
-        ({"image": ["a.jpg"]}, {}, "the source `manifest` takes a table of paths"),
+        ({"image": ["a.jpg"]}, {}, "for a table of paths, use the source `manifest`"),
         ({"image": [b"1"], "name": ["a"]}, {"id": "nam"}, "did you mean 'name'?"),
         ({"image": [b"1"], "name": [None]}, {"id": "name"}, "row 0 of"),
     ],
@@ -178,7 +178,7 @@ def test_columns_that_do_not_fit_are_told_in_one_line(tmp_path, columns, params,
 def test_files_with_other_columns_are_told(tmp_path):
     stored(tmp_path / "a.parquet", {"image": some(1), "label": [1]})
     stored(tmp_path / "b.parquet", {"image": some(1), "labels": [1]})
-    assert "b.parquet' has other columns than" in fault(tmp_path)
+    assert "b.parquet' differ from those of" in fault(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"PAR1" + bytes(100) + b"PAR1", b"PAR1\xff\xff\xff\xffPAR1"])
@@ -192,6 +192,6 @@ def test_paths_that_lead_nowhere_are_told(tmp_path):
     assert "no file below" in fault(tmp_path)
     assert "is a URL" in fault("https://example.org/a.parquet")
     os.mkfifo(tmp_path / "pipe.parquet")
-    assert "no regular file" in fault(tmp_path / "pipe.parquet")
+    assert "not a regular file" in fault(tmp_path / "pipe.parquet")
     with pytest.raises(pydantic.ValidationError):
         ParquetSource.of(path="a", columns=["image"])

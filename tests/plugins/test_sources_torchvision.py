@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_told_in_one_line(name, args, said):
 
 
 def test_a_data_set_that_unpickles_a_file_of_the_working_directory_is_refused():
-    with pytest.raises(layertap.UnsafeError, match="LSUN would run"):
+    with pytest.raises(layertap.UnsafeError, match="LSUN would load a pickle"):
         records("LSUN", root=".")
 
 
@@ -120,7 +120,7 @@ def test_a_data_set_of_anything_but_images_is_refused(tmp_path):
     values = np.zeros((20, 3, 64, 64), np.uint8)
     (tmp_path / "MovingMNIST").mkdir()
     np.save(tmp_path / "MovingMNIST/mnist_test_seq.npy", values)
-    assert "MovingMNIST gives a Tensor, not one image" in fault("MovingMNIST", root=str(tmp_path))
+    assert "MovingMNIST gives a Tensor per item, not one image" in fault("MovingMNIST", root=str(tmp_path))
 
 
 def test_wrong_parameters_are_refused():

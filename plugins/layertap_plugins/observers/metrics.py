@@ -1,4 +1,4 @@
-"""How a run goes, as a Prometheus text file: for the textfile collector of a node exporter, or for any other reader."""
+"""The progress of a run in a Prometheus text file, for a node exporter's textfile collector or any other reader."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ if TYPE_CHECKING:
 
 
 class Metrics(layertap.Observer):
-    """Writes the file at the start, every so many seconds and at the end, each time as a whole.
+    """Writes the whole file at the start, at regular intervals and at the end.
 
-    `kept` and `failed` are those of the whole output once the run has finished; until then the images of an earlier
+    `kept` and `failed` are those of the whole output after the run has finished; until then the images of an earlier
     run count as kept.
     """
 
     extra = "metrics"
 
     class Params(layertap.Params):
-        path: str = Field(min_length=1, description="the file to write; its folder exists, and its name ends in .prom")
-        every: float = Field(15.0, gt=0, le=86_400, description="seconds between two writes")
+        path: str = Field(
+            min_length=1, description="the file to write; its folder must exist, and its name should end in .prom"
+        )
+        every: float = Field(15.0, gt=0, le=86_400, description="seconds between writes")
 
     params: Params
     _gauges: _Gauges | None = None
@@ -57,7 +59,7 @@ class Metrics(layertap.Observer):
         self._shards += 1
 
     def run_finished(self, run: RunInfo, report: Report | None) -> None:
-        if self._gauges is None:  # another observer may have raised before this one had started
+        if self._gauges is None:  # another observer may have raised before this one started
             return
         if report is not None:
             self._failed, self._done, self._shards = Counter(report.reasons), report.planned, report.shards
@@ -65,7 +67,7 @@ class Metrics(layertap.Observer):
         self._write_again(run)
 
     def _write_again(self, run: RunInfo) -> None:
-        # A run is worth more than its metrics, and the next write may succeed.
+        # The run matters more than its metrics, and the next write may succeed.
         with suppress(OSError):
             self._write(run)
 
@@ -81,12 +83,12 @@ class Metrics(layertap.Observer):
             shards=self._shards,
             rate=(self._done - run.resumed) / seconds if seconds else 0.0,
         )
-        # Into a file beside it, which then takes its place: a reader never sees half of it.
+        # This writes a file next to it and renames it, so that a reader never sees half a file.
         write_to_textfile(self.params.path, self._gauges.registry)
 
 
 class _Gauges:
-    """One run's metrics, in a registry of their own."""
+    """The metrics of one run, in their own registry."""
 
     def __init__(self, run: RunInfo) -> None:
         from prometheus_client import CollectorRegistry, Enum, Gauge, Info
@@ -98,13 +100,13 @@ class _Gauges:
 
         gauge("images_planned", "Images in the plan.").set(run.planned)
         self._kept = gauge("images_kept", "Images that have a row.")
-        self._failed = gauge("images_failed", "Images that have none, by reason.", ("reason",))
-        self._rate = gauge("images_per_second", "Images of this run a second, from its start.")
+        self._failed = gauge("images_failed", "Images that have no row, by reason.", ("reason",))
+        self._rate = gauge("images_per_second", "Images of this run per second, since its start.")
         self._shards = gauge("shards_committed", "Shards that are durable.")
         states = ["running", "finished", "failed"]
-        self.state = Enum("layertap_run_state", "How the run stands.", states=states, registry=self.registry)
+        self.state = Enum("layertap_run_state", "State of the run.", states=states, registry=self.registry)
         facts = {"run": run.id, "model": _model(run.config), "taps": ",".join(run.columns), "device": run.device}
-        Info("layertap_run", "What runs.", registry=self.registry).info(facts)
+        Info("layertap_run", "Facts about the run.", registry=self.registry).info(facts)
 
     def set(self, *, kept: int, failed: Counter[str], shards: int, rate: float) -> None:
         self._kept.set(kept)
@@ -115,7 +117,7 @@ class _Gauges:
 
 
 def _model(config: Mapping[str, Any]) -> str:
-    """The model as a configuration names it in short."""
+    """The model in the short form of a configuration."""
     model = config["model"]
     return f"{model['type']}/{model['name']}" if model.get("name") else str(model["type"])
 

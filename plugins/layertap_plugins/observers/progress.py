@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a run: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FAILURES_SHOWN = 20
 
 
 class Progress(layertap.Observer):
-    """Says on stderr how many images are done, how fast, how long it will still take, and which failed."""
+    """Reports on stderr how many images are done, how fast, the time left, and which images failed."""
 
     _display: _Display | None = None
 
@@ -40,12 +40,12 @@ class Progress(layertap.Observer):
             self._display.moved()
 
     def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
-        if self._display is not None:  # another observer may have raised before this one had started
+        if self._display is not None:  # another observer may have raised before this one started
             self._display.close("stopped after" if error is not None else "done in")
 
 
 class _Tally:
-    """What has been counted since the run started."""
+    """The counts since the run started."""
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run
@@ -84,7 +84,7 @@ class _Display(Protocol):
 
 
 class _Lines:
-    """Plain lines for a log: one at the start, one at most every ten seconds, one at the end."""
+    """Plain lines for a log: at the start, at most every ten seconds, and at the end."""
 
     def __init__(self, tally: _Tally) -> None:
         self._tally = tally
@@ -94,7 +94,7 @@ class _Lines:
         self.say(f"extracting {run.planned} images on {run.device}, batch size {run.batch_size}{resumed}")
 
     def say(self, line: str) -> None:
-        if sys.stderr is not None:  # None in a process started without one; print would then take stdout
+        if sys.stderr is not None:  # None in a process started without stderr; print would then use stdout
             print(line, file=sys.stderr, flush=True)
 
     def moved(self) -> None:
@@ -107,7 +107,7 @@ class _Lines:
 
 
 class _Bar:
-    """A bar that rich redraws from a thread of its own."""
+    """A bar that rich redraws from its own thread."""
 
     def __init__(self, tally: _Tally) -> None:
         from rich.console import Console
@@ -115,7 +115,7 @@ class _Bar:
 
         self._tally = tally
         columns = (BarColumn(), TextColumn("{task.description}", markup=False))
-        # stdout may be a pipe to another program: what is printed there must not be led to the bar's stderr.
+        # stdout may be a pipe to another program: text printed there must not be redirected to the bar's stderr.
         self._progress = Progress(*columns, console=Console(stderr=True, emoji=False), redirect_stdout=False)
         self._task = self._progress.add_task(tally.text(left=True), total=tally.run.planned, completed=tally.done)
         self._progress.start()
@@ -146,7 +146,7 @@ def _duration(seconds: float) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text with everything escaped that could move a cursor, change a colour or begin a line."""
+    """The text, escaping everything that could move the cursor, change a colour or begin a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -1,4 +1,4 @@
-"""The evaluation transforms of timm and open_clip, bit for bit, their float half done once a batch on the device."""
+"""The evaluation transforms of timm and open_clip, bit for bit, with the float half once per batch on the device."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Size: TypeAlias = tuple[Annotated[int, Field(ge=1, le=8192)], Annotated[int, Fie
 
 
 class Composed(layertap.Preprocessor):
-    """A library's own torchvision Compose that ends in ToTensor and Normalize: both wait for the batch.
+    """A library's own torchvision Compose that ends in ToTensor and Normalize, which are deferred to the batch.
 
-    One that ends otherwise is done whole on the image, and the batch is left as it is.
+    One that ends differently is applied completely to the image, and the batch is left unchanged.
     """
 
     @abstractmethod
@@ -34,11 +34,11 @@ class Composed(layertap.Preprocessor):
     @property
     @abstractmethod
     def shorter_side(self) -> int | None:
-        """The length that the shorter side of an image is resized to; None where both sides are given one."""
+        """The length to which the shorter side of an image is resized; None if both sides have a given length."""
 
     @property
     def converts_first(self) -> bool:
-        """Whether the library expects an RGB image; one that does not is given the image in its own mode."""
+        """Whether the library expects an RGB image; if not, it receives the image in the image's own mode."""
         return True
 
     @functools.cached_property
@@ -53,7 +53,7 @@ class Composed(layertap.Preprocessor):
         return len(last) == 2 and isinstance(last[0], transforms.ToTensor) and isinstance(last[1], transforms.Normalize)
 
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The square of the shorter side after resizing; None where another side counts."""
+        """The square of the shorter side after resizing; None if another side determines the size."""
         return None if self.shorter_side is None else (self.shorter_side, self.shorter_side)
 
     def prepare(self, image: Image.Image) -> Tensor:
@@ -81,20 +81,20 @@ class Composed(layertap.Preprocessor):
         return normalised(batch, mean, std)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"params": self.params}  # the transform is made again where it is needed
+        return {"params": self.params}  # the transform is made again when it is needed
 
 
 class TimmTransform(Composed):
-    """timm's transform for evaluation, of a model's data config."""
+    """timm's transform for evaluation, from a model's data config."""
 
     extra = "timm"
 
     class Params(layertap.Params):
         size: Size = Field(description="height and width of the result, in pixels")
-        crop_pct: float = Field(0.875, gt=0, le=2, description="the share of the resized image that is kept")
+        crop_pct: float = Field(0.875, gt=0, le=2, description="the fraction of the resized image that is kept")
         crop_mode: Literal["center", "squash", "border"] = Field(
             "center",
-            description="cut from the centre; squash to the size, whatever the aspect; or fit in and fill the border",
+            description="crop the centre; squash to the size, ignoring the aspect; or fit inside and fill the border",
         )
         interpolation: str = Field("bicubic", description="the filter for resizing")
         mean: tuple[float, ...] = Field(
@@ -117,7 +117,7 @@ class TimmTransform(Composed):
 
 
 class OpenClipTransform(Composed):
-    """open_clip's transform for inference, of a model's preprocess config."""
+    """open_clip's transform for inference, from a model's preprocess config."""
 
     extra = "open_clip"
 
@@ -134,9 +134,9 @@ class OpenClipTransform(Composed):
         )
         resize_mode: Literal["shortest", "longest", "squash"] = Field(
             "shortest",
-            description="resize the shorter side and cut from the centre; the longer side and fill the border; or both",
+            description="resize the shorter side and crop the centre; the longer side and fill the border; or both",
         )
-        fill_color: int = Field(0, ge=0, le=255, description="what a border is filled with")
+        fill_color: int = Field(0, ge=0, le=255, description="the value that fills a border")
 
     params: Params
 
@@ -151,4 +151,4 @@ class OpenClipTransform(Composed):
 
     @property
     def converts_first(self) -> bool:
-        return False  # the library resizes in the image's own mode, and converts what comes out
+        return False  # the library resizes in the image's own mode, and converts the result

@@ -1,4 +1,4 @@
-"""Images that all have the model's size already: nothing is resized, bytes become floats."""
+"""Images that already have the model's size: nothing is resized, and bytes become floats."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Spread: TypeAlias = Annotated[float, Field(ge=1e-6, le=255)]
 
 
 class Identity(Sized):
-    """The RGB pixels as they are, of images that have one size; an image of another fails as `shape`."""
+    """The unchanged RGB pixels of images of one size; an image of another size fails as `shape`."""
 
     class Params(Sized.Params):
         size: Size = Field(description="the side of every image, or its height and width, in pixels")
-        scale: bool = Field(True, description="whether bytes are scaled to 0..1; else they stay 0..255, as floats")
+        scale: bool = Field(True, description="whether bytes are scaled to 0..1; otherwise they stay 0..255, as floats")
         mean: tuple[Level, Level, Level] = Field(
             (0.0, 0.0, 0.0), description="subtracted from red, green and blue after scaling"
         )
@@ -36,7 +36,7 @@ class Identity(Sized):
         @model_validator(mode="after")
         def _one_unit(self) -> Any:
             if self.scale and max(*self.mean, *self.std) > 1:
-                raise ValueError("mean and std are of values in 0..1; with `scale: false` they are of 0..255")
+                raise ValueError("mean and std are for values in 0..1; with `scale: false` they must be for 0..255")
             return self
 
     params: Params
@@ -47,7 +47,7 @@ class Identity(Sized):
         return wide_and_high(self.params.size)
 
     def sized(self, image: Image.Image) -> Tensor:
-        """The RGB image as uint8 `(3, height, width)`. Raises `ImageError`: `shape` for one of another size."""
+        """The RGB image as uint8 `(3, height, width)`. Raises `ImageError`: `shape` for another size."""
         if image.size != self.example:
             raise layertap.ImageError("shape")
         return planes(image)

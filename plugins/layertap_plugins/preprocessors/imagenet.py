@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ImageNet(Sized):
-    """Bit for bit torchvision's classification preset on the RGB image, its float half done once a batch."""
+    """Bit for bit torchvision's classification preset on the RGB image, with its float half done once per batch."""
 
     class Params(Sized.Params):
         resize: Side = Field(256, description="the shorter side after resizing, in pixels")
@@ -37,11 +37,11 @@ class ImageNet(Sized):
         return self.params.resize
 
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The square of the shorter side after resizing: whatever is as large is only made smaller."""
+        """The square of the shorter side after resizing: an image that large is only made smaller."""
         return None if self.params.interpolation == "nearest" else (self.params.resize, self.params.resize)
 
     def sized(self, image: Image.Image) -> Tensor:
-        """The RGB image resized, and the square in its centre: uint8 `(3, crop, crop)`."""
+        """The square in the centre of the resized RGB image: uint8 `(3, crop, crop)`."""
         params = self.params
         exact = self.profile.resize == "exact"
         return centre(image, params.resize, params.crop, params.interpolation, exact=exact)

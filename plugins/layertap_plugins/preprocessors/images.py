@@ -1,4 +1,4 @@
-"""What the preprocessors do with an image before their own work: refuse one that would explode, and make it RGB."""
+"""The steps of every preprocessor before its own work: refuse an image that would become too large, convert to RGB."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import layertap
 if TYPE_CHECKING:
     from PIL import Image
 
-# Beyond it Pillow itself warns of a decompression bomb; a strip one pixel wide would get there by being resized.
+# Above this Pillow itself warns of a decompression bomb; resizing could bring a strip one pixel wide to that size.
 MAX_PIXELS = 89_478_485
 
 _ORIENTATION, _SHORT = 0x0112, 3
 
 
 def refuse_strip(image: Image.Image, side: int | None) -> None:
-    """Raise `ImageError`: `empty` for no pixels, `aspect` for too many once the shorter side is resized to `side`."""
+    """Raise `ImageError`: `empty` for no pixels, `aspect` for too many after resizing the shorter side to `side`."""
     short, long = sorted(image.size)
     if short == 0:
         raise layertap.ImageError("empty")
@@ -26,11 +26,11 @@ def refuse_strip(image: Image.Image, side: int | None) -> None:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """The image as RGB, by Pillow's own conversion. Raises `ImageError`: `unsupported_mode` where there is none."""
+    """The image as RGB, by Pillow's own conversion. Raises `ImageError`: `unsupported_mode` if there is none."""
     if image.mode == "RGB":
         return image
     if image.mode in ("P", "L") and "transparency" in image.info:
-        # Pillow would convert the transparent colour too, which nobody asks for, and warn where there are several.
+        # Pillow would convert the transparent colour too, which is not needed, and warn if there are several.
         image = image.copy()
         del image.info["transparency"]
     try:
@@ -41,12 +41,12 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether the image is stored as greyscale, with or without alpha; what its colours are is not looked at."""
+    """Whether the image is stored as greyscale, with or without alpha; the actual colours are not examined."""
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
 
 
 def over(colour: str, image: Image.Image) -> Image.Image:
-    """An image with transparency laid over a colour, as RGB; one without as it is."""
+    """An image with transparency laid over a colour, as RGB; an image without it unchanged."""
     if not _is_transparent(image):
         return image
     from PIL import Image
@@ -54,14 +54,14 @@ def over(colour: str, image: Image.Image) -> Image.Image:
     try:
         image = image.convert("RGBA")
     except ValueError:
-        return image  # of a mode that has no conversion to RGB either
+        return image  # its mode has no conversion to RGB either
     return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
 
 
 def _is_transparent(image: Image.Image) -> bool:
     if image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
         return True
-    # One value that stands for transparent, or an alpha for each colour; a text of a PNG may go by this name too.
+    # One value that means transparent, or an alpha for each colour; text in a PNG may have this name too.
     kinds = {"1": int, "L": int, "P": int | bytes, "RGB": tuple}
     if image.mode in kinds:
         return isinstance(image.info.get("transparency"), kinds[image.mode])
@@ -69,7 +69,7 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit greyscale scaled linearly to 8 bits, where Pillow's conversion cuts off at 255; others as they are."""
+    """16-bit greyscale scaled linearly to 8 bits, where Pillow's conversion clips at 255; other images unchanged."""
     if not image.mode.startswith("I;16"):
         return image
     import numpy as np
@@ -79,7 +79,7 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned and mirrored as its EXIF block says; as it is where that says nothing, or makes no sense."""
+    """The image rotated and mirrored as its EXIF block says; unchanged if that has no or an invalid orientation."""
     from PIL.Image import Transpose
 
     methods = {
@@ -96,7 +96,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _orientation(exif: object) -> int:
-    """The orientation that an EXIF block gives, 1 where it gives none. Pillow's own reader warns of faulty blocks."""
+    """The orientation in an EXIF block, 1 if it has none. Pillow's own reader warns of faulty blocks."""
     if not isinstance(exif, bytes):
         return 1
     tiff = memoryview(exif)[6 * exif.startswith(b"Exif\0\0") :]
@@ -111,5 +111,5 @@ def _orientation(exif: object) -> int:
             if (tag, kind, length) == (_ORIENTATION, _SHORT, 1):
                 return int(value)
     except struct.error:
-        pass  # it ends before it says so
+        pass  # the block ends before the orientation
     return 1

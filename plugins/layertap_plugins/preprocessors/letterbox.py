@@ -1,4 +1,4 @@
-"""Resizing to fit, the aspect kept, and filling up the rest, as detectors do: scale to 0..1, normalise."""
+"""Resizing to fit with the aspect kept and filling the border, as detectors do; then scaling to 0..1, normalising."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Level: TypeAlias = Annotated[int, Field(ge=0, le=255)]
 
 
 class Letterbox(Sized):
-    """The whole image, as large as fits and in the centre; where the rest is odd, its right or lower half has more."""
+    """The whole image in the centre, as large as fits; an odd border is wider on the right or at the bottom."""
 
     class Params(Sized.Params):
         size: Size = Field(640, description="the side of the result, or its height and width, in pixels")
         fill: Level | tuple[Level, Level, Level] = Field(
-            114, description="what the rest is filled with: a level of grey, or of red, green and blue"
+            114, description="the colour of the border: a level of grey, or of red, green and blue"
         )
         interpolation: Filter = Field("bilinear", description="Pillow's filter for resizing")
 
     params: Params
 
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The size that fits into the square of the result's longer side, so that an image may still be turned."""
+        """The size that fits into the square of the result's longer side, so that the image can still be rotated."""
         longer = max(wide_and_high(self.params.size))
         return None if self.params.interpolation == "nearest" else _fitted(size, (longer, longer))
 
     def sized(self, image: Image.Image) -> Tensor:
-        """The RGB image within its border: uint8 `(3, height, width)`."""
+        """The RGB image with its border: uint8 `(3, height, width)`."""
         import numpy as np
         import torch
 
@@ -45,7 +45,7 @@ class Letterbox(Sized):
         fitted = _fitted(image.size, (width, height))
         inner = stretched(image, fitted, params.interpolation, exact=self.profile.resize == "exact")
         fill = (params.fill,) * 3 if isinstance(params.fill, int) else params.fill
-        # By numpy: torch would share so small a copy among threads, each of which waits for the other decoders.
+        # With numpy: torch would split even this small copy among threads, each of which waits for the other decoders.
         boxed = np.empty((3, height, width), np.uint8)
         boxed[:] = np.array(fill, np.uint8)[:, None, None]
         left, top = (width - fitted[0]) // 2, (height - fitted[1]) // 2
@@ -54,7 +54,7 @@ class Letterbox(Sized):
 
 
 def _fitted(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
-    """An image's size once it is as large as fits into the box, at least a pixel."""
+    """The largest size of an image that fits into the box, at least one pixel per side."""
     ratio = min(box[0] / size[0], box[1] / size[1])
     width, height = (max(1, min(most, round(length * ratio))) for length, most in zip(size, box, strict=True))
     return width, height

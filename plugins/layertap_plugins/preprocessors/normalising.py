@@ -1,4 +1,4 @@
-"""The float half of preprocessing, done once a batch: bytes to 0..1, then mean and standard deviation."""
+"""The float half of preprocessing, done once per batch: bytes to 0..1, then mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def normalised(batch: Tensor, mean: Sequence[float], std: Sequence[float], scale: float = 255) -> Tensor:
-    """The batch `(N, C, H, W)` over `scale`, less `mean`, over `std`: contiguous float32, on the device of `batch`.
+    """The batch `(N, C, H, W)` divided by `scale`, minus `mean`, divided by `std`: contiguous float32, on its device.
 
-    The operations of torchvision's ToTensor and Normalize in their order, without their copies and their wait for the
-    device.
+    It applies the operations of torchvision's ToTensor and Normalize in the same order, without their copies and
+    without waiting for the device.
     """
     import torch
 

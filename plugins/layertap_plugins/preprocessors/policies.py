@@ -1,4 +1,4 @@
-"""What the preprocessors do with an image that is more, or less, than upright RGB of 8 bits."""
+"""How preprocessors treat an image that is not upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ if TYPE_CHECKING:
 
 
 class Policies(layertap.Params):
-    """Parameters that preprocessors share; the defaults are Pillow's `convert("RGB")`, orientation as stored."""
+    """Parameters common to preprocessors; the defaults are Pillow's `convert("RGB")`, orientation as stored."""
 
     exif: Literal["ignore", "apply"] = Field(
-        "ignore", description="apply: turn and mirror an image first as its EXIF orientation says"
+        "ignore", description="apply: first rotate and mirror an image as its EXIF orientation says"
     )
     depth: Literal["clip", "rescale"] = Field(
         "clip",
-        description="16-bit greyscale: clip it at 255, as Pillow's conversion does, or rescale it linearly",
+        description="for 16-bit greyscale: clip at 255, as Pillow's conversion does, or rescale linearly",
     )
     alpha: Literal["drop", "white", "black"] = Field(
-        "drop", description="transparency: drop it, as Pillow's conversion does, or lay the image over white or black"
+        "drop",
+        description="for transparency: drop it, as Pillow's conversion does, or lay the image over white or black",
     )
     grey: Literal["replicate", "fail"] = Field(
         "replicate",
-        description="an image stored as greyscale: the same in red, green and blue, or failed with reason `greyscale`",
+        description="for an image stored as greyscale: use its values for red, green and blue, or list it as failed "
+        "with the reason `greyscale`",
     )
 
     def rgb(self, image: Image.Image) -> Image.Image:
-        """The image as RGB. Raises `ImageError`: `greyscale`, or `unsupported_mode` where there is no conversion."""
+        """The image as RGB. Raises `ImageError`: `greyscale`, or `unsupported_mode` if there is no conversion."""
         if self.grey == "fail" and is_grey(image):
             raise layertap.ImageError("greyscale")
         if self.exif == "apply":

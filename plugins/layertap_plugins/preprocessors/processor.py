@@ -1,4 +1,4 @@
-"""An image processor of transformers, bit for bit, its float half done once a batch where that can be told apart."""
+"""An image processor of transformers, bit for bit, with its float half done once per batch if it can be separated."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-# Types that are preprocessed as another one, where the library does not say so itself.
+# Types that are preprocessed like another type, where the library does not state it itself.
 _PROCESSED_AS = {"dinov2_with_registers": "dinov2", "dinov3_convnext": "dinov3_vit"}
-# Upright, wide, small and large: where they all give one shape, every image does.
+# Upright, wide, small and large: if all of these give the same shape, every image does.
 _SAMPLES = ((96, 160), (211, 97), (40, 30), (500, 375))
 
 
 class ImageProcessor(layertap.Preprocessor):
-    """What a processor of transformers gives for one RGB image."""
+    """The result of a transformers processor for one RGB image."""
 
     extra = "transformers"
 
     class Params(layertap.Params):
-        processor: str = Field(description="the class of transformers, such as ViTImageProcessor")
-        config: dict[str, Any] = Field(description="what the class is made with: the processor's own JSON")
+        processor: str = Field(description="the class in transformers, such as ViTImageProcessor")
+        config: dict[str, Any] = Field(description="the configuration of the class: the processor's own JSON")
         split: bool = Field(
-            False, description="whether rescaling and normalising wait for the batch, on its device, with the same bits"
+            False, description="whether to rescale and normalise per batch, on its device, with the same bits"
         )
 
     params: Params
 
     @classmethod
     def around(cls, processor: Any) -> ImageProcessor | None:
-        """A preprocessor for this processor, split if it can be; None where images would differ in shape."""
+        """A preprocessor for this processor, split if possible; None if images would differ in shape."""
         try:
             made = {"processor": type(processor).__name__, "config": json.loads(processor.to_json_string())}
             whole, split = cls.of(**made, split=False), cls.of(**made, split=True)
             images = [_noise(*size) for size in _SAMPLES]
             expected = [whole.prepare(image) for image in images]
-        except Exception:  # a processor for something else than one image
+        except Exception:  # a processor for something other than one image
             return None
         shapes = {image.shape for image in expected}
         if len(shapes) > 1 or [len(shape) for shape in shapes] != [3]:
@@ -59,7 +59,7 @@ class ImageProcessor(layertap.Preprocessor):
         try:
             pixels = torch.stack([self.prepare(image) for image in images])
             return pixels.dtype == torch.uint8 and torch.equal(self.finish(pixels), torch.stack(expected))
-        except Exception:  # not every processor has the two halves, or its parts take other arguments
+        except Exception:  # some processors do not have the two halves, or their parts take other arguments
             return False
 
     @functools.cached_property
@@ -68,11 +68,11 @@ class ImageProcessor(layertap.Preprocessor):
         return getattr(transformers, self.params.processor).from_dict(self.params.config)
 
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The square of the shorter side after resizing; None where another side counts."""
+        """The square of the shorter side after resizing; None if another side determines the size."""
         return None if self._shorter_side is None else (self._shorter_side, self._shorter_side)
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The image as `(3, H, W)`, uint8 where the work is split and float32 else.
+        """The image as `(3, H, W)`, uint8 if the work is split and otherwise float32.
 
         Raises `ImageError`: `empty`, `aspect` (too long), `unsupported_mode`, or `shape` (several crops or none).
         """
@@ -96,14 +96,14 @@ class ImageProcessor(layertap.Preprocessor):
 
     @property
     def _shorter_side(self) -> int | None:
-        """What the shorter side is resized to, where nothing bounds the longer one."""
+        """The length to which the shorter side is resized, if the longer one has no limit."""
         size = self._processor.size
         if size is None or not getattr(size, "shortest_edge", None) or getattr(size, "longest_edge", None):
             return None
         return int(size.shortest_edge / (getattr(self._processor, "crop_pct", None) or 1))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"params": self.params}  # the processor is made again where it is needed
+        return {"params": self.params}  # the processor is made again when it is needed
 
 
 def _noise(width: int, height: int) -> Image.Image:
@@ -115,17 +115,17 @@ def _noise(width: int, height: int) -> Image.Image:
 
 
 def of_folder(folder: Path) -> ImageProcessor | None:
-    """The image processor that was saved in a folder; None where there is none that runs without code of its own."""
+    """The image processor that was saved in a folder; None if there is none that runs without custom code."""
     transformers: Any = importlib.import_module("transformers")
     try:
         own = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception:  # what it raises depends on what is wrong with the file
+    except Exception:  # the exception depends on what is wrong with the file
         return None
     return ImageProcessor.around(own)
 
 
 def of_type(config: Any) -> ImageProcessor | None:
-    """The default image processor for a model's config, at the size that the config says; None where there is none."""
+    """The default image processor for a model's config, at the size in the config; None if there is none."""
     transformers: Any = importlib.import_module("transformers")
     types, processors = transformers.CONFIG_MAPPING, transformers.IMAGE_PROCESSOR_MAPPING
     kind = _PROCESSED_AS.get(config.model_type, config.model_type)
@@ -138,7 +138,7 @@ def of_type(config: Any) -> ImageProcessor | None:
 
 
 def _sized(made: Any, side: Any) -> Any:
-    """A processor of the class `made` whose images have `side` pixels a side, where that is a number."""
+    """A processor of the class `made` for images with sides of `side` pixels, if that is a number."""
     default = made()
     sizes = {key: dict(size) for key in ("size", "crop_size") if (size := getattr(default, key, None))}
     if not getattr(default, "do_center_crop", None):

@@ -1,4 +1,4 @@
-"""Resizing an image and cutting out its centre as torchvision does, or nearly so in less time."""
+"""Resizing an image and cropping its centre as torchvision does, or nearly so in less time."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ if TYPE_CHECKING:
 Size: TypeAlias = tuple[int, int]
 Box: TypeAlias = tuple[int, int, int, int]
 
-# Beyond it, bringing the pixels into a tensor costs more than torch's filter saves.
+# Above this, moving the pixels into a tensor costs more than torch's filter saves.
 _MAX_TENSOR_PIXELS = 2**22
 
 
 def centre(image: Image.Image, resize: int, crop: int, interpolation: str, *, exact: bool = True) -> Tensor:
-    """The RGB image with its shorter side resized, and of it the square in the centre: uint8 `(3, crop, crop)`.
+    """The square in the centre of the RGB image after resizing its shorter side: uint8 `(3, crop, crop)`.
 
-    Bit for bit what torchvision makes of it; without `exact`, in less time, some pixels are off by a level, seldom two.
+    The result is bit for bit torchvision's; without `exact` it takes less time, and some pixels differ by one level,
+    rarely two.
     """
     from PIL.Image import Resampling
 
@@ -26,9 +27,10 @@ def centre(image: Image.Image, resize: int, crop: int, interpolation: str, *, ex
     left, top = (_offset(length, crop) for length in size)
     box = left, top, left + crop, top + crop
     resample = Resampling[interpolation.upper()]
-    # Only these two are known to torch, and smooth: a box would count whole pixels otherwise.
+    # torch supports only these two, and they are smooth: with other filters `part` below would count whole pixels.
     if exact or interpolation not in ("bilinear", "bicubic") or crop > min(size):
-        # Whole, although much of it is cut off: Pillow chooses by the sizes which way to go first, and so how to round.
+        # All of it is resized, although much is cut off: the sizes decide which direction Pillow resizes first, and so
+        # how it rounds.
         return planes(image.resize(size, resample).crop(box))
     if not _fits_tensor(image):
         across, down = (length / after for length, after in zip(image.size, size, strict=True))
@@ -40,11 +42,13 @@ def centre(image: Image.Image, resize: int, crop: int, interpolation: str, *, ex
 def stretched(image: Image.Image, size: Size, interpolation: str, *, exact: bool = True) -> Tensor:
     """The RGB image resized to a width and a height, whatever its aspect: uint8 `(3, height, width)`.
 
-    Bit for bit what torchvision makes of it; without `exact`, in less time, some pixels are off by a level, seldom two.
+    The result is bit for bit torchvision's; without `exact` it takes less time, and some pixels differ by one level,
+    rarely two.
     """
     from PIL.Image import Resampling
 
-    # Pillow goes first in the direction that leaves less to do; torch always across, which a strip would make explode.
+    # Pillow first resizes the direction that leaves less to do; torch always resizes across first, which for a strip
+    # would give a huge intermediate image.
     grown = size[0] * image.height > _MAX_TENSOR_PIXELS
     if exact or grown or interpolation not in ("bilinear", "bicubic") or not _fits_tensor(image):
         return planes(image.resize(size, Resampling[interpolation.upper()]))
@@ -79,7 +83,7 @@ def _cut_bytes(image: Image.Image, size: Size, box: Box, interpolation: str) -> 
     from torch.nn.functional import interpolate
 
     left, top, right, bottom = box
-    # Pillow holds RGB in four bytes a pixel: so it is a plain copy, and of a kind that torch is quickest with.
+    # Pillow stores RGB in four bytes per pixel, so this is a plain copy, in the layout that is fastest for torch.
     data = bytearray(image.tobytes("raw", "RGBX"))
     pixels = torch.frombuffer(data, dtype=torch.uint8).view(1, image.height, image.width, 4).permute(0, 3, 1, 2)
     resized: Tensor = interpolate(pixels, size=size[::-1], mode=interpolation, antialias=True)

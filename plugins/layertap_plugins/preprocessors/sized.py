@@ -1,4 +1,4 @@
-"""What imagenet, letterbox, squash and identity share: one RGB image of a fixed size out of every image."""
+"""The common part of imagenet, letterbox, squash and identity: they turn every image into RGB of a fixed size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Filter: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", 
 
 
 class Sized(layertap.Preprocessor):
-    """Brings an image to a fixed size as bytes, one by one, and to floats once a batch."""
+    """Converts images to a fixed size as bytes, one by one, and to floats once per batch."""
 
     class Params(Policies):
         mean: tuple[Mean, Mean, Mean] = Field(
@@ -38,7 +38,7 @@ class Sized(layertap.Preprocessor):
 
     @property
     def shorter_side(self) -> int | None:
-        """The length that the shorter side of an image is resized to; None where both sides are given one."""
+        """The length to which the shorter side of an image is resized; None if both sides have a given length."""
         return None
 
     @abstractmethod

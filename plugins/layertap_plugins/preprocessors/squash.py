@@ -1,4 +1,4 @@
-"""Resizing to one size, whatever the aspect: scale to 0..1, normalise."""
+"""Resizing to one size, ignoring the aspect ratio; then scaling to 0..1 and normalising."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Squash(Sized):
-    """Bit for bit torchvision's `Resize([height, width])` on the RGB image: all of it, and its aspect not kept."""
+    """Bit for bit torchvision's `Resize([height, width])` on the RGB image: without cropping or keeping the aspect."""
 
     class Params(Sized.Params):
         size: Size = Field(224, description="the side of the result, or its height and width, in pixels")
@@ -26,7 +26,7 @@ class Squash(Sized):
     params: Params
 
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The square of the result's longer side, so that an image may still be turned."""
+        """The square of the result's longer side, so that the image can still be rotated."""
         longer = max(wide_and_high(self.params.size))
         return None if self.params.interpolation == "nearest" else (longer, longer)
 

@@ -1,6 +1,6 @@
-"""The transforms of torchvision that a configuration may name, and the plain data that each takes.
+"""The torchvision transforms that a configuration may name, and the plain data that each takes.
 
-What they have in common: one image gives one image, nothing is left to chance, and no argument is code.
+In each of them one image gives one image, nothing is random, and no argument is code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Filter: TypeAlias = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "
 
 
 class Arguments(layertap.Params):
-    """The arguments of a transform. What is no mapping is the first of them, as in `CenterCrop: 224`."""
+    """The arguments of a transform. A value that is not a mapping is the first argument, as in `CenterCrop: 224`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -57,23 +57,23 @@ class Resizing(Arguments):
     size: Side | Sides | None = Field(
         description="the shorter side after resizing, or height and width, in pixels; null: the longer is `max_size`"
     )
-    interpolation: Filter = Field("bilinear", description="the filter: all of them for images, fewer for tensors")
-    max_size: Side | None = Field(None, description="the most that the longer side may have")
-    antialias: bool = Field(True, description="whether tensors are smoothed before they are made smaller")
+    interpolation: Filter = Field("bilinear", description="the filter: all are available for images, fewer for tensors")
+    max_size: Side | None = Field(None, description="the largest length of the longer side")
+    antialias: bool = Field(True, description="whether tensors are smoothed before being made smaller")
 
 
 class Padding(Arguments):
     padding: Border | Borders = Field(
         description="pixels on every side; left and right, top and bottom; or left, top, right, bottom"
     )
-    fill: int | float | Floats = Field(0, description="what the border is filled with")
+    fill: int | float | Floats = Field(0, description="the value that fills the border")
     padding_mode: Literal["constant", "edge", "reflect", "symmetric"] = Field(
-        "constant", description="filled, or a continuation of the image"
+        "constant", description="whether the border is filled or continues the image"
     )
 
 
 class Channels(Arguments):
-    num_output_channels: Literal[1, 3] = Field(1, description="one channel, or three that are the same")
+    num_output_channels: Literal[1, 3] = Field(1, description="one channel, or three identical ones")
 
 
 class Dtype(Arguments):
@@ -81,7 +81,7 @@ class Dtype(Arguments):
 
 
 class ScaledDtype(Dtype):
-    scale: bool = Field(False, description="whether values are scaled to the range that is usual for the dtype")
+    scale: bool = Field(False, description="whether values are scaled to the usual range of the dtype")
 
 
 class MeanAndStd(Arguments):
@@ -90,22 +90,20 @@ class MeanAndStd(Arguments):
 
 
 class Step(layertap.Params):
-    """One transform by its name: `{CenterCrop: 224}`, `{Resize: {size: 256}}`, or `ToImage` where it needs nothing."""
+    """One transform by its name: `{CenterCrop: 224}`, `{Resize: {size: 256}}`, or `ToImage` without arguments."""
 
-    CenterCrop: Cropping | None = Field(
-        None, description="cut out the centre, filled up with black where there is less"
-    )
+    CenterCrop: Cropping | None = Field(None, description="crop the centre, padding with black if the image is smaller")
     ConvertImageDtype: Dtype | None = Field(None, description="ToDtype with `scale: true`")
-    Grayscale: Channels | None = Field(None, description="colours to grey")
+    Grayscale: Channels | None = Field(None, description="convert colours to grey")
     Identity: Nothing | None = Field(None, description="nothing")
     Normalize: MeanAndStd | None = Field(None, description="subtract the mean, divide by the standard deviation")
-    PILToTensor: Nothing | None = Field(None, description="to a tensor, values as they are")
+    PILToTensor: Nothing | None = Field(None, description="convert to a tensor, with unchanged values")
     Pad: Padding | None = Field(None, description="add a border")
-    RGB: Nothing | None = Field(None, description="to three channels")
-    Resize: Resizing | None = Field(None, description="resize, the aspect kept where only one side is given")
-    ToDtype: ScaledDtype | None = Field(None, description="to another dtype")
-    ToImage: Nothing | None = Field(None, description="to a tensor, values as they are")
-    ToPureTensor: Nothing | None = Field(None, description="to a tensor without metadata")
+    RGB: Nothing | None = Field(None, description="convert to three channels")
+    Resize: Resizing | None = Field(None, description="resize, keeping the aspect if only one side is given")
+    ToDtype: ScaledDtype | None = Field(None, description="convert to another dtype")
+    ToImage: Nothing | None = Field(None, description="convert to a tensor, with unchanged values")
+    ToPureTensor: Nothing | None = Field(None, description="convert to a tensor without metadata")
 
     @property
     def name(self) -> str:
@@ -114,7 +112,7 @@ class Step(layertap.Params):
 
     @property
     def arguments(self) -> Arguments:
-        """What it takes."""
+        """The arguments of the transform."""
         found: Arguments = getattr(self, self.name)
         return found
 
@@ -124,11 +122,11 @@ class Step(layertap.Params):
         if isinstance(value, str):
             value = {value: None}
         if not isinstance(value, Mapping) or len(value) != 1:
-            raise ValueError("is one transform by its name, such as `ToImage` or `CenterCrop: 224`")
+            raise ValueError("must be one transform by name, such as `ToImage` or `CenterCrop: 224`")
         ((name, arguments),) = value.items()
         if name == "ToTensor":
-            raise ValueError("for 'ToTensor' write `ToImage` and `ToDtype: {dtype: float32, scale: true}`")
-        _refuse_unknown(str(name), cls.model_fields, "a transform that gives an image the same values each time")
+            raise ValueError("instead of 'ToTensor' write `ToImage` and `ToDtype: {dtype: float32, scale: true}`")
+        _refuse_unknown(str(name), cls.model_fields, "a transform that always gives an image the same values")
         if arguments is None and (needed := cls._needed(name)):
             raise ValueError(f"{name} needs its {' and '.join(needed)}")
         return {name: {} if arguments is None else arguments}
@@ -151,7 +149,7 @@ class Step(layertap.Params):
 
     @classmethod
     def _needed(cls, name: str) -> list[str]:
-        """The arguments without which there is no such transform."""
+        """The required arguments of a transform."""
         arguments, _ = get_args(cls.model_fields[name].annotation)
         return [key for key, argument in arguments.model_fields.items() if argument.is_required()]
 

@@ -1,4 +1,4 @@
-"""A pipeline of torchvision's own transforms, bit for bit, its float half done once a batch."""
+"""A pipeline of torchvision's own transforms, bit for bit, with its float half done once per batch."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ Transform: TypeAlias = Callable[[Any], Any]
 
 _MAKE_TENSORS = ("PILToTensor", "ToImage")
 _NEED_TENSORS = ("ConvertImageDtype", "Normalize", "ToDtype")
-# They make one value of one value, so that a batch may come as well as an image.
+# These map each value to one value, so that they work on a batch as well as on an image.
 _MAY_WAIT = (*_NEED_TENSORS, "Identity", "ToPureTensor")
 
-# Upright, wide and small: where they give one shape, every image does.
+# Upright, wide and small: if these give the same shape, every image does.
 _SAMPLES = ((60, 80), (97, 41), (20, 30))
 
 
 class Pipeline(layertap.Preprocessor):
-    """What `torchvision.transforms.v2.Compose` gives for the RGB image, of the transforms in the list.
+    """The result of `torchvision.transforms.v2.Compose` of the transforms in the list for the RGB image.
 
-    Where the list does not say when the image becomes a tensor, `ToImage` goes in before the first that needs one.
+    If the list does not say when the image becomes a tensor, `ToImage` is inserted before the first transform that
+    needs one.
     """
 
     class Params(Policies):
@@ -43,7 +44,7 @@ class Pipeline(layertap.Preprocessor):
     params: Params
 
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The square of the longest side of a resize that comes first; None where something else does."""
+        """The square of the longest side of the resize that comes first; None if another transform comes first."""
         first = self.params.transforms[0].arguments
         if not isinstance(first, Resizing) or first.size is None or first.interpolation.startswith("nearest"):
             return None
@@ -51,10 +52,10 @@ class Pipeline(layertap.Preprocessor):
         return side, side
 
     def prepare(self, image: Image.Image) -> Tensor:
-        """The image as `(C, H, W)`, uint8 where floats wait for the batch.
+        """The image as `(C, H, W)`, uint8 if the conversion to floats is deferred to the batch.
 
         Raises `ImageError`: `empty`, `aspect` (too long a strip), `unsupported_mode` or `greyscale`; `ConfigError` for
-        transforms that do not go together, or that give images of several shapes.
+        transforms that do not work together, or that give images of several shapes.
         """
         refuse_strip(image, None)
         early, _ = self._halves
@@ -69,7 +70,7 @@ class Pipeline(layertap.Preprocessor):
 
     @functools.cached_property
     def _halves(self) -> tuple[Sequence[tuple[Step, Transform]], Sequence[tuple[Step, Transform]]]:
-        """The transforms of one image, and those that wait for the batch."""
+        """The transforms for each image, and those that are deferred to the batch."""
         steps = list(self.params.transforms)
         if not any(step.name in _MAKE_TENSORS for step in steps):
             first = next((at for at, step in enumerate(steps) if step.name in _NEED_TENSORS), len(steps))
@@ -81,7 +82,7 @@ class Pipeline(layertap.Preprocessor):
         return early, late
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"params": self.params}  # the transforms are made again where they are needed
+        return {"params": self.params}  # the transforms are made again when they are needed
 
 
 def _made(step: Step) -> Transform:
@@ -101,7 +102,7 @@ def _made(step: Step) -> Transform:
 
 
 def _try(transforms: Sequence[tuple[Step, Transform]]) -> None:
-    """Raise `ConfigError` where the transforms do not go together, or do not give one shape."""
+    """Raise `ConfigError` if the transforms do not work together, or do not always give the same shape."""
     from PIL import Image
 
     shapes = []
@@ -110,7 +111,7 @@ def _try(transforms: Sequence[tuple[Step, Transform]]) -> None:
         for step, transform in transforms:
             try:
                 value = transform(value)
-            except Exception as error:  # what it raises depends on the transform
+            except Exception as error:  # the exception depends on the transform
                 raise _refused(step, error) from error
         shapes.append(tuple(value.shape))
     if len(set(shapes)) > 1:
@@ -134,7 +135,7 @@ def _applied(transforms: Sequence[tuple[Step, Transform]], image: Any) -> Tensor
 
 
 def _refuse_growth(size: tuple[int, int], how: Resizing, is_tensor: bool) -> None:
-    """Raise `ImageError`, `aspect`, for a strip that would vanish or explode; tensors are resized across first."""
+    """Raise `ImageError`, `aspect`, for a strip that would become empty or too large; tensors resize across first."""
     width, height = _resized(size, how)
     if min(width, height) == 0 or width * (max(height, size[1]) if is_tensor else height) > MAX_PIXELS:
         raise layertap.ImageError("aspect")
@@ -155,7 +156,7 @@ def _resized(size: tuple[int, int], how: Resizing) -> tuple[int, int]:
 
 def _refused(step: Step, error: Exception) -> layertap.ConfigError:
     said = str(error).partition("\n")[0] or type(error).__name__
-    return layertap.ConfigError(f"preprocess.transforms: {step.name}: torchvision refuses it: {said}")
+    return layertap.ConfigError(f"preprocess.transforms: {step.name}: torchvision rejects it: {said}")
 
 
 @layertap.hookimpl

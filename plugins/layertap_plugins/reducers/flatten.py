@@ -16,7 +16,7 @@ class Flatten(layertap.Reducer):
     """`(N, ...)` as `(N, values)`, the axes in order whatever the memory format; a view where one is possible."""
 
     def __call__(self, activation: Tensor) -> Tensor:
-        # Not -1 and not view(): zero rows have no answer for the one, channels_last for the other.
+        # Not -1, which fails for zero rows, and not view(), which fails for channels_last.
         return activation.reshape(activation.shape[0], math.prod(activation.shape[1:]))
 
 

@@ -1,4 +1,4 @@
-"""The mean in each cell of a k x k grid laid over a map: where things are, roughly."""
+"""The mean in each cell of a k x k grid over a map, which keeps roughly where things are."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class GridPool(OnTokens):
-    """`(N, C, k, k)` out of NCHW maps, `(N, k, k, C)` out of NHWC maps and patch tokens.
+    """`(N, C, k, k)` from NCHW maps, `(N, k, k, C)` from NHWC maps and patch tokens.
 
-    The cells are those of adaptive average pooling: where a side is no multiple of k, neighbours overlap by one row.
-    Tokens before the patches are left out, and the patches are taken for a square map, row by row.
+    The cells are those of adaptive average pooling: if a side is not a multiple of k, neighbours overlap by one row.
+    Tokens before the patches are left out, and the patches are treated as a square map, row by row.
     """
 
     class Params(TokenParams):
-        k: int = Field(2, ge=1, description="cells a side; no more than the map has rows and columns")
+        k: int = Field(2, ge=1, description="cells per side; at most the number of the map's rows and columns")
 
     params: Params
     name = "grid_pool"
@@ -47,7 +47,7 @@ class GridPool(OnTokens):
     def _square(self, patches: Tensor) -> Tensor:
         count, side = patches.shape[1], math.isqrt(patches.shape[1])
         if side**2 != count:
-            raise self.refusal(f"has {count} patches, which are no square map", "use mean_patch or flatten")
+            raise self.refusal(f"has {count} patches, which do not form a square map", "use mean_patch or flatten")
         return patches.reshape(len(patches), side, side, patches.shape[2])
 
     def _means(self, values: Tensor, dim: int, dtype: torch.dtype) -> Tensor:

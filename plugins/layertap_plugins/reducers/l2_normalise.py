@@ -1,4 +1,4 @@
-"""Rows of length one, as cosine similarity wants them."""
+"""Rows of length one, as needed for cosine similarity."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class L2Normalise(OnFloats):
     """`(N, C)` with each row divided by its Euclidean length; a row of zeros stays as it is.
 
-    Maps and tokens are refused: whether a position or all of an image should have length one, only the user knows, and
-    says by a pool or `flatten` before it.
+    Maps and tokens are refused: only the user knows whether each position or the whole image should have length one,
+    and shows it by putting a pool or `flatten` before this reducer.
     """
 
     class Params(layertap.Params):
@@ -26,7 +26,7 @@ class L2Normalise(OnFloats):
             1e-12,
             ge=1e-30,
             allow_inf_nan=False,
-            description="rows whose largest value is smaller stay shorter than one",
+            description="rows with a smaller largest value stay shorter than one",
         )
 
     params: Params
@@ -36,7 +36,7 @@ class L2Normalise(OnFloats):
         import torch
 
         rows = self.rows(activation).to(self.wide(activation))
-        # Divided by its largest value first, no row has squares that overflow or vanish, and a length of one or more.
+        # After division by its largest value no row has squares that overflow or vanish, and its length is at least 1.
         rows = rows / rows.abs().amax(1, keepdim=True).clamp(min=self.params.eps)
         lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp(min=1)
         return (rows / lengths).to(activation.dtype)

@@ -1,4 +1,4 @@
-"""The maximum over space or tokens: one value a channel."""
+"""The maximum over space or tokens: one value per channel."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class MaxPool(OnAxes):
-    """`(N, C)` out of maps or tokens (prefix tokens included), exact in any dtype; NaN where a position has it."""
+    """`(N, C)` from maps or tokens (prefix tokens included), exact in any dtype; NaN if any position is NaN."""
 
     name = "max_pool"
 
     def __call__(self, activation: Tensor) -> Tensor:
         values, dims = self.positions(activation)
-        # Through float32, which holds every value of a smaller float: torch has no maximum of 8-bit ones.
+        # Via float32, which holds every value of a smaller float type: torch has no maximum for 8-bit floats.
         return values.to(self.wide(activation)).amax(dims).to(activation.dtype)
 
 

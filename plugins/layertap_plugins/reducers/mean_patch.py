@@ -1,4 +1,4 @@
-"""The mean over what shows the image: patch tokens without class and register tokens, or a whole map."""
+"""The mean over the parts that show the image: patch tokens without class and register tokens, or a whole map."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MeanPatch(OnTokens):
-    """`(N, C)` out of patch tokens or maps, summed in float32 at least."""
+    """`(N, C)` from patch tokens or maps, summed in float32 at least."""
 
     name = "mean_patch"
     serves = ("NCHW", "NHWC", "NLC")

@@ -1,4 +1,4 @@
-"""The mean over space or tokens: one value a channel."""
+"""The mean over space or tokens: one value per channel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MeanPool(OnAxes):
-    """`(N, C)` out of maps or tokens (prefix tokens included), summed in float32 at least; `(N, C)` stays as it is."""
+    """`(N, C)` from maps or tokens (prefix tokens included), summed in float32 at least; `(N, C)` stays as it is."""
 
     name = "mean_pool"
 

@@ -1,4 +1,4 @@
-"""A fixed random projection: a long row as a short one, its distances nearly kept."""
+"""A fixed random projection: it shortens long rows and nearly preserves their distances."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class RandomProjection(OnFloats):
-    """`(N, dim)` out of `(N, D)` by the very sparse projection of Li, Hastie and Church 2006.
+    """`(N, dim)` from `(N, D)` by the very sparse projection of Li, Hastie and Church 2006.
 
-    https://doi.org/10.1145/1150402.1150436: an entry of the matrix is `sqrt(s / dim)` with chance `1 / 2s`, its
-    negative with the same chance, else 0, where s is the whole part of `sqrt(D)`. It depends on D, `dim` and `seed`
-    alone. The squared distance of two rows is kept on average, and a single one to about `sqrt(2 / dim)` of it; less
-    well where the rows differ in few of their D values.
+    https://doi.org/10.1145/1150402.1150436: an entry of the matrix is `sqrt(s / dim)` with probability `1 / 2s`, its
+    negative with the same probability, else 0, where s is the integer part of `sqrt(D)`. The matrix depends only on D,
+    `dim` and `seed`. The squared distance of two rows is preserved on average, and a single one to about
+    `sqrt(2 / dim)` of it, but less well if the rows differ in only a few of their D values.
     """
 
     class Params(layertap.Params):
         dim: int = Field(512, ge=1, description="values in a row of the result")
-        seed: int = Field(0, ge=0, lt=2**63, description="which of all random matrices")
+        seed: int = Field(0, ge=0, lt=2**63, description="the seed that selects the random matrix")
 
     params: Params
     name = "random_projection"
@@ -46,22 +46,20 @@ class RandomProjection(OnFloats):
         inputs, starts, weights = self._on(rows.device, dtype)
         if not len(rows):
             return rows.new_zeros(0, self.params.dim)
-        # A weight is 1 or -1, so a sum is the same with and without fused multiplication.
+        # Every weight is 1 or -1, so that a sum is the same with and without fused multiplication.
         sums = F.embedding_bag(inputs, rows.t().contiguous().to(dtype), starts, mode="sum", per_sample_weights=weights)
         return sums.t().mul(signs.scale).contiguous().to(rows.dtype)
 
     def _for(self, width: int) -> Signs:
-        """The matrix, drawn when the first value shows how wide its rows are: other reducers may come before."""
+        """The matrix, drawn when the first value shows how wide the rows are: other reducers may come before."""
         dim = self.params.dim
         if self.signs is None:
             if dim > width:
-                raise self.refusal(
-                    f"brings rows of {width} values, fewer than the {dim} asked for", "set a smaller dim"
-                )
+                raise self.refusal(f"gives rows of {width} values, fewer than the requested {dim}", "set a smaller dim")
             self.signs = Signs.drawn(width, dim, self.params.seed)
         if self.signs.width != width:
             raise self.refusal(
-                f"brought rows of {self.signs.width} values and now of {width}, which one projection cannot serve",
+                f"gave rows of {self.signs.width} values and now of {width}, which need different projections",
                 "give it images of one size, or put a pool first",
             )
         return self.signs
@@ -88,11 +86,11 @@ class Signs:
 
     @classmethod
     def drawn(cls, width: int, dim: int, seed: int, chunk: int = 1 << 16) -> Signs:
-        """`dim` rows of `width` entries, each 1 or -1 with chance `1 / s` in all, in memory of about `dim * s`.
+        """`dim` rows of `width` entries, each 1 or -1 with total probability `1 / s`, in memory of about `dim * s`.
 
-        Made of integers alone, so that no library's logarithm has a say: word i of Philox4x64-10 (Salmon et al. 2011)
-        with the key `seed` and a counter from 1 gives the sign by its last bit and, by the 63 others, how many entries
-        are zero before the next that is not.
+        Computed with integers only, so that the result depends on no library's logarithm: word i of Philox4x64-10
+        (Salmon et al. 2011) with the key `seed` and a counter from 1 gives the sign in its last bit and, in the 63
+        others, the number of zero entries before the next nonzero one.
         """
         import numpy as np
 
@@ -113,7 +111,7 @@ class Signs:
 
 
 def _chances(sparsity: int) -> NDArray[np.uint64]:
-    """The chance of g zeros or more before the next entry, `(1 - 1/s)**g`, in units of 2**-63, for all g downwards."""
+    """The chance of at least g zeros before the next entry, `(1 - 1/s)**g`, in units of 2**-63, for descending g."""
     import numpy as np
 
     chance, found = 1 << 127, []

@@ -1,4 +1,4 @@
-"""Nowhere: for timing everything that comes before a sink, and for runs that only their observers matter to."""
+"""A sink that writes nothing: for timing everything before a sink, and for runs in which only observers matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One HDF5 file, a dataset a tap and the ids beside them."""
+"""One HDF5 file with a dataset per tap and a dataset of the ids."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 _FILE = "features.h5"
 _IDS = "id"
 _PIECE = 16 * 2**20
-"""Bytes that a merge holds in memory."""
+"""The number of bytes that a merge holds in memory."""
 
 
 class Hdf5Sink(layertap.FileSink):
     """Writes `features.h5`: each tap in chunks of about 1 MiB with checksums, bfloat16 as its bits in uint16.
 
-    A dataset has the name of its tap as a file's would be, and the tap's name and dtype as attributes; `id` is
-    variable-length UTF-8. The bytes depend on the rows alone.
+    A dataset has the name of its tap as a file name, and the tap's name and dtype as attributes; `id` is
+    variable-length UTF-8. The bytes depend only on the rows.
     """
 
     extra: ClassVar[str | None] = "hdf5"
 
     def __init__(self, params: Any = None) -> None:
         super().__init__(params)
-        # If it is missing, the run is not to begin.
+        # If it is missing, the run must not begin.
         import h5py  # noqa: F401
 
     def save(self, shard: layertap.Shard, folder: Path) -> None:
@@ -68,13 +68,13 @@ class Hdf5Sink(layertap.FileSink):
         import h5py
 
         name, dtype = (member(self.stems[tap]), rows.dtype) if about else (_IDS, h5py.string_dtype("utf-8"))
-        # A format with fixed sizes has no chunks of nothing.
+        # HDF5 does not allow chunks of size 0.
         chunk = min(rows_in_block(rows.shape[1:], dtype), rows.shape[0]) if 0 not in rows.shape else None
         chunks = (chunk, *rows.shape[1:]) if chunk else None
-        checksums = bool(chunk and about)  # of numbers: texts lie elsewhere in the file
+        checksums = bool(chunk and about)  # only for numbers: text is stored elsewhere in the file
         dataset = file.create_dataset(name, rows.shape, dtype, chunks=chunks, fletcher32=checksums, track_times=False)
         for key, text in (about or {}).items():
-            # Of a fixed length, and so behind a checksum: the library hangs on some damaged texts that are not.
+            # Of a fixed length, so that a checksum covers it: the library hangs on some damaged text without one.
             dataset.attrs.create(key, text.encode(), dtype=h5py.string_dtype("utf-8", len(text.encode())))
         if chunk:
             step = chunk * max(1, rows_in_block(rows.shape[1:], dtype, _PIECE) // chunk)
@@ -84,7 +84,7 @@ class Hdf5Sink(layertap.FileSink):
 
 
 class _Stored(StoredRows):
-    """A dataset of a file that is open only while it is read."""
+    """A dataset in a file that is open only during a read."""
 
     about: Mapping[str, str]
 
@@ -95,13 +95,13 @@ class _Stored(StoredRows):
 
 
 class _Dataset(_Stored):
-    """A tap's."""
+    """The dataset of a tap."""
 
     @classmethod
     def of(cls, path: Path, name: str) -> _Dataset:
         with readable(path), _opened(path, name) as dataset:
             if dataset.dtype.kind not in "biufc":
-                raise ValueError(f"{name!r} holds no numbers")
+                raise ValueError(f"{name!r} does not hold numbers")
             return cls(path, name, dataset, dataset.dtype)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -111,7 +111,7 @@ class _Dataset(_Stored):
 
 
 class _Ids(_Stored):
-    """The texts beside the taps."""
+    """The dataset of the ids."""
 
     @classmethod
     def of(cls, path: Path) -> _Ids:
@@ -126,8 +126,8 @@ class _Ids(_Stored):
         return values
 
 
-class _FailSafe(io.FileIO):
-    """A file that keeps a full disk to itself until it is asked: the library crashes later on when it learns of one."""
+class _DeferredErrors(io.FileIO):
+    """A file that holds errors back until `check`: the library would crash later if it saw one, such as a full disk."""
 
     error: OSError | None = None
 
@@ -149,17 +149,17 @@ class _FailSafe(io.FileIO):
             return size or 0
 
     def check(self) -> None:
-        """Raise what went wrong so far."""
+        """Raise the first error so far."""
         if self.error is not None:
             raise self.error
 
 
 @contextmanager
 def _created(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
-    """A new file, and what raises an `OSError` if the disk has failed since. Its metadata carry checksums too."""
+    """A new file, and a function that raises any `OSError` of the disk so far. The metadata have checksums too."""
     import h5py
 
-    with _FailSafe(path, "w+") as raw:
+    with _DeferredErrors(path, "w+") as raw:
         try:
             with h5py.File(raw, "w", libver=("v110", "v110")) as file:
                 yield file, raw.check
@@ -169,14 +169,14 @@ def _created(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
 
 @contextmanager
 def _opened(path: Path, name: str) -> Iterator[h5py.Dataset]:
-    """A dataset that lies in this very file. Raises `ValueError` for one that would lead to another one."""
+    """A dataset that is stored in this very file. Raises `ValueError` for one that refers to another file."""
     import h5py
 
     with h5py.File(path, "r", locking=False) as file:
         link = file.get(name, getlink=True)
         dataset = file[name] if isinstance(link, h5py.HardLink) else None
         if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-            raise ValueError(f"{name!r} is no dataset of this file")
+            raise ValueError(f"{name!r} is not a dataset of this file")
         yield dataset
 
 

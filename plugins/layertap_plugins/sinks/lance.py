@@ -1,4 +1,4 @@
-"""One Lance table, a row an image, which LanceDB opens and searches."""
+"""One Lance table with one row per image, which LanceDB opens and searches."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 _TABLE = "table.lance"
 _BATCH = 16 * 2**20
-"""Bytes that a merge reads at a time."""
+"""The number of bytes that a merge reads at a time."""
 
 
 class LanceSink(layertap.FileSink):
-    """Writes `table.lance`: `id`, the metadata, and a fixed-size list a tap, flat; bfloat16 as its bits in uint16.
+    """Writes `table.lance`: `id`, the metadata, and a flat, fixed-size list per tap; bfloat16 as its bits in uint16.
 
-    Lance allows no dot in a column's name: whatever is no letter or digit becomes `_`, as in `classifier_5`. Each tap's
-    own name, shape and dtype are in the metadata of its field.
+    Lance does not allow dots in column names: anything but a letter or digit becomes `_`, as in `classifier_5`. Each
+    tap's own name, shape and dtype are in the metadata of its field.
     """
 
     extra: ClassVar[str | None] = "lance"
 
     def __init__(self, params: Any = None) -> None:
         super().__init__(params)
-        # If it is missing, the run is not to begin.
+        # If it is missing, the run must not begin.
         import lance  # noqa: F401
 
     def save(self, shard: layertap.Shard, folder: Path) -> None:
@@ -60,7 +60,7 @@ class _Column(StoredRows):
         self._field = field
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        # By default a batch is thousands of rows, which for long ones leaves one core with all the work.
+        # By default a batch is thousands of rows; if the rows are long, one core then does all the work.
         rows = self._dataset.to_table(
             columns=[self._field.name], offset=start, limit=stop - start, batch_size=4 * self.block
         )
@@ -73,7 +73,7 @@ class _Column(StoredRows):
 
 
 def _opened(path: Path) -> LanceDataset:
-    """A table that lies in this very folder. Raises `ValueError` for one that would lead to another one."""
+    """A table that is stored in this very folder. Raises `ValueError` for one that refers to another folder."""
     import lance
 
     with readable(path):
@@ -81,7 +81,7 @@ def _opened(path: Path) -> LanceDataset:
         for fragment in dataset.get_fragments():
             for file in fragment.data_files():
                 if file.base_id is not None or not re.fullmatch(r"[0-9a-zA-Z_-]+\.lance", file.path):
-                    raise ValueError(f"{file.path!r} is no file of this table")
+                    raise ValueError(f"{file.path!r} is not a file of this table")
         return dataset
 
 
@@ -90,7 +90,7 @@ def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> 
     import pyarrow as pa
 
     reader = pa.RecordBatchReader.from_batches(schema, batches)
-    # The version that every reader knows: later ones pack what activations have little of.
+    # The version that every reader supports: later ones compress patterns that are rare in activations.
     with writable(path):
         lance.write_dataset(reader, str(path), data_storage_version="2.0")
 

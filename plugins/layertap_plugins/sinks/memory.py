@@ -20,7 +20,7 @@ class MemorySink(layertap.Sink):
         self._shards: dict[int, tuple[list[str], Mapping[str, NDArray[Any]]]] = {}
 
     def write(self, shard: layertap.Shard) -> None:
-        # The ids alone: a record may hold its whole image.
+        # Only the ids are kept: a record may hold its whole image.
         self._shards[shard.number] = [record.id for record in shard.records], shard.values
 
     def result(self) -> tuple[Sequence[str], Mapping[str, NDArray[np.generic]]]:

@@ -1,4 +1,4 @@
-"""One `.npy` file a tap, which plain numpy reads."""
+"""One `.npy` file per tap, which plain numpy reads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PIECE = 4 * 2**20
 
 
 class NpySink(layertap.FileSink):
-    """Writes each tap as a C-ordered array, one row an image; bfloat16 as its bits, in uint16.
+    """Writes each tap as a C-ordered array, one row per image; bfloat16 as its bits, in uint16.
 
-    The bytes are those of `np.save`, of a part as of the merged array. Nothing is ever written through a memory map, so
-    that a full disk is an error and not a signal.
+    The bytes are the same as from `np.save`, both in a part and in the merged array. Nothing is ever written through a
+    memory map, so that a full disk is an error and not a signal.
     """
 
     def save(self, shard: layertap.Shard, folder: Path) -> None:
@@ -51,7 +51,7 @@ class NpySink(layertap.FileSink):
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a `.npy` file says of itself, and where its values begin."""
+    """The facts in the header of a `.npy` file, and the offset at which its values begin."""
 
     rows: int
     row: tuple[int, ...]
@@ -68,7 +68,7 @@ class _Header:
 
 
 def _merge(parts: Sequence[Path], merged: Path) -> None:
-    """Copy the rows of all parts into one file, a piece at a time: memory does not grow with them."""
+    """Copy the rows of all parts into one file, a piece at a time, so that memory does not grow with the rows."""
     headers = []
     for part in parts:
         with open(part, "rb") as file:
@@ -78,7 +78,7 @@ def _merge(parts: Sequence[Path], merged: Path) -> None:
         _write_header(target, (sum(header.rows for header in headers), *first.row), first.dtype)
         for part, header in zip(parts, headers, strict=True):
             if (header.row, header.dtype) != (first.row, first.dtype):
-                raise layertap.StoreError(f"{part} holds rows of another shape or dtype than {parts[0]}")
+                raise layertap.StoreError(f"the rows in {part} differ in shape or dtype from those in {parts[0]}")
             _copy_rows(part, header, target)
 
 

@@ -1,4 +1,4 @@
-"""One Parquet file a shard, a row an image, in `rows/`, which pandas, polars and DuckDB read as one table."""
+"""One Parquet file per shard in `rows/`, one row per image, which pandas, polars and DuckDB read as one table."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 _ROWS = "rows"
 _SUFFIX = "parquet"
 _GROUP = 16 * 2**20
-"""Bytes of a row group: what is read for a single row."""
+"""The number of bytes in a row group, which is the amount read for a single row."""
 
 
 class ParquetSink(layertap.FileSink):
-    """Writes `rows/part-00000.parquet` and so on: `id`, the metadata, and a fixed-size list a tap.
+    """Writes `rows/part-00000.parquet` and so on: `id`, the metadata, and a fixed-size list per tap.
 
-    Maps are flat, with their shape in the metadata of their field; bfloat16 is its bits in uint16. Pages carry
-    checksums. A finished output has the very files of its parts, unless their metadata differ in type.
+    Maps are flat, with their shape in the metadata of their field; bfloat16 is stored as its bits in uint16. Pages
+    carry checksums. A finished output has the very files of its parts, unless their metadata differ in type.
     """
 
     extra: ClassVar[str | None] = "parquet"
 
     def __init__(self, params: Any = None) -> None:
         super().__init__(params)
-        # If it is missing, the run is not to begin.
+        # If it is missing, the run must not begin.
         import pyarrow.parquet  # type: ignore[import-untyped]  # noqa: F401
 
     def save(self, shard: layertap.Shard, folder: Path) -> None:
@@ -85,7 +85,7 @@ def _write(path: Path, schema: pa.Schema, rows: Sequence[pa.Table] | Iterator[pa
     import pyarrow.parquet as pq
 
     group = max(1, _GROUP // max(1, tables.row_bytes(schema)))
-    # Activations neither repeat nor shrink, and nobody looks for a row by their least and largest value.
+    # Activations neither repeat nor compress, and nobody searches for rows by minimum and maximum.
     with pq.ParquetWriter(
         path, schema, compression="NONE", use_dictionary=False, write_statistics=False, write_page_checksum=True
     ) as writer:

@@ -1,4 +1,4 @@
-"""Rows that stay in their files until they are asked for, and what is said of a file that cannot be read or written."""
+"""Rows that stay in their files until they are requested, and the errors for files that cannot be read or written."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 class StoredRows(ABC):
     """One tap's rows in the file or folder `path`: what `FileSink.load` returns.
 
-    `rows[i]`, `rows[a:b]` and `rows[[3, 1]]` read no more than the blocks of `block` rows that hold them, and leave no
-    file open. Raises `StoreError`, with the file's name, for one that is damaged.
+    `rows[i]`, `rows[a:b]` and `rows[[3, 1]]` read only the blocks of `block` rows that contain them, and leave no file
+    open. Raises `StoreError`, with the file's name, if the file is damaged.
     """
 
     def __init__(self, path: Path, shape: Sequence[int], dtype: np.dtype[Any], block: int | None = None) -> None:
@@ -42,7 +42,7 @@ class StoredRows(ABC):
         """The rows from `start` up to `stop`: `0 <= start < stop <= shape[0]`."""
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """The rows with these numbers, in their order."""
+        """The rows with these numbers, in the given order."""
         import numpy as np
 
         values = np.empty((len(rows), *self.shape[1:]), self.dtype)
@@ -64,14 +64,14 @@ class StoredRows(ABC):
             return self._whole(rows[key].start, rows[key].stop)
         wanted = np.asarray(rows[key] if isinstance(key, slice) else key, np.int64)
         if wanted.size and not -len(rows) <= wanted.min() <= wanted.max() < len(rows):
-            raise IndexError(f"a row is out of range: there are {len(rows)}")
+            raise IndexError(f"row out of range: there are {len(rows)} rows")
         return self.take(np.where(wanted < 0, wanted + len(rows), wanted))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         import numpy as np
 
         if copy is False:
-            raise ValueError("rows in a file cannot become an array without a copy")
+            raise ValueError("rows in a file cannot be converted to an array without a copy")
         return np.asarray(self[:], dtype=dtype)
 
     def _whole(self, start: int, stop: int) -> NDArray[Any]:
@@ -82,7 +82,7 @@ class StoredRows(ABC):
         with readable(self.path):
             values = self.read(start, stop)
             if values.shape != (stop - start, *self.shape[1:]):
-                raise ValueError(f"gives {values.shape} where {stop - start} rows of {self.shape[1:]} should be")
+                raise ValueError(f"gives {values.shape} instead of {stop - start} rows of {self.shape[1:]}")
         return values
 
 
@@ -91,11 +91,11 @@ class Joined(StoredRows):
 
     def __init__(self, folder: Path, pieces: Sequence[StoredRows]) -> None:
         if not pieces:
-            raise layertap.StoreError(f"{folder}: its files are gone")
+            raise layertap.StoreError(f"{folder}: its files are missing")
         first = pieces[0]
         for piece in pieces:
             if (piece.shape[1:], piece.dtype) != (first.shape[1:], first.dtype):
-                raise layertap.StoreError(f"{piece.path}: holds rows of another shape or dtype than {first.path}")
+                raise layertap.StoreError(f"{piece.path}: its rows differ in shape or dtype from those in {first.path}")
         self._pieces = pieces
         self._starts = list(itertools.accumulate((piece.shape[0] for piece in pieces), initial=0))
         super().__init__(folder, (self._starts[-1], *first.shape[1:]), first.dtype)
@@ -122,17 +122,17 @@ class Joined(StoredRows):
 
 
 def rows_in_block(row: Sequence[int], dtype: np.dtype[Any], size: int = _BLOCK) -> int:
-    """How many rows of this shape make about `size` bytes; at least one."""
+    """The number of rows of this shape that make about `size` bytes; at least one."""
     return max(1, size // max(1, math.prod(row) * dtype.itemsize))
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Whether the values are bfloat16, which most formats hold only as bits."""
+    """Whether the values are bfloat16, which most formats can store only as bits."""
     return dtype.name == "bfloat16"
 
 
 def member(stem: str) -> str:
-    """A tap's name beside the array of the ids, which is called `id`."""
+    """The name for a tap's array, distinct from `id`, the name of the array of ids."""
     return "id~tap" if stem == "id" else stem
 
 
@@ -142,29 +142,29 @@ def numbered(folder: Path, suffix: str) -> list[Path]:
 
 
 def link_all(files: Sequence[Path], folder: Path) -> None:
-    """The same files in `folder` too, without another copy of what they hold."""
+    """Put the same files into `folder` too, without copying their contents."""
     for file in files:
         os.link(file, folder / file.name)
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn whatever a format's library says of a file that it cannot read into a `StoreError` that names it."""
+    """Turn any error of a format's library about a file that it cannot read into a `StoreError` that names the file."""
     try:
         yield
     except (layertap.LayertapError, ImportError, MemoryError):
         raise
     except BaseException as error:
-        # A panic of a Rust library is no Exception.
+        # A panic in a Rust library is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         said = " ".join(str(error).split()) or type(error).__name__
-        raise layertap.StoreError(f"{path}: is damaged, or no file that a run has written: {said[:300]}") from error
+        raise layertap.StoreError(f"{path}: is damaged, or was not written by a run: {said[:300]}") from error
 
 
 @contextmanager
 def writable(path: Path) -> Iterator[None]:
-    """Turn what a library says of a full or broken disk in words of its own into the `OSError` that it was."""
+    """Turn a library's own error about a full or broken disk back into the original `OSError`."""
     try:
         yield
     except Exception as error:

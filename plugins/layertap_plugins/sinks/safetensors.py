@@ -1,4 +1,4 @@
-"""One `.safetensors` file a shard, a tensor a tap, in `rows/`."""
+"""One `.safetensors` file per shard in `rows/`, with one tensor per tap."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SUFFIX = "safetensors"
 
 
 class SafetensorsSink(layertap.FileSink):
-    """Writes `rows/part-00000.safetensors` and so on: tensors by the names of their taps, bfloat16 as it is.
+    """Writes `rows/part-00000.safetensors` and so on: tensors named after their taps, bfloat16 unchanged.
 
-    The header's `__metadata__` holds, as JSON under `layertap`, `ids` and a list a metadata column in `meta`: it takes
-    texts alone. A finished output has the very files of its parts.
+    The header's `__metadata__` holds, as JSON under `layertap`, `ids` and one list per metadata column in `meta`: it
+    can contain only text. A finished output has the very files of its parts.
     """
 
     def save(self, shard: layertap.Shard, folder: Path) -> None:
@@ -36,7 +36,7 @@ class SafetensorsSink(layertap.FileSink):
             "ids": [record.id for record in shard.records],
             "meta": {key: [record.meta[key] for record in shard.records] for key in keys},
         }
-        # Under one key: the library writes several in any order.
+        # Under one key, because the library writes several keys in any order.
         metadata = {"layertap": json.dumps(about, ensure_ascii=False)}
         values = {tap: np.ascontiguousarray(array) for tap, array in shard.values.items()}
         file = rows / f"part-{shard.number:05d}.{_SUFFIX}"
@@ -64,7 +64,7 @@ class _Tensor(StoredRows):
 
         with readable(path), safe_open(path, framework="numpy") as file:
             shape = file.get_slice(tap).get_shape()
-            # There is no slice of nothing.
+            # An empty tensor cannot be sliced.
             sample = file.get_slice(tap)[:1] if shape[0] else file.get_tensor(tap)
             return cls(path, tap, shape, sample.dtype)
 
@@ -79,7 +79,7 @@ class _Tensor(StoredRows):
         import numpy as np
         from safetensors import safe_open
 
-        # Not by blocks: any row lies where the file's header says, and is read alone.
+        # Not by blocks: the header gives the position of every row, so each is read on its own.
         with readable(self.path), safe_open(self.path, framework="numpy") as file:
             stored = file.get_slice(self._tap)
             found = [stored[row : row + 1] for row in rows.tolist()]

@@ -1,4 +1,4 @@
-"""Shards as Arrow tables: one row an image, with its id, its metadata, and a fixed-size list a tap."""
+"""Shards as Arrow tables: one row per image, with its id, its metadata, and a fixed-size list per tap."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _TAP, _SHAPE, _DTYPE, _NOTE = b"layertap.tap", b"layertap.shape", b"layertap.dty
 def table(shard: layertap.Shard, named: Callable[[str], str] = str) -> pa.Table:
     """A shard without a copy of its values: `id`, the metadata, and each tap's rows, flat, in a fixed-size list.
 
-    A field's metadata says of which tap it is, with which shape and dtype. `named` makes a name one that the format
-    allows; a name that is taken gets `_` behind it.
+    A field's metadata gives its tap, shape and dtype. `named` turns a name into one that the format allows; `_` is
+    appended to a name that is already in use.
     """
     import pyarrow as pa
 
@@ -42,9 +42,9 @@ def table(shard: layertap.Shard, named: Callable[[str], str] = str) -> pa.Table:
 
 
 def unified(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """The one schema of all parts: a metadata column of several types is text, as in the index.
+    """The common schema of all parts: a metadata column of several types is text, as in the index.
 
-    A part without rows knows no metadata, and goes by the others.
+    A part without rows has no metadata columns, and takes those of the others.
     """
     import pyarrow as pa
 
@@ -79,11 +79,11 @@ def field_of(schema: pa.Schema, tap: str) -> pa.Field:
     for field in schema:
         if _is_tap(field) and field.metadata[_TAP] == tap.encode(errors="surrogatepass"):
             return field
-    raise KeyError(f"no column is that of the tap {tap!r}")
+    raise KeyError(f"there is no column for the tap {tap!r}")
 
 
 def facts(field: pa.Field) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """One row's shape, and the dtype in which `values` gives it."""
+    """The shape of one row, and the dtype of the result of `values`."""
     import numpy as np
 
     shape = tuple(json.loads(field.metadata[_SHAPE]))
@@ -105,12 +105,12 @@ def values(column: pa.ChunkedArray, field: pa.Field) -> NDArray[Any]:
     if dtype.kind == "c":
         whole = whole.view(dtype)
     if whole.dtype != dtype:
-        raise ValueError(f"holds {whole.dtype} where {dtype} should be")
+        raise ValueError(f"holds {whole.dtype} instead of {dtype}")
     return whole.reshape(len(column), *shape)
 
 
 def row_bytes(schema: pa.Schema) -> int:
-    """What the taps of one row take."""
+    """The number of bytes in one row of all taps."""
     sizes = (facts(field) for field in schema if _is_tap(field))
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in sizes)
 
@@ -147,7 +147,7 @@ def _about(tap: str, values: NDArray[Any]) -> dict[bytes, bytes]:
 
 
 def _meta(column: Sequence[Any]) -> pa.Array:
-    """A metadata column in the type of its values: text where they are of several, as in the index."""
+    """A metadata column in the type of its values: text if they are of several types, as in the index."""
     import pyarrow as pa
 
     types = {type(value) for value in column} - {type(None)}

@@ -1,4 +1,4 @@
-"""One Zarr group (version 3, sharded), an array a tap and the ids beside them."""
+"""One Zarr group (version 3, sharded) with an array per tap and an array of the ids."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _GROUP = "features.zarr"
 _IDS = "id"
 _IDS_IN_CHUNK = 2**16
 _FILE = 64 * 2**20
-"""Bytes of a file of the merged group, and what a merge holds in memory."""
+"""The number of bytes in a file of the merged group, and in memory during a merge."""
 
 
 class ZarrSink(layertap.FileSink):
     """Writes `features.zarr`: each tap in files of about 64 MiB that hold chunks of about 1 MiB with checksums.
 
-    An array has the name of its tap as a file's would be, and the tap's name and dtype as attributes; bfloat16 is its
-    bits in uint16, `id` an array of strings. The bytes depend on the rows alone.
+    An array has the name of its tap as a file name, and the tap's name and dtype as attributes; bfloat16 is stored as
+    its bits in uint16, `id` as an array of strings. The bytes depend only on the rows.
     """
 
     extra: ClassVar[str | None] = "zarr"
 
     def __init__(self, params: Any = None) -> None:
         super().__init__(params)
-        # If it is missing, the run is not to begin.
+        # If it is missing, the run must not begin.
         import zarr  # noqa: F401
 
     def save(self, shard: layertap.Shard, folder: Path) -> None:
@@ -79,12 +79,12 @@ class _Array(StoredRows):
 
 
 def _fill(group: zarr.Group, name: str, rows: StoredRows | NDArray[Any], about: Mapping[str, Any]) -> None:
-    """Make an array of rows, a whole file at a time, so that each is written once."""
+    """Create an array of rows, a whole file at a time, so that each file is written once."""
     from zarr.codecs import Crc32cCodec
 
     row = tuple(max(1, size) for size in rows.shape[1:])
     chunk = min(rows_in_block(row, rows.dtype), max(1, rows.shape[0]))
-    # No more chunks than there are rows for: a file has an index of all that it could hold.
+    # No more chunks than the rows fill: a file has an index of every chunk that it could contain.
     in_file = min(max(1, rows_in_block(row, rows.dtype, _FILE) // chunk), -(-max(1, rows.shape[0]) // chunk))
     array = group.create_array(
         name,
@@ -95,7 +95,7 @@ def _fill(group: zarr.Group, name: str, rows: StoredRows | NDArray[Any], about: 
         filters=None,
         compressors=[Crc32cCodec()],
         attributes=dict(about),
-        # A chunk of zeros left out would lose the sign of a zero.
+        # Leaving out a chunk of zeros would lose the sign of a negative zero.
         config={"write_empty_chunks": True},
     )
     for start in range(0, rows.shape[0], chunk * in_file):

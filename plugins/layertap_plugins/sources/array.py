@@ -1,4 +1,4 @@
-"""Images that are decoded already, as one array of bytes: npy, npz or HDF5."""
+"""Images that are already decoded, in one array of bytes: npy, npz or HDF5."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _CHANNELS = (1, 3)
 
 
 class ArraySource(layertap.Source):
-    """Yields one record an image of a uint8 array: (N, H, W, 3), (N, 3, H, W) or (N, H, W); 1 channel is grey too.
+    """Yields one record per image of a uint8 array: (N, H, W, 3), (N, 3, H, W) or (N, H, W); 1 channel is grey too.
 
-    The id is the number in eight digits. Of an array on disk only one image is read at a time; a compressed npz is
-    unpacked into memory. Nothing is ever unpickled.
+    The id is the number in eight digits. An array on disk is read one image at a time; a compressed npz is unpacked
+    into memory. Nothing is ever unpickled.
     """
 
     extra = "hdf5"
@@ -32,13 +32,13 @@ class ArraySource(layertap.Source):
     class Params(layertap.Params):
         path: str = Field(min_length=1, description="an .npy, .npz, .h5 or .hdf5 file")
         key: str | None = Field(
-            None, description="which array of an npz or HDF5 file; not needed where only one can hold images"
+            None, description="the array to read from an npz or HDF5 file; not needed if only one can hold images"
         )
         axes: Literal["NHWC", "NCHW", "NHW"] | None = Field(
-            None, description="what the axes are; not needed where the shape tells"
+            None, description="the order of the axes; not needed if the shape makes it clear"
         )
         labels: str | None = Field(
-            None, description="one label an image: an array of the same npz or HDF5 file, or else an .npy file"
+            None, description="one label per image: an array in the same npz or HDF5 file, or else an .npy file"
         )
 
     params: Params
@@ -79,10 +79,12 @@ class ArraySource(layertap.Source):
             array = arrays_of(labels, files.stamped(labels)).get("")
         if array is None:
             near = nearest(labels, found)
-            raise layertap.ConfigError(f"source.labels: {labels!r} is no array of {path!r}, and no .npy file{near}")
+            raise layertap.ConfigError(
+                f"source.labels: {labels!r} is neither an array in {path!r} nor an .npy file{near}"
+            )
         if array.shape not in ((images.count,), (images.count, 1)):
             raise layertap.ConfigError(
-                f"source.labels: {labels!r} has the shape {array.shape}, and there are {images.count} images"
+                f"source.labels: {labels!r} has the shape {array.shape}, but there are {images.count} images"
             )
         return images, [label.decode() if isinstance(label, bytes) else label for label in array.values()]
 
@@ -90,17 +92,17 @@ class ArraySource(layertap.Source):
         axes, shape, where = self.params.axes, array.shape, repr(self.params.path)
         if array.dtype != "uint8":
             raise layertap.ConfigError(
-                f"source.path: {where} holds {array.dtype} of shape {shape}, not uint8; make it so first, as in "
+                f"source.path: {where} holds {array.dtype} of shape {shape}, not uint8; convert it first, as in "
                 "(x * 255).round().astype('uint8') for values from 0 to 1"
             )
         last, second = len(shape) == 4 and shape[3] in _CHANNELS, len(shape) == 4 and shape[1] in _CHANNELS
         fits = {"NHWC": last, "NCHW": second, "NHW": len(shape) == 3}
-        # What is one image most likely, or an array of either form, is not guessed at.
+        # A shape that is probably a single image, or that fits both orders, is not guessed at.
         clear = {"NHWC": last and not second, "NCHW": second and not last, "NHW": len(shape) == 3 and shape[2] > 4}
         found = axes if axes and fits[axes] else None if axes else next((name for name in clear if clear[name]), None)
         if found is None or 0 in shape:
-            said = f"does not fit `axes: {axes}`" if axes else "does not tell its axes; say `axes: NHWC`, NCHW or NHW"
-            said = "holds nothing" if 0 in shape else said
+            said = f"does not fit `axes: {axes}`" if axes else "does not show its axes; set `axes` to NHWC, NCHW or NHW"
+            said = "has no images" if 0 in shape else said
             raise layertap.ConfigError(f"source.axes: the shape {shape} of {where} {said}")
         return found
 
@@ -114,7 +116,7 @@ class Cell:
     stamp: str
 
     def __call__(self) -> Image.Image:
-        """The image. Raises `ImageError` where the file is another one by now."""
+        """The image. Raises `ImageError` if the file has changed since it was listed."""
         return self.images(self.number)
 
 

@@ -1,4 +1,4 @@
-"""Arrays in npy, npz and HDF5 files, read a row at a time. Nothing is unpickled, and no other file is followed to."""
+"""Arrays in npy, npz and HDF5 files, read a row at a time. Nothing is unpickled, and no links to files are followed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SUFFIXES = (".h5", ".hdf5", ".hdf")
 # A compressed member of an npz can only be unpacked whole.
 _MOST_UNPACKED = 4 * 2**30
 
-# Of what HDF5 has decompressed: rows that share a chunk are asked for nearly in order.
+# Bytes of decompressed HDF5 chunks to keep: rows that share a chunk are requested nearly in order.
 _CHUNK_CACHE = 64 * 2**20
 
 _LOCAL_HEADER = struct.Struct("<26xHH")
@@ -38,16 +38,16 @@ class Array:
     dtype: str
 
     def row(self, number: int) -> NDArray[Any]:
-        """One row. Raises `ImageError` where the file is another one by now, and `OSError`."""
+        """One row. Raises `ImageError` if the file has changed since it was listed, and `OSError`."""
         raise NotImplementedError
 
     def values(self) -> list[Any]:
-        """All of it, flat. Raises as `row` does."""
+        """All values, flat. Raises as `row` does."""
         raise NotImplementedError
 
 
 def arrays_of(path: str, stamp: str) -> dict[str, Array]:
-    """The arrays of a file by their names; one without a name, "", of an npy file. Raises `ConfigError`."""
+    """The arrays in a file by name; the one array of an npy file has the name "". Raises `ConfigError`."""
     with _understood(path), os.fdopen(files.opened(path, stamp), "rb") as file:
         start = file.read(8)
         if start == _HDF5 or os.path.splitext(path)[1].lower() in _SUFFIXES:
@@ -61,7 +61,7 @@ def arrays_of(path: str, stamp: str) -> dict[str, Array]:
 
 
 class _Stored(Array):
-    """One that lies in a file as it is."""
+    """An array that is stored uncompressed in a file."""
 
     def __init__(self, whole: files.Piece, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape, self.dtype = shape, str(dtype)
@@ -118,7 +118,7 @@ class _Compressed(Array):
 
 
 class _Dataset(Array):
-    """A data set of an HDF5 file, which one thread at a time may read."""
+    """A data set in an HDF5 file, which only one thread at a time may read."""
 
     def __init__(self, path: str, stamp: str, dataset: Any) -> None:
         self.shape, self.dtype = tuple(dataset.shape), str(dataset.dtype)
@@ -146,7 +146,7 @@ def _found_again(path: str, stamp: str, name: str) -> Array:
 
 
 class _Header:
-    """What an npy file, or a member of an npz, says of itself."""
+    """The header of an npy file or of a member of an npz."""
 
     def __init__(self, file: Any) -> None:
         from numpy.lib import format
@@ -157,7 +157,7 @@ class _Header:
             raise ValueError(f"it has the npy format {version}, for arrays of records")
         try:
             self.shape, self.fortran, self.dtype = read(file)
-        except Exception as error:  # numpy parses it as Python's literals, and lets most of what that raises through
+        except Exception as error:  # numpy parses it as Python literals, and lets most errors from that through
             raise ValueError("its header is damaged") from error
         self.size = self.dtype.itemsize * math.prod(self.shape)
         self.start = file.tell()
@@ -171,14 +171,14 @@ def _stored(file: BinaryIO, offset: int, end: int, path: str, stamp: str) -> Arr
     if header.dtype.hasobject:
         raise ValueError("it holds pickled objects, which could run code")
     if header.fortran and len(header.shape) > 1:
-        raise ValueError("its images do not lie one behind the other; save np.ascontiguousarray(...) of it")
+        raise ValueError("its images are not stored one after another; save np.ascontiguousarray(...) of it")
     if header.start + header.size > end:
-        raise ValueError(f"it is cut short: an array of shape {header.shape} does not fit into it")
+        raise ValueError(f"it is cut short: it is too small for an array of shape {header.shape}")
     return _Stored(files.Piece(path, header.start, header.size, stamp), header.shape, header.dtype)
 
 
 def _of_npz(file: BinaryIO, path: str, stamp: str) -> dict[str, Array]:
-    """All but what is pickled."""
+    """All arrays except pickled ones."""
     found: dict[str, Array] = {}
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
@@ -201,13 +201,13 @@ def _of_npz(file: BinaryIO, path: str, stamp: str) -> dict[str, Array]:
 
 
 def _of_hdf5(path: str, stamp: str) -> dict[str, Array]:
-    """All data sets in the file itself: of links to other files, and of data that lies in them, none."""
+    """All data sets in the file itself, but no links to other files and no data stored in other files."""
     h5py: Any = importlib.import_module("h5py")
     file = h5py.File(path, "r", rdcc_nbytes=_CHUNK_CACHE, locking=False)
     found: dict[str, Array] = {}
 
     def visit(name: str, thing: Any) -> None:
-        # h5py visits what lies behind hard links only.
+        # h5py follows only hard links here.
         if isinstance(thing, h5py.Dataset) and thing.shape and not (thing.is_virtual or thing.external):
             found[name] = _Dataset(path, stamp, thing)
 

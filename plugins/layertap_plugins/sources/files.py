@@ -1,4 +1,4 @@
-"""Files that hold many images: how they are found, told from changed ones, and read a piece at a time."""
+"""Files that hold many images: how to find them, detect changes in them, and read them a piece at a time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Piece:
     stamp: str
 
     def __call__(self) -> bytes:
-        """The bytes. Raises `ImageError` where the file is another one by now, or ends before they do."""
+        """The bytes. Raises `ImageError` if the file has changed since it was listed, or ends too early."""
         if self.size > _MOST_BYTES:
             raise layertap.ImageError("file_too_large")
         descriptor = opened(self.path, self.stamp)
@@ -51,9 +51,9 @@ class Piece:
 def opened(path: str, stamp: str | None = None) -> int:
     """A descriptor of a regular file, to be closed by the caller.
 
-    Raises `OSError`, and `ImageError` where it is no regular file or not the one with that stamp.
+    Raises `OSError`, and `ImageError` if it is not a regular file or does not have that stamp.
     """
-    # Opening a pipe that nobody writes to must not hang, and only a descriptor tells surely what the file is.
+    # Opening a pipe without a writer must not hang, and only a descriptor shows reliably what kind of file it is.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         facts = os.fstat(descriptor)
@@ -68,45 +68,45 @@ def opened(path: str, stamp: str | None = None) -> int:
 
 
 def stamp_of(facts: os.stat_result) -> str:
-    """What tells a changed file: its size and modification time."""
+    """What identifies a file's version: its size and modification time."""
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
 def stamped(path: str) -> str:
-    """The stamp of a source's own file. Raises `ConfigError` where there is no such regular file."""
+    """The stamp of a source's own file. Raises `ConfigError` if there is no such regular file."""
     refuse_url(path)
     try:
         facts = os.stat(path)
     except (OSError, ValueError) as error:
         raise unusable(path, getattr(error, "strerror", None) or error) from error
     if not stat.S_ISREG(facts.st_mode):
-        raise unusable(path, "it is no regular file")
+        raise unusable(path, "it is not a regular file")
     return stamp_of(facts)
 
 
 def unusable(path: str, why: object) -> layertap.ConfigError:
-    """The error for a file of the source's that cannot be used."""
+    """The error for a file of the source that cannot be used."""
     return layertap.ConfigError(
-        f"source.path: cannot use {path!r}: {why}; a relative path starts at the working directory"
+        f"source.path: cannot use {path!r}: {why}; relative paths start at the working directory"
     )
 
 
 def refuse_url(path: str) -> None:
-    """Raise `ConfigError` for what lies on another machine: these files are read in many small pieces."""
+    """Raise `ConfigError` for a file on another machine: these files are read in many small pieces."""
     if "://" in path:
         raise layertap.ConfigError(f"source.path: {path!r} is a URL, and this source reads local files; fetch it first")
 
 
 def located(paths: str | Sequence[str], suffixes: tuple[str, ...]) -> dict[str, str]:
-    """The files behind a path or several, and a short name for each: that of the file, where no two have the same.
+    """The files that one or more paths refer to, with a short name for each: the file's own name if all are distinct.
 
     A path is a file, a folder (all files below it that end in one of the suffixes), or a pattern with `*` or braces.
-    What one path stands for comes in the order of bytes. Raises `ConfigError`.
+    The files of one path are sorted by bytes. Raises `ConfigError`.
     """
     found: list[str] = []
     for path in [paths] if isinstance(paths, str) else paths:
         for name in [path] if os.path.lexists(path) else _expanded(path):
-            found += _behind(name, suffixes)
+            found += _files_at(name, suffixes)
     for path in (path for path, group in itertools.groupby(sorted(found)) if len(list(group)) > 1):
         raise layertap.ConfigError(f"source.path: {path!r} is named twice")
     names = [os.path.basename(path) for path in found]
@@ -116,7 +116,7 @@ def located(paths: str | Sequence[str], suffixes: tuple[str, ...]) -> dict[str, 
 
 
 def text_of(name: bytes) -> str:
-    """A name as text; bytes that are not UTF-8 become `%XX`, and so does the one that ends a C string."""
+    """A name as text; bytes that are not UTF-8 become `%XX`, and so does the NUL byte that ends a C string."""
     text = name.replace(b"\0", b"%00").decode("utf-8", "surrogateescape")
     return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)
 
@@ -125,7 +125,7 @@ def _differ(names: Sequence[str]) -> bool:
     return len(set(names)) == len(names)
 
 
-def _behind(path: str, suffixes: tuple[str, ...]) -> list[str]:
+def _files_at(path: str, suffixes: tuple[str, ...]) -> list[str]:
     refuse_url(path)
     if os.path.isdir(path):
         below = [
@@ -146,7 +146,7 @@ def _behind(path: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def _expanded(pattern: str) -> list[str]:
-    """What a pattern with braces stands for, as a shell has it: `{000..012}` with its zeros, `{a,b}`."""
+    """The paths that a pattern with braces expands to, as in a shell: `{000..012}` with its zeros, `{a,b}`."""
     braces = _BRACES.search(pattern)
     if braces is None:
         return [pattern]
@@ -157,7 +157,7 @@ def _expanded(pattern: str) -> list[str]:
         )
     ]
     if len(ends) > _MOST_FILES:
-        raise layertap.ConfigError(f"source.path: {pattern!r} stands for more than {_MOST_FILES:,} files")
+        raise layertap.ConfigError(f"source.path: {pattern!r} expands to more than {_MOST_FILES:,} files")
     return [before + end for end in ends]
 
 

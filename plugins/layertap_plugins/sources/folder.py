@@ -1,4 +1,4 @@
-"""The images in a folder and below it, or one image: on this machine, behind a URL or in a zip archive."""
+"""The images in a folder and below it, or one image: on this machine, at a URL or in a zip archive."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from layertap_plugins.sources.remote import RETRIES, TIMEOUT, Location, StorageO
 
 T = TypeVar("T")
 
-# Behind a path that is a link. No name holds it, and as the least of all bytes it leaves their order alone.
+# Appended to the path of a link. No name contains it, and as the smallest byte it does not affect the order.
 _LINK = b"\0"
 
 
 class FolderSource(layertap.Source):
-    """Yields one record a matching file, in the byte order of their paths below the folder.
+    """Yields one record per matching file, in the byte order of their paths below the folder.
 
     The id is that path with `/` between its parts; bytes that are not UTF-8 become `%XX`. `label` is the first folder
-    on the way, None for an image that lies in the folder itself. Folders that are links are never entered. Behind a URL
-    the rules are the same, and nothing is kept on this machine.
+    on the way, None for an image directly in the folder. Folders that are links are never entered. The same rules
+    apply to a URL, and nothing is kept on this machine.
     """
 
     extra: ClassVar[str | None] = "remote"
@@ -42,22 +42,22 @@ class FolderSource(layertap.Source):
             default=["*.jpg", "*.jpeg", "*.png", "*.webp", "*.bmp", "*.gif"],
             min_length=1,
             description="patterns of the files to take, in any case; one with a / is matched against the path below "
-            "the folder, others against the file's name; * stands for any characters, / among them",
+            "the folder, others against the file's name; * matches any characters, including /",
         )
         links: Literal["inside", "follow"] = Field(
             "inside",
-            description="inside: a file that is a link out of the folder is listed as failed; follow: it is read, "
-            "wherever it leads",
+            description="inside: a file that is a link to a place outside the folder is listed as failed; follow: it "
+            "is read, wherever it leads",
         )
         storage_options: StorageOptions = Field(
             {},
-            description="for a URL: fsspec's options, such as anon or endpoint_url; no passwords or keys, which the "
-            "provider's own environment variables and credential files hold",
+            description="for a URL: fsspec's options, such as anon or endpoint_url; passwords and keys are not allowed "
+            "here and belong in the provider's own environment variables and credential files",
         )
         timeout: float = Field(
-            TIMEOUT, gt=0, le=3_600, description="for a URL: seconds that a server may take to answer or to go on"
+            TIMEOUT, gt=0, le=3_600, description="for a URL: seconds to wait for a server to answer or to continue"
         )
-        retries: int = Field(RETRIES, ge=0, le=100, description="for a URL: how often what failed is tried again")
+        retries: int = Field(RETRIES, ge=0, le=100, description="for a URL: how often to retry after a failure")
 
     params: Params
 
@@ -71,14 +71,14 @@ class FolderSource(layertap.Source):
             yield from self._elsewhere(path)
             return
         if self.params.storage_options:
-            raise layertap.ConfigError(f"source.storage_options: are for a URL, and {path!r} is a local path")
+            raise layertap.ConfigError(f"source.storage_options: these are for a URL, but {path!r} is a local path")
         path = path.removeprefix("file://")
         try:
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise layertap.ConfigError(
-                f"source.path: cannot use {path!r}: {reason}; a relative path starts at the working directory"
+                f"source.path: cannot use {path!r}: {reason}; relative paths start at the working directory"
             ) from error
         if is_folder:
             yield from self._below(os.fsencode(path))
@@ -86,11 +86,11 @@ class FolderSource(layertap.Source):
             yield _record(os.path.basename(os.fsencode(path)), Path(path))
 
     def _elsewhere(self, location: str) -> Iterator[layertap.ImageRecord]:
-        # Loaded only for a URL; fsspec is loaded behind it.
+        # Imported only for a URL, because it imports fsspec.
         from layertap_plugins.sources import remote_listing
 
         params = self.params
-        is_folder, found = remote_listing.behind(
+        is_folder, found = remote_listing.found_at(
             location, params.storage_options, timeout=params.timeout, retries=params.retries
         )
         if is_folder:
@@ -108,7 +108,7 @@ class FolderSource(layertap.Source):
             yield _record(path, data)
 
     def _matching(self, found: Iterable[T], path_of: Callable[[T], bytes]) -> Iterator[T]:
-        """Those whose paths match the patterns. Raises `ConfigError` where none does."""
+        """The files with paths that match the patterns. Raises `ConfigError` if there are none."""
         matches = _matcher(self.params.include)
         taken = passed_over = 0
         for entry in found:
@@ -121,7 +121,7 @@ class FolderSource(layertap.Source):
             patterns = ", ".join(self.params.include)
             raise layertap.ConfigError(
                 f"source.path: no images in {self.params.path!r} match {patterns} ({passed_over} other files were "
-                "passed over; folders that are links or begin with a dot are not entered)"
+                "skipped; folders that are links or begin with a dot are not entered)"
             )
 
 
@@ -132,25 +132,25 @@ def _record(path: bytes, data: Path | Callable[[], bytes]) -> layertap.ImageReco
 
 
 def _is_hidden(path: bytes) -> bool:
-    """Whether one of the folders on the way begins with a dot, as no folder on this machine is entered that does."""
+    """Whether one of the folders on the way begins with a dot; such folders are not entered on this machine either."""
     return any(part.startswith(b".") and part not in (b".", b"..") for part in path.split(b"/")[:-1])
 
 
 def _leads_out(link: bytes, real_root: bytes) -> bool:
-    """Whether a link leads to something that is not below the folder; one that leads nowhere does not."""
-    # A root of / ends in its separator already.
+    """Whether a link leads to something that is not below the folder; False for a broken link."""
+    # A root of / already ends in its separator.
     return os.path.exists(link) and not os.path.realpath(link).startswith(os.path.join(real_root, b""))
 
 
 def _refuse() -> bytes:
-    message = "outside_root: a link that leads out of the source's folder; `links: follow` reads it all the same"
+    message = "outside_root: a link to a place outside the source's folder; `links: follow` reads it anyway"
     raise layertap.ImageError("outside_root", message)
 
 
 def _files(root: bytes) -> Iterator[bytes]:
-    """The paths of all files below `root`, in byte order, a link's with `_LINK` behind it.
+    """The paths of all files below `root`, in byte order; the path of a link ends in `_LINK`.
 
-    In memory are only the folders on the way to each.
+    Only the folders on the way to the current file are in memory.
     """
     waiting = _listing(root, b"")
     while waiting:
@@ -162,7 +162,7 @@ def _files(root: bytes) -> Iterator[bytes]:
 
 
 def _listing(root: bytes, folder: bytes) -> list[bytes]:
-    """What is to be walked in one folder, last first. The / behind a folder's name puts it where its files belong."""
+    """The entries of one folder, last first. A folder's name ends in /, which sorts it where its files belong."""
     found = []
     try:
         with os.scandir(os.path.join(root, folder)) as entries:
@@ -182,7 +182,7 @@ def _leads_to_a_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link in a circle, or into a folder that is closed to us: reading it says which
+        return False  # a circular link, or one into a folder without permission: reading it reports which
 
 
 def _matcher(patterns: list[str]) -> Callable[[bytes], bool]:

@@ -1,4 +1,4 @@
-"""A data set of the library `datasets`: saved on this machine, or from the Hugging Face hub."""
+"""A data set in the format of the library `datasets`: saved on this machine, or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ _ROWS = 4096
 
 
 class HuggingFaceSource(layertap.Source):
-    """Yields one record a row; no code of a data set is ever run.
+    """Yields one record per row; code that belongs to a data set is never run.
 
-    The id is the row's number in eight digits, or the value of a column. Images come as the bytes that are stored.
-    Other columns with plain values are metadata; classes come by their names.
+    The id is the row's number in eight digits, or the value of a column. Images are given as the stored bytes. Other
+    columns with plain values are metadata; classes are given by name.
     """
 
     extra = "huggingface"
 
     class Params(layertap.Params):
         path: str = Field(
-            min_length=1, description="a folder that save_to_disk wrote, or a data set of the hub, as in OWNER/NAME"
+            min_length=1, description="a folder that save_to_disk wrote, or a data set on the hub, such as OWNER/NAME"
         )
-        name: str | None = Field(None, description="which configuration of a data set of the hub")
-        split: str | None = Field(None, description="which split, such as train; not needed where there is only one")
-        revision: str | None = Field(None, description="the commit, tag or branch of a data set of the hub")
-        column: str | None = Field(None, description="where the images are; by default the first column of images")
+        name: str | None = Field(None, description="the configuration of a data set on the hub")
+        split: str | None = Field(None, description="the split, such as train; not needed if there is only one")
+        revision: str | None = Field(None, description="the commit, tag or branch of a data set on the hub")
+        column: str | None = Field(
+            None, description="the column of the images; by default the first one that holds images"
+        )
         id: str | None = Field(None, description="the column of the ids; by default the number of the row")
 
     params: Params
@@ -62,12 +64,14 @@ class HuggingFaceSource(layertap.Source):
 
     @functools.cached_property
     def _dataset(self) -> tuple[Any, str]:
-        """The data set, and what tells it from a changed one."""
+        """The data set, and a stamp that shows whether it has changed."""
         datasets: Any = importlib.import_module("datasets")
         path, local = self.params.path, os.path.exists(self.params.path)
         files.refuse_url(path)
         if local and (self.params.name or self.params.revision):
-            raise layertap.ConfigError(f"source.path: {path!r} is here; name and revision are for data sets of the hub")
+            raise layertap.ConfigError(
+                f"source.path: {path!r} is on this machine; name and revision are for data sets on the hub"
+            )
         if not local and path.startswith((".", "/", "~")):
             raise files.unusable(path, "No such file or directory")
         try:
@@ -81,11 +85,11 @@ class HuggingFaceSource(layertap.Source):
             raise
         except Exception as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            advice = "; a folder of images is for the source `folder`, Parquet files for `parquet`" if local else ""
+            advice = "; use the source `folder` for a folder of images, `parquet` for Parquet files" if local else ""
             raise layertap.ConfigError(f"source.path: cannot load {path!r}: {said}{advice}") from error
         dataset = self._split(found) if isinstance(found, dict) else found
         if local and not isinstance(found, dict) and self.params.split not in (None, str(dataset.split)):
-            raise layertap.ConfigError(f"source.split: {path!r} is the split {str(dataset.split)!r}, and nothing else")
+            raise layertap.ConfigError(f"source.split: {path!r} has only the split {str(dataset.split)!r}")
         stamp = hashlib.sha256(dataset._fingerprint.encode())
         if local:
             for file in dataset.cache_files:
@@ -121,7 +125,7 @@ class HuggingFaceSource(layertap.Source):
         return column
 
     def _roots(self) -> tuple[str, ...]:
-        """Where images may lie that it names by their paths: in its own folder, or in the caches of the library."""
+        """The folders in which images named by path may be: its own folder, and the caches of the library."""
         if os.path.exists(self.params.path):
             return (os.path.realpath(self.params.path),)
         datasets: Any = importlib.import_module("datasets")
@@ -132,7 +136,7 @@ class HuggingFaceSource(layertap.Source):
 
 @dataclass(frozen=True, slots=True)
 class _Images:
-    """The column of images, as it is stored."""
+    """The column of images, as stored."""
 
     rows: Any
     roots: tuple[str, ...]
@@ -152,14 +156,14 @@ class _Images:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An image's place."""
+    """An image's place in a data set."""
 
     images: _Images
     number: int
     stamp: str
 
     def __call__(self) -> bytes:
-        """The bytes as they are stored. Raises `ImageError`."""
+        """The bytes as stored. Raises `ImageError`."""
         return self.images(self.number)
 
 

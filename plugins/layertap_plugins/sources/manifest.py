@@ -1,4 +1,4 @@
-"""A list of images of one's own: a table of paths or URLs."""
+"""The user's own list of images: a table of paths or URLs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Rows: TypeAlias = Iterator[tuple[int, Mapping[str, object]]]
 
 
 class ManifestSource(layertap.Source):
-    """Yields one record a row, in the order of the table.
+    """Yields one record per row, in the order of the table.
 
-    The id is the path as it is written, or the value of a column. All other columns with plain values are metadata: of
-    CSV and TSV as text, of JSON lines and Parquet as they are, None where a line has none. A path that comes twice is
-    an error.
+    The id is the path as written, or the value of a column. All other columns with plain values are metadata: text
+    from CSV and TSV, typed values from JSON lines and Parquet, None where a line has no value. A duplicate path is an
+    error.
     """
 
     extra = "parquet"
@@ -33,20 +33,20 @@ class ManifestSource(layertap.Source):
     class Params(layertap.Params):
         path: str = Field(min_length=1, description="the table: CSV or TSV with a header, JSON lines or Parquet")
         format: Literal["csv", "tsv", "jsonl", "parquet"] | None = Field(
-            None, description="what the table is; by default what its suffix says"
+            None, description="the format of the table; by default taken from its suffix"
         )
         column: str = Field("path", description="the column of the images' paths or URLs")
-        id: str | None = Field(None, description="the column of the ids; by default the path as it is written")
+        id: str | None = Field(None, description="the column of the ids; by default the path as written")
         root: str | None = Field(
             None, min_length=1, description="where relative paths start; by default the table's own folder"
         )
         links: Literal["inside", "follow"] = Field(
             "inside",
-            description="inside: a relative path that a link leads out of the root is listed as failed; follow: it is "
-            "read, wherever it leads",
+            description="inside: a relative path that leaves the root through a link is listed as failed; follow: it "
+            "is read, wherever it leads",
         )
         storage_options: remote.StorageOptions = Field(
-            default_factory=dict, description="how to reach URLs, as fsspec takes it, such as {anon: true} for S3"
+            default_factory=dict, description="fsspec's options for URLs, such as {anon: true} for S3"
         )
 
     params: Params
@@ -96,12 +96,12 @@ class ManifestSource(layertap.Source):
         return str(value)
 
     def _table(self) -> tuple[list[str], Rows, str]:
-        """Its columns, its rows with their numbers, and what those count."""
+        """Its columns, its rows with their numbers, and the unit that the numbers count."""
         path = self.params.path
         form = self.params.format or _FORMATS.get(os.path.splitext(path)[1].lower())
         if form is None:
             raise layertap.ConfigError(
-                f"source.format: {path!r} ends in none of {', '.join(_FORMATS)}; say which it is, as in `format: csv`"
+                f"source.format: {path!r} ends in none of {', '.join(_FORMATS)}; set the format, as in `format: csv`"
             )
         if form == "parquet":
             with tables.understood(path), tables.opened(path) as file:
@@ -118,7 +118,7 @@ class ManifestSource(layertap.Source):
 
 
 class _Links:
-    """Whether links lead out of a folder: of a path in it, the link at its end or any on the way to it."""
+    """Whether a path in a folder leaves it through a link: the link at its end or any on the way to it."""
 
     def __init__(self, root: str) -> None:
         self._root = os.path.normpath(root or os.curdir)
@@ -126,7 +126,7 @@ class _Links:
         self._real = functools.lru_cache(4096)(os.path.realpath)
 
     def lead_out(self, path: str) -> bool:
-        """A path that says itself that it leads out, with `..`, is the list's own business."""
+        """Whether links lead out of the folder; a path that itself leaves it with `..` is the user's choice."""
         if not _below(os.path.normpath(path), self._root):
             return False
         if os.path.islink(path):
@@ -145,7 +145,7 @@ def _refuse() -> bytes:
 
 
 def _of_csv(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not empty, each with its number, the header among them."""
+    """The lines that are not empty, including the header, each with its number."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
@@ -154,7 +154,7 @@ def _of_csv(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                     yield reader.line_num, cells
         except (csv.Error, UnicodeDecodeError) as error:
             raise layertap.ConfigError(
-                f"source.path: cannot read {path!r} behind line {reader.line_num}: {error}"
+                f"source.path: cannot read {path!r} after line {reader.line_num}: {error}"
             ) from error
 
 
@@ -162,7 +162,7 @@ def _filled(lines: Iterator[tuple[int, list[str]]], header: list[str], path: str
     for number, cells in lines:
         if len(cells) != len(header):
             raise layertap.ConfigError(
-                f"source.path: line {number} of {path!r} has {len(cells)} values, and the header {len(header)}"
+                f"source.path: line {number} of {path!r} has {len(cells)} values, but the header has {len(header)}"
             )
         yield number, dict(zip(header, cells, strict=True))
 
@@ -175,9 +175,9 @@ def _of_json(path: str) -> Rows:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise layertap.ConfigError(f"source.path: line {number} of {path!r} is no JSON: {error}") from error
+                raise layertap.ConfigError(f"source.path: line {number} of {path!r} is not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise layertap.ConfigError(f"source.path: line {number} of {path!r} is no JSON object")
+                raise layertap.ConfigError(f"source.path: line {number} of {path!r} is not a JSON object")
             yield number, row
 
 

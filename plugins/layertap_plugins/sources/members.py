@@ -1,7 +1,7 @@
-"""The members of a tar archive: where the bytes of each lie. Nothing is unpacked, and a name is only ever a text.
+"""The members of a tar archive: where the bytes of each are. Nothing is unpacked, and names are only used as text.
 
-Read are the old, the POSIX (pax) and the GNU format. The standard library's reader keeps every member in memory, and
-takes what is damaged for the end.
+This reads the old, the POSIX (pax) and the GNU format. The standard library's reader keeps every member in memory, and
+mistakes damage for the end of the archive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _BLOCK = 512
 _END = bytes(_BLOCK)
 _PAGE = 4096
 
-# Long names and attributes are read into memory; no honest one is longer.
+# Long names and attributes are read into memory; genuine ones are never longer.
 _MOST_EXTRA = 2**20
 
 _REGULAR = b"0\0007"
@@ -34,7 +34,7 @@ _COMPRESSED = {
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in an archive. Where it is no regular one (a link, a device, sparse), its data is nothing to be read."""
+    """A file in an archive. If it is not a regular file (a link, a device, sparse), its data must not be read."""
 
     name: bytes
     offset: int
@@ -43,7 +43,7 @@ class Member:
 
 
 class Archive:
-    """The open archive behind a descriptor. `path` is what its faults call it."""
+    """An archive that is open at a descriptor. Errors refer to it as `path`."""
 
     def __init__(self, descriptor: int, path: str) -> None:
         self._descriptor = descriptor
@@ -52,11 +52,11 @@ class Archive:
         self._start, self._page = 0, b""
 
     def read(self, member: Member) -> bytes:
-        """A small member's bytes: what lies beside its header has been read already."""
+        """A small member's bytes: the data next to its header has already been read."""
         return self._at(member.offset, member.size)
 
     def members(self) -> Iterator[Member]:
-        """All but the folders, in order. Raises `ConfigError` where the archive is cut short, damaged or compressed."""
+        """All members but folders, in order. Raises `ConfigError` for a truncated, damaged or compressed archive."""
         at = 0
         long_name: bytes | None = None
         facts: dict[bytes, bytes] = {}
@@ -72,7 +72,7 @@ class Archive:
             if start + size > self._size:
                 raise layertap.ConfigError(
                     f"source.path: {self._path!r} is cut short: the member at byte {start - _BLOCK} should have {size} "
-                    "bytes, and the file ends before; fetch it again"
+                    "bytes, but the file ends earlier; fetch it again"
                 )
             if kind in _ABOUT_OTHERS:
                 if size > _MOST_EXTRA:
@@ -89,7 +89,7 @@ class Archive:
             long_name, facts = None, {}
 
     def _at(self, offset: int, count: int) -> bytes:
-        """Up to `count` bytes. Small ones come out of a page, in which a sample's own metadata mostly lies too."""
+        """Up to `count` bytes. Small reads come from a page, which usually also contains the sample's own metadata."""
         begin = offset - self._start
         if begin < 0 or begin + count > len(self._page):
             self._start, self._page = offset, os.pread(self._descriptor, max(count, _PAGE), offset)
@@ -101,10 +101,10 @@ class Archive:
         summed = header[:148] + b" " * 8 + header[156:]
         # Some old writers summed signed bytes.
         if stated != sum(summed) and stated != sum(summed) - 256 * sum(byte > 127 for byte in summed):
-            raise self._damaged(at, "a header whose checksum is wrong")
+            raise self._damaged(at, "a header with a wrong checksum")
 
     def _number(self, field: bytes, at: int, facts: dict[bytes, bytes] | None = None) -> int:
-        """A number of a header: octal, or binary where its first bit is set; decimal where it is an attribute's."""
+        """A number in a header: octal, or binary if its first bit is set; decimal if it is from an attribute."""
         try:
             if facts and b"size" in facts:
                 number = int(field)
@@ -115,11 +115,11 @@ class Archive:
         except ValueError:
             number = -1
         if number < 0:
-            raise self._damaged(at, f"{field!r} for a number")
+            raise self._damaged(at, f"{field!r} instead of a number")
         return number
 
     def _after_map(self, header: bytes, at: int) -> int:
-        """Where a sparse member's data begins: behind the blocks that say where its holes are."""
+        """Where a sparse member's data begins: after the blocks that list its holes."""
         more = header[482:483]
         while more not in (b"\0", b""):
             more = self._at(at, _BLOCK)[504:505]
@@ -127,14 +127,14 @@ class Archive:
         return at
 
     def _attributes(self, text: bytes, at: int) -> dict[bytes, bytes]:
-        """What a pax header says of the next member: lines of `LENGTH KEY=VALUE`."""
+        """The attributes of the next member in a pax header: lines of `LENGTH KEY=VALUE`."""
         found = {}
         while text:
             length, _, _ = text.partition(b" ")
             count = int(length) if length.isdigit() and len(length) < 8 else 0
             key, equals, value = text[len(length) + 1 : count].partition(b"=")
             if not equals or not value.endswith(b"\n"):
-                raise self._damaged(at, "an attribute that is none")
+                raise self._damaged(at, "a malformed attribute")
             found[key] = value[:-1]
             text = text[count:]
         return found
@@ -142,10 +142,10 @@ class Archive:
     def _unfinished(self, at: int) -> layertap.ConfigError:
         if at == self._size and at:
             return layertap.ConfigError(
-                f"source.path: {self._path!r} has no end mark, so it was probably cut short; fetch it again, or, where "
-                f"it is whole, add one: truncate -s +1024 {self._path}"
+                f"source.path: {self._path!r} has no end mark, so it was probably cut short; fetch it again or, if "
+                f"it is complete, add the mark: truncate -s +1024 {self._path}"
             )
-        return self._damaged(at, "less than a header")
+        return self._damaged(at, "an incomplete header")
 
     def _damaged(self, at: int, what: str) -> layertap.ConfigError:
         start = os.pread(self._descriptor, 8, 0)
@@ -155,7 +155,9 @@ class Archive:
                     f"source.path: {self._path!r} is compressed, and its images can only be reached in a plain tar: "
                     f"unpack it first, with {command}"
                 )
-        return layertap.ConfigError(f"source.path: {self._path!r} is no tar archive, or damaged: {what}, at byte {at}")
+        return layertap.ConfigError(
+            f"source.path: {self._path!r} is not a tar archive, or is damaged: {what}, at byte {at}"
+        )
 
 
 def _name(header: bytes) -> bytes:

@@ -15,18 +15,18 @@ from pydantic import Field
 import layertap
 from layertap_plugins.sources import files, tables
 
-# Images are read this much at a time, and this many times as much is kept: two windows are in use while one gives way
-# to the next. A page can only be read whole, and a column with a dictionary, pyarrow's default, may be one large page.
+# The size of a window of rows, and how many windows are kept: two are in use during the change from one to the next.
+# A page can only be read whole, and a column with a dictionary, pyarrow's default, may be one large page.
 _WINDOW_BYTES = 8 * 2**20
 _MOST_ROWS = 256
 _WINDOWS = 3
 
 
 class ParquetSource(layertap.Source):
-    """Yields one record a row, file by file.
+    """Yields one record per row, file by file.
 
     The id is `FILE#ROW`, rows counted from 0, or the value of a column. Other columns with plain values are metadata;
-    labels that `datasets` has stored as numbers come by their names.
+    labels that `datasets` has stored as numbers are given by name.
     """
 
     extra = "parquet"
@@ -38,7 +38,7 @@ class ParquetSource(layertap.Source):
         )
         column: str = Field(
             "image",
-            description="where the images are: encoded bytes, or a struct with a field `bytes`, as `datasets` has it",
+            description="the column of the images: encoded bytes, or a struct with a field `bytes`, as in `datasets`",
         )
         id: str | None = Field(None, description="the column of the ids; by default FILE#ROW")
 
@@ -56,7 +56,7 @@ class ParquetSource(layertap.Source):
                 schema = file.schema_arrow
                 if file.metadata.num_rows > os.stat(path).st_size:
                     raise layertap.ConfigError(
-                        f"source.path: {path!r} is damaged: it claims more rows than it has bytes"
+                        f"source.path: {path!r} is damaged: it claims to have more rows than bytes"
                     )
                 self._check(schema, path)
                 columns = [column for column in tables.scalars(schema) if column != self.params.id]
@@ -64,7 +64,9 @@ class ParquetSource(layertap.Source):
                     first = path, columns
                 if sorted(columns) != sorted(first[1]):
                     odd = ", ".join(sorted({*columns} ^ {*first[1]}))
-                    raise layertap.ConfigError(f"source.path: {path!r} has other columns than {first[0]!r}: {odd}")
+                    raise layertap.ConfigError(
+                        f"source.path: the columns of {path!r} differ from those of {first[0]!r}: {odd}"
+                    )
                 yield from self._records(file, path, name, stamp, first[1])
 
     def _records(
@@ -94,14 +96,14 @@ class ParquetSource(layertap.Source):
             kind = kind.field("bytes").type
         if not (types.is_binary(kind) or types.is_large_binary(kind)):
             raise layertap.ConfigError(
-                f"source.column: {column!r} in {path!r} holds {kind}, not the bytes of images; the source `manifest` "
-                "takes a table of paths"
+                f"source.column: {column!r} in {path!r} holds {kind}, not the bytes of images; for a table of paths, "
+                "use the source `manifest`"
             )
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An image's place: its row group, and its row in that."""
+    """An image's place: its row group, and its row in that group."""
 
     windows: _Windows
     path: str
@@ -110,18 +112,18 @@ class Cell:
     row: int
 
     def __call__(self) -> bytes:
-        """The bytes. Raises `ImageError` where the file is another one by now."""
+        """The bytes. Raises `ImageError` if the file has changed since it was listed."""
         return self.windows.read(self)
 
 
 class _Windows:
-    """The rows around those read last. Rows are asked for nearly in order; one that lies before is searched anew."""
+    """The rows around those read last. Rows are requested nearly in order; an earlier row restarts its row group."""
 
     def __init__(self, column: str) -> None:
         self._column = column
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[str, str, int, int], Any] = OrderedDict()
-        self._way: _Way | None = None
+        self._scan: _Scan | None = None
 
     def __reduce__(self) -> tuple[type[_Windows], tuple[str]]:
         return _Windows, (self._column,)
@@ -141,22 +143,22 @@ class _Windows:
         for (*kept, start), rows in self._kept.items():
             if tuple(kept) == of and 0 <= cell.row - start < len(rows):
                 return rows[cell.row - start]
-        way = self._way
-        if way is None or way.of != of or cell.row < way.row:
-            if way is not None:
-                way.close()
-            way = self._way = _Way(cell, self._column)
+        scan = self._scan
+        if scan is None or scan.of != of or cell.row < scan.row:
+            if scan is not None:
+                scan.close()
+            scan = self._scan = _Scan(cell, self._column)
         while True:
-            start, rows = way.row, way.next()
+            start, rows = scan.row, scan.next()
             self._kept[*of, start] = rows
             if len(self._kept) > _WINDOWS:
                 self._kept.popitem(last=False)
-            if cell.row < way.row:
+            if cell.row < scan.row:
                 return rows[cell.row - start]
 
 
-class _Way:
-    """Through one row group, from its first row on, a window at a time."""
+class _Scan:
+    """Reads one row group from its first row on, a window at a time."""
 
     def __init__(self, cell: Cell, column: str) -> None:
         self.of = cell.path, cell.stamp, cell.group
@@ -165,7 +167,7 @@ class _Way:
         self._batches: Iterator[Any] = self._windows(cell.group, column)
 
     def next(self) -> Any:
-        """The next rows. Raises `ImageError`, and again from then on, where they cannot be read."""
+        """The next rows. Raises `ImageError`, on this call and on every later one, if they cannot be read."""
         try:
             batch = next(self._batches)
         except (StopIteration, OSError, ValueError) as error:
@@ -186,7 +188,7 @@ class _Way:
             yield compute.struct_field(values, "bytes") if hasattr(values, "field") else values
 
     def _rows(self, group: int, column: str) -> int:
-        """How many rows make a window of the size that is meant, on average."""
+        """How many rows make a window of the intended size, on average."""
         about = self._file.metadata.row_group(group)
         chunks = [about.column(number) for number in range(about.num_columns)]
         size = sum(chunk.total_uncompressed_size for chunk in chunks if _top(chunk.path_in_schema) == column)

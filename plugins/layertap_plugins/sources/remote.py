@@ -24,11 +24,11 @@ _SECRET_KEY = re.compile(
     re.IGNORECASE,
 )
 
-# What gcsfs takes as its `token` besides tokens.
+# The values besides tokens that gcsfs accepts as its `token`.
 _NO_SECRETS = (None, True, False, "", "anon", "browser", "cache", "cloud", "google_default")
 
-_INSTEAD = "leave it to the provider's own environment variables or credential files, since it would be written into "
-_INSTEAD += "the manifest"
+_INSTEAD = "use the provider's own environment variables or credential files, because parameters are written into the "
+_INSTEAD += "manifest"
 
 
 def _without_secrets(value: Any) -> Any:
@@ -36,7 +36,7 @@ def _without_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"holds the key {key!r}; keys are text")
+                raise ValueError(f"holds the key {key!r}; keys must be text")
             if _SECRET_KEY.fullmatch(key.replace("-", "_")) and inner not in _NO_SECRETS:
                 raise ValueError(f"holds a secret ({key}): {_INSTEAD}")
             _without_secrets(inner)
@@ -55,7 +55,7 @@ def _has_secret(url: str) -> bool:
     try:
         parts = urlsplit(url.rpartition("::")[2])
     except ValueError:
-        return False  # no URL after all, which is told where it is used
+        return False  # not a URL after all, which is reported where it is used
     return bool(parts.password) or any(
         _SECRET_KEY.fullmatch(key.replace("-", "_")) for key, _ in parse_qsl(parts.query)
     )
@@ -69,7 +69,7 @@ Location: TypeAlias = Annotated[str, AfterValidator(_without_secrets)]
 
 
 def is_url(location: str) -> bool:
-    """Whether fsspec is to open it; a `file://` URL is a local path."""
+    """Whether fsspec should open it; a `file://` URL is a local path."""
     return "://" in location and URL.match(location) is not None and not location.startswith("file://")
 
 
@@ -80,26 +80,26 @@ def data_of(
     timeout: float = TIMEOUT,
     retries: int = RETRIES,
 ) -> Path | Fetch:
-    """A record's data: the path of a local file, or a callable that fetches the whole object behind a URL.
+    """A record's data: the path of a local file, or a callable that fetches the whole object at a URL.
 
-    Nothing is asked over the network yet. Raises `ConfigError` for a protocol that is not known or not opened, or for
-    which a package is missing.
+    This makes no network request yet. Raises `ConfigError` for a protocol that is unknown, not supported, or needs a
+    missing package.
     """
     if not is_url(location):
         return Path(location.removeprefix("file://"))
     if location.startswith("zip://"):
-        raise layertap.ConfigError(f"cannot use {location!r}: the images of an archive are for the source `folder`")
+        raise layertap.ConfigError(f"cannot use {location!r}: use the source `folder` for the images in an archive")
     remote = Remote.of(location, storage_options, timeout=timeout, retries=retries)
     return Fetch(remote, remote.path_of(location))
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """One object on another machine, as a record's data: called, it gives all its bytes.
+    """One object on another machine, as a record's data: calling it gives all its bytes.
 
-    `stamp` tells a changed object: its ETag, or its size and time; None where that is not known beforehand. Can be
-    pickled, and called on any thread. Raises `ImageError`: `not_found`, `permission`, `changed`, `file_too_large`, and
-    `network` or `timeout` when no attempt brought all of it.
+    `stamp` identifies the object's version: its ETag, or its size and time; None where that is not known beforehand.
+    Can be pickled, and called on any thread. Raises `ImageError`: `not_found`, `permission`, `changed`,
+    `file_too_large`, and `network` or `timeout` if no attempt received the whole object.
     """
 
     remote: Remote

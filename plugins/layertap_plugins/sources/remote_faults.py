@@ -1,4 +1,4 @@
-"""What goes wrong on the way to another machine: which code it gets, whether to try again, how to say it in a line."""
+"""Failures of requests to another machine: their codes, whether to retry, and how to describe them in one line."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import layertap
 
 T = TypeVar("T")
 
-# The pause before the first new attempt; each further one is three times as long, up to the timeout.
+# The pause before the first retry; each further pause is three times as long, up to the timeout.
 _PAUSE = 0.5
 
-# Of its own, so that nobody's seeded numbers change.
+# A separate generator, so that the process's seeded random numbers do not change.
 _JITTER = random.Random()
 
-# Answers that ask for patience; every other one from 400 to 499 will be the same the next time.
-_PATIENCE = frozenset({408, 425, 429})
+# Statuses that ask the client to try later; any other one from 400 to 499 would be the same on the next attempt.
+_TRY_LATER = frozenset({408, 425, 429})
 
 _STATUSES = {401: "permission", 403: "permission", 404: "not_found", 410: "not_found", 412: "changed"}
 
-# Mistakes in code or parameters, which no further attempt mends.
+# Mistakes in code or parameters, which a retry does not fix.
 _MISTAKES = (TypeError, ValueError, LookupError, AttributeError, ImportError, NotImplementedError, MemoryError)
 
 _MOST_SAID = 300
@@ -35,13 +35,13 @@ _SECRET_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)|(?<=\?)\S+")
 
 
 class Broken(OSError):
-    """An answer that is not what was promised: too short, or of a kind that nobody asked for."""
+    """An answer that is not as announced: too short, or of an unexpected kind."""
 
 
 def tried(call: Callable[[], T], *, retries: int, timeout: float) -> T:
-    """What `call` gives, after up to `retries` new attempts with growing pauses between them.
+    """The result of `call`, after up to `retries` further attempts with growing pauses between them.
 
-    Raises `ImageError` with a fixed code; mistakes in code or parameters pass as they are.
+    Raises `ImageError` with a fixed code; mistakes in code or parameters are raised unchanged.
     """
     for attempt in range(retries + 1):
         try:
@@ -49,7 +49,7 @@ def tried(call: Callable[[], T], *, retries: int, timeout: float) -> T:
         except layertap.LayertapError:
             raise
         except Exception as error:
-            # A certificate that does not hold is a ValueError too.
+            # The error for an invalid certificate is a ValueError too.
             if isinstance(error, _MISTAKES) and not isinstance(error, OSError):
                 raise
             reason, passing = _judged(error)
@@ -60,8 +60,8 @@ def tried(call: Callable[[], T], *, retries: int, timeout: float) -> T:
 
 
 @contextmanager
-def told(location: str) -> Iterator[None]:
-    """Turn what goes wrong over the source itself, not over one image, into a `ConfigError` of one line."""
+def source_errors(location: str) -> Iterator[None]:
+    """Turn errors that concern the source itself, not one image, into a `ConfigError` of one line."""
     try:
         yield
     except layertap.ImageError as error:
@@ -69,9 +69,9 @@ def told(location: str) -> Iterator[None]:
         if error.reason == "not_found":
             raise layertap.ConfigError(f"cannot read {location!r}: there is no such bucket, folder or file") from error
         advice = {
-            "corrupt": "it is damaged, or no archive",
+            "corrupt": "it is damaged, or not an archive",
             "permission": "check the credentials in the provider's environment variables or files; "
-            "`storage_options: {anon: true}` reads a public bucket without any",
+            "`storage_options: {anon: true}` reads a public bucket without them",
         }.get(error.reason, "check the address and the network")
         raise layertap.ConfigError(f"cannot read {location!r}: {why}; {advice}") from error
     except layertap.LayertapError:
@@ -81,7 +81,7 @@ def told(location: str) -> Iterator[None]:
 
 
 def said(error: BaseException) -> str:
-    """An error in one line, or its name, without what may be secret in a URL."""
+    """An error in one line, or its name, without the parts of a URL that may be secret."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     if not text:
         return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
@@ -89,7 +89,7 @@ def said(error: BaseException) -> str:
 
 
 def _judged(error: Exception) -> tuple[str, bool]:
-    """The code for an error, and whether it may be gone the next time."""
+    """The code for an error, and whether a retry may succeed."""
     names = {cls.__name__ for cls in type(error).__mro__}
     status = _status(error)
     if isinstance(error, (zipfile.BadZipFile, zlib.error)):
@@ -100,7 +100,7 @@ def _judged(error: Exception) -> tuple[str, bool]:
         return "permission", False
     if status in _STATUSES:
         return _STATUSES[status], False
-    if (300 <= status < 500 and status not in _PATIENCE) or any(
+    if (300 <= status < 500 and status not in _TRY_LATER) or any(
         "Redirect" in name or "Validation" in name for name in names
     ):
         return "network", False
@@ -108,10 +108,10 @@ def _judged(error: Exception) -> tuple[str, bool]:
 
 
 def _status(error: BaseException) -> int:
-    """The HTTP status behind an error of aiohttp, gcsfs, or botocore (which s3fs keeps as the cause); 0 for none."""
+    """The HTTP status of an error of aiohttp, gcsfs, or botocore (which s3fs keeps as the cause); 0 if none."""
     response = getattr(error.__cause__, "response", None)
     if isinstance(response, dict):
         return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    # aiohttp's errors have a `code` as well, and warn of it.
+    # aiohttp's errors also have a `code`, but reading it causes a warning.
     status = error.status if hasattr(error, "status") else getattr(error, "code", None)
     return status if isinstance(status, int) else 0

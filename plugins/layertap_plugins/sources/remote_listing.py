@@ -1,4 +1,4 @@
-"""What lies behind a URL: one image, or all that is below it in the byte order of the paths."""
+"""The contents of a URL: one image, or everything below it in the byte order of the paths."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from urllib.parse import quote, unquote_to_bytes
 import layertap
 from layertap_plugins.sources import remote_zip
 from layertap_plugins.sources.remote import Fetch, is_url
-from layertap_plugins.sources.remote_faults import told
+from layertap_plugins.sources.remote_faults import source_errors
 from layertap_plugins.sources.remote_reading import http_facts, info_of, stamp_of
 from layertap_plugins.sources.remote_service import HTTP, S3, Remote
 
 Found: TypeAlias = Iterator[tuple[bytes, Callable[[], bytes]]]
 
 
-def behind(location: str, storage_options: Mapping[str, Any], *, timeout: float, retries: int) -> tuple[bool, Found]:
-    """Whether a URL names a folder, and path and data of everything below it, or else of the one image.
+def found_at(location: str, storage_options: Mapping[str, Any], *, timeout: float, retries: int) -> tuple[bool, Found]:
+    """Whether a URL names a folder, and the path and data of everything below it, or else of the one image.
 
-    The paths come in the order of their bytes, hidden folders may or may not be among them. In memory are a page of an
-    S3 bucket, the names in an archive, or else only the folders on the way to each. Raises `ConfigError`.
+    The paths are in byte order and may include hidden folders. Memory holds one page of an S3 bucket, the names in an
+    archive, or else only the folders on the way to the current file. Raises `ConfigError`.
     """
     if location.startswith("zip://"):
         inside, archive = remote_zip.parted(location)
         remote = Remote.of(archive, storage_options, timeout=timeout, retries=retries) if is_url(archive) else None
-        with told(location):
+        with source_errors(location):
             members = list(remote_zip.Archive.at(archive, remote).members())
         whole = [(name.rpartition(b"/")[2], data) for name, data in members if name == _raw(inside)]
         prefix = _raw(f"{inside}/") if inside else b""
@@ -39,8 +39,8 @@ def behind(location: str, storage_options: Mapping[str, Any], *, timeout: float,
 
 
 def _single(location: str, remote: Remote) -> tuple[bytes, Fetch] | None:
-    """The name and the data of the one image behind a URL; None for a folder."""
-    with told(location):
+    """The name and the data of the one image at a URL; None for a folder."""
+    with source_errors(location):
         path = remote.path_of(location)
         if remote.protocol in HTTP:
             return _single_page(path, remote)
@@ -51,7 +51,7 @@ def _single(location: str, remote: Remote) -> tuple[bytes, Fetch] | None:
 
 
 def _below(location: str, remote: Remote) -> Found:
-    with told(location):
+    with source_errors(location):
         path = remote.path_of(location)
         if remote.protocol in S3:
             yield from _in_bucket(path, remote)
@@ -59,8 +59,8 @@ def _below(location: str, remote: Remote) -> Found:
             folder = _as_folder(path)
             if not next(_linked(remote, folder), None):
                 raise layertap.ConfigError(
-                    f"cannot list {location!r}: the server gives no listing of it; name one image, or write the "
-                    "addresses of the images into a table for the source `manifest`"
+                    f"cannot list {location!r}: the server does not list its contents; name one image, or list "
+                    "the addresses of the images in a table for the source `manifest`"
                 )
             yield from _walked(folder, partial(_linked, remote))
         else:
@@ -105,10 +105,10 @@ def _in_bucket(path: str, remote: Remote) -> Found:
         for entry in page.get("Contents", ()):
             name = _raw(entry["Key"].removeprefix(prefix))
             if name.endswith(b"/") or not name:
-                continue  # it stands for a folder
+                continue  # it represents a folder
             if name <= before:
                 raise layertap.ConfigError(
-                    f"the bucket {bucket!r} does not list its keys in order, and layertap needs it"
+                    f"the bucket {bucket!r} does not list its keys in order, which layertap requires"
                 )
             before = name
             yield name, Fetch(remote, f"{bucket}/{entry['Key']}", stamp_of(entry), entry["Size"])
@@ -118,7 +118,7 @@ Children: TypeAlias = Callable[[str], Iterator[tuple[bytes, str, Fetch | None]]]
 
 
 def _walked(root: str, children: Children) -> Found:
-    """All files below `root`. `children` gives the name and path of what is in a folder, without data for folders."""
+    """All files below `root`. `children` gives the name and path of each entry of a folder, and the data of files."""
     waiting = _sorted(b"", children(root))
     while waiting:
         path, place, data = waiting.pop()
@@ -129,7 +129,7 @@ def _walked(root: str, children: Children) -> Found:
 
 
 def _sorted(folder: bytes, found: Iterator[tuple[bytes, str, Fetch | None]]) -> list[tuple[bytes, str, Fetch | None]]:
-    """What is in one folder, last first. The / behind a folder's name puts it where its files belong."""
+    """The entries of one folder, last first. A folder's name ends in /, which sorts it where its files belong."""
     entries = [(folder + name + (b"/" if data is None else b""), path, data) for name, path, data in found]
     return sorted(entries, key=lambda entry: entry[0], reverse=True)
 
@@ -141,7 +141,7 @@ def _listed(remote: Remote, folder: str) -> Iterator[tuple[bytes, str, Fetch | N
         path = info["name"].rstrip("/")
         name = path.removeprefix(f"{folder}/") if folder else path.lstrip("/")
         if path == folder:
-            continue  # some services list what stands for the folder itself
+            continue  # some services list an entry that represents the folder itself
         if not name or "/" in name:
             raise layertap.ConfigError(f"cannot list {folder!r}: {info['name']!r} has an empty part in its path")
         if info["type"] != "directory":
@@ -151,7 +151,7 @@ def _listed(remote: Remote, folder: str) -> Iterator[tuple[bytes, str, Fetch | N
 
 
 def _linked(remote: Remote, folder: str) -> Iterator[tuple[bytes, str, Fetch | None]]:
-    """What the page of a web server's folder links to directly below it."""
+    """The entries directly below a web server's folder that its page links to."""
     filesystem = remote.filesystem()
     for link in remote.tried(lambda: filesystem.ls(folder, detail=False)):
         rest = html.unescape(link.removeprefix(folder))
@@ -175,7 +175,7 @@ def _as_folder(url: str) -> str:
 
 
 def _quoted(url: str) -> str:
-    """The URL with what cannot stand in one escaped; what is escaped already stays."""
+    """The URL with invalid characters escaped; existing escapes are kept."""
     return quote(url, safe="%/:=&?~#+!$,;'@()*[]")
 
 

@@ -1,4 +1,4 @@
-"""One whole object over the network: all of it, no more than an image may have, and the one that was planned."""
+"""Reading one object over the network: completely, within the size limit, and in the version that was planned."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from layertap_plugins.sources.remote_service import HTTP, MOST_BYTES, S3, Remote
 
 _PIECE = 2**18
 
-# Bytes a second that an object may come at, besides the timeout for each pause: whoever drips would hold a thread for
-# ever.
+# The lowest average rate in bytes per second, in addition to the timeout for each pause: otherwise a server that sends
+# a few bytes at a time could occupy a thread for ever.
 _SLOWEST = 2**14
 
-# Requests that one look-up may take: gcsfs asks three times.
+# Requests that one look-up may need: gcsfs makes three.
 _REQUESTS = 3
 
-# Without it a server may send the object compressed, of which neither length nor ETag is that of the object.
+# Without this header a server may send the object compressed, with a length and an ETag that differ from the object's.
 _AS_IT_IS: Mapping[str, str] = {"Accept-Encoding": "identity"}
 
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 
 
 def body(remote: Remote, path: str, stamp: str | None, size: int | None) -> bytes:
-    """The bytes of an object, in one attempt. Raises `ImageError` for what no attempt mends, else what went wrong."""
+    """The bytes of an object, in one attempt. Raises `ImageError` if no retry can help, else the original error."""
     _refuse_large(size)
     filesystem = remote.filesystem()
     if remote.protocol in HTTP | S3:
@@ -39,7 +39,7 @@ def body(remote: Remote, path: str, stamp: str | None, size: int | None) -> byte
 
 
 def http_facts(url: str, filesystem: Any) -> tuple[str | None, int | None, bool]:
-    """Stamp and size of what a web server has at a URL, and whether it is a page."""
+    """The stamp and size of what a web server has at a URL, and whether it is a page."""
 
     async def ask() -> tuple[str | None, int | None, bool]:
         session = await filesystem.set_session()
@@ -52,7 +52,7 @@ def http_facts(url: str, filesystem: Any) -> tuple[str | None, int | None, bool]
 
 
 def info_of(filesystem: Any, path: str, timeout: float) -> Mapping[str, Any]:
-    """fsspec's facts about an object. Some filesystems try again by themselves for minutes, and are stopped at that."""
+    """fsspec's facts about an object, with a time limit: some filesystems retry by themselves for minutes."""
     if filesystem.async_impl:
         info: Mapping[str, Any] = run(filesystem, filesystem._info, path, timeout=_REQUESTS * timeout)
     else:
@@ -61,7 +61,7 @@ def info_of(filesystem: Any, path: str, timeout: float) -> Mapping[str, Any]:
 
 
 def stamp_of(info: Mapping[str, Any]) -> str | None:
-    """What tells a changed object in fsspec's facts about it."""
+    """What identifies the object's version in fsspec's facts about it."""
     for key in ("ETag", "etag", "generation", "md5Hash", "content_md5", "checksum"):
         if info.get(key):
             return _printable(str(info[key]).strip('"'))
@@ -77,7 +77,7 @@ async def _over_http(filesystem: Any, path: str, stamp: str | None, timeout: flo
             raise Broken(f"the server answered with status {response.status}")
         if stamp not in (None, _http_stamp(response)):
             raise layertap.ImageError("changed")
-        # What comes compressed all the same has the length of something else; aiohttp has compared that one.
+        # The announced length of a body that is compressed anyway is not the object's; aiohttp has checked that length.
         encoded = response.headers.get("Content-Encoding", "identity") != "identity"
         return await _whole(response.content.read, None if encoded else response.content_length, timeout)
 
@@ -89,14 +89,14 @@ async def _from_s3(filesystem: Any, path: str, stamp: str | None, timeout: float
         which["IfMatch"] = f'"{stamp}"'
     response = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, **which)
     async with response["Body"] as stream:
-        # Not every service heeds the condition.
+        # Not every service honours the condition.
         if stamp not in (None, stamp_of(response)):
             raise layertap.ImageError("changed")
         return await _whole(stream.read, response.get("ContentLength"), timeout)
 
 
 def _from_any(filesystem: Any, path: str, stamp: str | None, size: int | None, timeout: float) -> bytes:
-    """By fsspec's own means: it is not told of a change while it reads, so that is looked up afterwards."""
+    """The object read through fsspec, which does not notice a change while it reads, so that is checked afterwards."""
     size = info_of(filesystem, path, timeout).get("size") if size is None else size
     _refuse_large(size)
     part = {} if size is not None else {"start": 0, "end": MOST_BYTES + 1}
@@ -123,13 +123,13 @@ async def _whole(read: Callable[[int], Awaitable[bytes]], promised: int | None, 
         count += len(piece)
         _refuse_large(count)
         if time.monotonic() - start > timeout + count / _SLOWEST:
-            raise TimeoutError(f"only {count} bytes came in {time.monotonic() - start:.0f} seconds")
+            raise TimeoutError(f"only {count} bytes arrived in {time.monotonic() - start:.0f} seconds")
     return _complete(b"".join(pieces), promised)
 
 
 def _complete(data: bytes, promised: int | None) -> bytes:
     if promised is not None and len(data) != promised:
-        raise Broken(f"{len(data)} bytes came instead of {promised}")
+        raise Broken(f"{len(data)} bytes arrived instead of {promised}")
     return data
 
 
@@ -139,7 +139,7 @@ def _refuse_large(size: int | None) -> None:
 
 
 def _asking(filesystem: Any) -> dict[str, Any]:
-    """The options of a request, the user's headers among them."""
+    """The options of a request, including the user's headers."""
     return {**filesystem.kwargs, "headers": {**filesystem.kwargs.get("headers", {}), **_AS_IT_IS}}
 
 
@@ -151,7 +151,7 @@ def _http_stamp(response: Any) -> str | None:
 
 
 def _seconds(time: Any) -> Any:
-    """A time in whole seconds: some filesystems list it as a number, and tell it of one file as a date."""
+    """A time in whole seconds: some filesystems give a number in a listing, but a date for a single file."""
     if isinstance(time, str):
         with suppress(ValueError):
             time = datetime.fromisoformat(time)

@@ -1,4 +1,4 @@
-"""A service that images come from: fsspec's filesystem for one protocol and its options, and how patient to be."""
+"""A service that images come from: fsspec's filesystem for one protocol, its options, timeout and retries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GCS = frozenset({"gs", "gcs"})
 
 URL = re.compile(r"([a-z][a-z0-9+.-]*)(://|::)", re.IGNORECASE)
 
-# They would wrap another URL, write to this machine, or follow what a file of theirs says.
+# These would wrap another URL, write to this machine, or follow references in a file.
 _NOT_OPENED = {
     *("arrow_hdfs", "async_wrapper", "asynclocal", "asyncwrapper", "blockcache", "cached", "dask", "data", "dir"),
     *("filecache", "generic", "jlab", "jupyter", "libarchive", "local", "pyscript", "reference", "root", "simplecache"),
@@ -34,7 +34,7 @@ _NOT_OPENED = {
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """How to reach one service: its protocol, fsspec's options for it as JSON, and how patient to be."""
+    """How to reach one service: its protocol, fsspec's options for it as JSON, timeout and retries."""
 
     protocol: str
     options: str
@@ -43,37 +43,37 @@ class Remote:
 
     @classmethod
     def of(cls, location: str, storage_options: Mapping[str, Any], *, timeout: float, retries: int) -> Remote:
-        """That of a URL. Raises `ConfigError` where it cannot be opened at all."""
+        """The service of a URL. Raises `ConfigError` if it cannot be opened at all."""
         found = URL.match(location)
         assert found is not None
         protocol = found[1].lower()
         if found[2] == "::" or protocol in _NOT_OPENED or "::" in location:
             raise layertap.ConfigError(
-                f"cannot use {location!r}: {protocol}:// is not opened, and of those that stand before :: only "
-                "zip://INSIDE::ARCHIVE is"
+                f"cannot use {location!r}: {protocol}:// is not supported, and the only prefix allowed before :: "
+                "is zip://, as in zip://INSIDE::ARCHIVE"
             )
         if protocol in S3 | _GCS and not location[found.end() :].strip("/"):
             raise layertap.ConfigError(
-                f"cannot use {location!r}: it names no bucket, as in {protocol}://BUCKET/photos/"
+                f"cannot use {location!r}: it does not name a bucket, as in {protocol}://BUCKET/photos/"
             )
         options = {**_class(protocol, location)._get_kwargs_from_urls(location), **storage_options}
         try:
             return cls(protocol, json.dumps(options, sort_keys=True), timeout, retries)
         except TypeError as error:
-            raise layertap.ConfigError(f"storage_options: {error}; they are plain data") from error
+            raise layertap.ConfigError(f"storage_options: {error}; only plain data is allowed") from error
 
     def path_of(self, location: str) -> str:
-        """What the service calls the thing behind a URL of it."""
+        """The path by which the service knows the object at one of its URLs."""
         return str(_class(self.protocol, location)._strip_protocol(location))
 
     def filesystem(self) -> Any:
-        """fsspec's, one for all threads of this process; a forked process has its own."""
+        """fsspec's filesystem, one for all threads of this process; a forked process has its own."""
         key = (self, os.getpid())
         found = _OPEN.get(key)
         return found if found is not None else _OPEN.setdefault(key, self._opened())
 
     def tried(self, call: Callable[[], T]) -> T:
-        """What `call` gives, tried again as often as is allowed. Raises `ImageError`."""
+        """The result of `call`, retried as often as is allowed. Raises `ImageError`."""
         return tried(call, retries=self.retries, timeout=self.timeout)
 
     def _opened(self) -> Any:
@@ -97,23 +97,23 @@ class Remote:
             _silence("gcsfs")
         filesystem = _class(self.protocol, self.protocol)(**options, skip_instance_cache=True)
         if self.protocol in S3:
-            filesystem.retries = 1  # or each of our attempts would be five of its own
+            filesystem.retries = 1  # otherwise each attempt here would be five attempts in s3fs
         return filesystem
 
 
-# No lock guards it, which a fork could leave locked for ever: the first that is put in is everybody's.
+# Without a lock, because a fork could leave it locked for ever: all threads use the first one that is put in.
 _OPEN: dict[tuple[Remote, int], Any] = {}
 
 
 def _silence(name: str) -> None:
-    """Keep what a package logs off the terminal, where nobody has asked for it; each of its attempts is a page."""
+    """Keep a package's log off the terminal unless a handler is set: each of its attempts logs a page."""
     logger = logging.getLogger(name)
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())
 
 
 def _class(protocol: str, location: str) -> Any:
-    """fsspec's class for a protocol. Raises `ConfigError` where there is none or a package is missing."""
+    """fsspec's class for a protocol. Raises `ConfigError` if there is none or a package is missing."""
     extra = "s3" if protocol in S3 else "gcs" if protocol in _GCS else "remote"
     try:
         import fsspec  # type: ignore[import-untyped]
@@ -127,5 +127,5 @@ def _class(protocol: str, location: str) -> Any:
         raise layertap.ConfigError(f"{location!r} needs{package or ' another package'}: {advice}") from error
     except ValueError as error:
         raise layertap.ConfigError(
-            f"cannot use {location!r}: no protocol is named {protocol!r}; s3://, gs://, https:// and zip:// are some"
+            f"cannot use {location!r}: unknown protocol {protocol!r}; some known ones are s3://, gs://, https:// and zip://"
         ) from error

@@ -1,4 +1,4 @@
-"""The images in a zip archive, local or behind a URL: read into memory, never unpacked. Names are data, no paths."""
+"""The images in a zip archive, local or at a URL: read into memory, never unpacked. Names are data, not paths."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from layertap_plugins.sources.remote_service import MOST_BYTES, Remote
 
 T = TypeVar("T")
 
-# Deflate can make a thousand bytes of one. An image that does so is small, or one that nobody took.
+# Deflate can turn one byte into a thousand. A real photograph never does so, unless it is small.
 _MOST_RATIO = 100
 _ALWAYS_BYTES = 2**24
 
-# The others' readers unpack a whole piece at once, however much comes out of it.
+# The readers for other methods unpack a whole piece at once, however large the result is.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
-# Pieces of an archive behind a URL, and how many of them are kept.
+# The size of the pieces in which an archive at a URL is read, and how many of them are kept.
 _PIECE, _PIECES = 2**20, 32
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """A zip archive as it was when it was listed; `remote` is how to reach it, None for a local file."""
+    """A zip archive as it was when it was listed; `remote` says how to reach it, None for a local file."""
 
     location: str
     remote: Remote | None
@@ -37,14 +37,14 @@ class Archive:
 
     @classmethod
     def at(cls, location: str, remote: Remote | None) -> Archive:
-        """That at a path or URL. Raises `OSError`, and `ImageError` where it cannot be reached."""
+        """The archive at a path or URL. Raises `OSError`, and `ImageError` if it cannot be reached."""
         if remote is None:
             return cls(location, None, _stamp(os.stat(location)))
         info = remote.tried(lambda: info_of(remote.filesystem(), remote.path_of(location), remote.timeout))
         return cls(location, remote, stamp_of(info))
 
     def members(self) -> Iterator[tuple[bytes, Member]]:
-        """All files in it with their names, in byte order; whatever is not to be read is among them, and fails."""
+        """All its files with their names, in byte order, including those that must not be read, which fail."""
         found = self._tried(self._open)
         for name in sorted(found.infos, key=_raw):
             infos = found.infos[name]
@@ -63,13 +63,13 @@ class Archive:
             with found.file.open(info) as member:
                 data = member.read(info.file_size) if info.file_size else b""
             if len(data) != info.file_size:
-                raise zipfile.BadZipFile(f"{len(data)} bytes came instead of {info.file_size}")
+                raise zipfile.BadZipFile(f"{len(data)} bytes arrived instead of {info.file_size}")
             return data
         except Exception as error:
             if self.remote is not None:
-                _OPEN.pop((self, os.getpid()), None)  # what has been fetched of it may be wrong
+                _OPEN.pop((self, os.getpid()), None)  # the parts that have been fetched may be wrong
             if isinstance(error, EOFError):
-                raise zipfile.BadZipFile("it ends before the member does") from error
+                raise zipfile.BadZipFile("it ends before the end of the member") from error
             raise
 
     def _open(self) -> _Opened:
@@ -95,7 +95,7 @@ class Member:
     refused: bool
 
     def __call__(self) -> bytes:
-        """Its bytes. Raises `ImageError`: `unsafe_member`, `corrupt`, `changed` where the archive is another one."""
+        """Its bytes. Raises `ImageError`: `unsafe_member`, `corrupt`, or `changed` if the archive has changed."""
         if self.refused:
             raise layertap.ImageError("unsafe_member")
         if self.size > MOST_BYTES:
@@ -135,7 +135,7 @@ class _Opened:
 
 
 class _Zip(zipfile.ZipFile):
-    """One that closes the file which it was given."""
+    """A zip file that closes the file object that it was given."""
 
     def close(self) -> None:
         file = self.fp
@@ -145,24 +145,24 @@ class _Zip(zipfile.ZipFile):
 
 
 @dataclass(frozen=True, slots=True)
-class _Patience:
+class _RetryPolicy:
     retries: int
     timeout: float
 
 
-_LOCAL = _Patience(0, 0)
+_LOCAL = _RetryPolicy(0, 0)
 
-# No lock guards it, which a fork could leave locked for ever: the first that is put in is everybody's.
+# Without a lock, because a fork could leave it locked for ever: all threads use the first one that is put in.
 _OPEN: dict[tuple[Archive, int], _Opened] = {}
 
 
 def parted(location: str) -> tuple[str, str]:
-    """What `zip://INSIDE::ARCHIVE` names. Raises `ConfigError`."""
+    """The folder inside and the archive that `zip://INSIDE::ARCHIVE` names. Raises `ConfigError`."""
     inside, _, archive = location.removeprefix("zip://").partition("::")
     if not archive or "::" in archive or archive.startswith("zip:"):
         raise layertap.ConfigError(
-            f"cannot use {location!r}: write zip://::photos.zip, or zip://FOLDER/INSIDE::photos.zip; an archive inside "
-            "another one is not opened"
+            f"cannot use {location!r}: write zip://::photos.zip, or zip://FOLDER/INSIDE::photos.zip; archives inside "
+            "other archives are not supported"
         )
     return inside.strip("/"), archive.removeprefix("file://")
 

@@ -1,4 +1,4 @@
-"""The photographs that scikit-image ships: a first run without images of one's own, and without a network."""
+"""The photographs that scikit-image ships: for a first run without images of your own and without a network."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import layertap
 
-# Photographs only: no drawings, microscope slides or test patterns. The two motorcycles are a stereo pair, so that a
-# search for nearest neighbours has something to find.
+# Only photographs are listed: no drawings, microscope slides or test patterns. The two motorcycles are a stereo pair,
+# so that a search for nearest neighbours has something to find.
 PHOTOGRAPHS = (
     "astronaut.png",
     "brick.png",
@@ -45,7 +45,7 @@ class SamplesSource(layertap.Source):
 
 
 def _data_folder() -> Path:
-    """Where the photographs lie, found without running any code of scikit-image."""
+    """The folder of the photographs, found without running any code of scikit-image."""
     spec = importlib.util.find_spec("skimage")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'skimage'", name="skimage")

@@ -1,4 +1,4 @@
-"""What stands beside an image, as the metadata of its record."""
+"""The values that accompany an image in a table, as the metadata of its record."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from layertap_plugins.models.weights import nearest
 
 Value: TypeAlias = str | int | float | bool | None
 
-# Rows of a Parquet file at a time.
+# The number of rows of a Parquet file to read at a time.
 _ROWS = 4096
 
-# Names that the index has for its own columns.
+# The names of the index's own columns.
 _TAKEN = frozenset({"row", "id"})
 
 
@@ -30,7 +30,7 @@ def is_plain(value: object) -> bool:
 
 
 def plain(value: object) -> Value:
-    """The value as metadata has it: dates and decimals as text, None for NaN, infinities and whatever has parts."""
+    """The value as metadata: dates and decimals as text, None for NaN, infinities and anything that has parts."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
@@ -43,7 +43,7 @@ def plain(value: object) -> Value:
 
 
 def keys_of(columns: Iterable[str]) -> dict[str, str]:
-    """Under which key each column is kept: its own name, with a `_` behind it where the index has that already."""
+    """The metadata key for each column: its own name, followed by `_` where the index already has that name."""
     known = dict.fromkeys(columns)
     keys = {}
     for column in known:
@@ -55,7 +55,7 @@ def keys_of(columns: Iterable[str]) -> dict[str, str]:
 
 
 def check_column(key: str, column: str, known: Sequence[str], where: str) -> None:
-    """Raise `ConfigError` with the nearest names for a column that is not there."""
+    """Raise `ConfigError` with the nearest names for a column that does not exist."""
     if column not in known:
         near = nearest(column, known) or f" (it has {', '.join(known) or 'none'})"
         raise layertap.ConfigError(f"source.{key}: {where} has no column {column!r}{near}")
@@ -85,7 +85,7 @@ def scalars(schema: Any) -> list[str]:
 
 
 def class_names(schema: Any) -> dict[str, list[str]]:
-    """The names of the classes of each column in which `datasets` has stored labels as numbers."""
+    """The class names for each column in which `datasets` has stored labels as numbers."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {
@@ -98,27 +98,27 @@ def class_names(schema: Any) -> dict[str, list[str]]:
 
 
 def named(value: object, names: Sequence[str] | None) -> Value:
-    """A label's name where there are names; None for -1, by which `datasets` means that there is none."""
+    """A label's name if there are names; None for -1, which means a missing label in `datasets`."""
     if not names or isinstance(value, bool) or not isinstance(value, int):
         return plain(value)
     return plain(names[value]) if 0 <= value < len(names) else None
 
 
 def meta_of(row: Mapping[str, object], keys: Mapping[str, str], names: Mapping[str, Sequence[str]]) -> dict[str, Value]:
-    """The metadata of one row, under `keys`, with labels by their names."""
+    """The metadata of one row, under `keys`, with labels given by name."""
     return {key: named(row[column], names.get(column)) for column, key in keys.items()}
 
 
 def opened(path: str) -> Any:
-    """A Parquet file, to be closed by the caller."""
+    """An open Parquet file, to be closed by the caller."""
     parquet: Any = importlib.import_module("pyarrow.parquet")
-    # Buffered: a column of a row group may be gigabytes, and comes page by page.
+    # Buffered, because a column of a row group may be gigabytes in size and is read page by page.
     return parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
 
 
 @contextmanager
 def understood(path: str) -> Iterator[None]:
-    """Turn what pyarrow raises about a file into one `ConfigError`."""
+    """Turn any error that pyarrow raises about a file into one `ConfigError`."""
     pyarrow: Any = importlib.import_module("pyarrow")
     try:
         yield
@@ -128,7 +128,7 @@ def understood(path: str) -> Iterator[None]:
 
 
 def rows_of(file: Any, group: int, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
-    """The rows of one row group, of these columns only."""
+    """The rows of one row group, with only these columns."""
     if not columns:
         yield from itertools.repeat({}, file.metadata.row_group(group).num_rows)
         return

@@ -1,4 +1,4 @@
-"""WebDataset shards: images in tar archives, read where they lie."""
+"""WebDataset shards: images in tar archives, read without unpacking."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import layertap
 from layertap_plugins.sources import files, tables
 from layertap_plugins.sources.members import Archive, Member
 
-# A caption, a class or a few facts; what is larger is something else by that name.
+# Enough for a caption, a class or a few facts; a larger member with such a name is something else.
 _MOST_TEXT = 2**20
 
 
 class TarSource(layertap.Source):
-    """Yields one record a sample: members side by side whose names are the same up to the first dot.
+    """Yields one record per sample: consecutive members with names that are equal up to the first dot.
 
-    The id is that name, which WebDataset calls the key; where two shards have a key in common, every id begins with its
-    shard's file name and a `/`. An image that is a link, a device or sparse is listed as failed. Samples without an
-    image are passed over, and so are files whose names begin with a dot.
+    The id is that part of the name, which WebDataset calls the key; if two shards have a key in common, every id begins
+    with its shard's file name and a `/`. An image that is a link, a device or sparse is listed as failed. Samples
+    without an image are skipped, and so are files with names that begin with a dot.
     """
 
     class Params(layertap.Params):
@@ -34,13 +34,13 @@ class TarSource(layertap.Source):
         images: list[str] = Field(
             default=["jpg", "jpeg", "png", "webp", "bmp", "gif"],
             min_length=1,
-            description="what a sample's image is called behind the first dot, or behind the last; where a sample has "
-            "several, name one, as in [left.jpg]",
+            description="the suffixes of images: the part of the name after the first or the last dot; if a sample has "
+            "several images, name one, as in [left.jpg]",
         )
         metadata: bool = Field(
             True,
-            description="keep what lies beside an image: the plain values of its .json, the number of its .cls, the "
-            "text of its .txt",
+            description="keep the facts stored with an image: the plain values of its .json, the number of its .cls, "
+            "the text of its .txt",
         )
 
     params: Params
@@ -64,7 +64,7 @@ class TarSource(layertap.Source):
                 yield layertap.ImageRecord(record_id, data if sample.image.regular else _refuse, meta)
 
     def _survey(self, shards: dict[str, str]) -> _Survey:
-        """What has to be known before the first record: what metadata there is, and whether shards share a key."""
+        """The facts needed before the first record: the metadata columns, and whether shards share a key."""
         survey = _Survey()
         keys: set[str] = set()
         for path in shards:
@@ -73,7 +73,7 @@ class TarSource(layertap.Source):
                 if sample.key in here:
                     raise layertap.ConfigError(
                         f"source.path: {path!r} holds the sample {sample.key!r} in two places; the parts of a sample "
-                        "lie side by side"
+                        "must be next to each other"
                     )
                 here.add(sample.key)
                 survey.columns |= dict.fromkeys(sample.facts)
@@ -145,22 +145,22 @@ def _facts(
 ) -> dict[str, tables.Value]:
     try:
         if member.size > _MOST_TEXT:
-            raise ValueError(f"it has {member.size} bytes")
+            raise ValueError(f"it is too large ({member.size} bytes)")
         return understood(archive.read(member))
     except (ValueError, RecursionError) as error:
         raise layertap.ConfigError(
-            f"source.path: cannot read {where}: {error or type(error).__name__}; `metadata: false` leaves it unread"
+            f"source.path: cannot read {where}: {error or type(error).__name__}; `metadata: false` skips it"
         ) from error
 
 
 def _from_json(data: bytes) -> dict[str, tables.Value]:
     found = json.loads(data)
     if not isinstance(found, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     return {str(tables.plain(key)): tables.plain(value) for key, value in found.items() if tables.is_plain(value)}
 
 
-# In this order: a .cls or .txt stands before what the .json says under that name.
+# In this order, because a .cls or .txt takes precedence over a value of that name in the .json.
 _UNDERSTOOD: dict[str, Callable[[bytes], dict[str, tables.Value]]] = {
     "json": _from_json,
     "cls": lambda data: {"cls": int(data)},

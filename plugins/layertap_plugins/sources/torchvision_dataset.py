@@ -1,4 +1,4 @@
-"""A data set of torchvision, by its name."""
+"""One of torchvision's data sets, by name."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from layertap_plugins.sources import files, tables
 if TYPE_CHECKING:
     from PIL import Image
 
-# Functions, which plain data cannot give; the pixels are the preprocessor's to change.
+# These are functions, which plain data cannot express; changing pixels is the preprocessor's job.
 _FUNCTIONS = frozenset({"transform", "target_transform", "transforms", "loader", "is_valid_file"})
 
-# They unpickle a file that lies in the working directory.
+# These unpickle a file in the working directory.
 _UNSAFE = frozenset({"LSUN", "LSUNClass"})
 
-# It draws each image from torch's global random state.
+# This one draws each image from torch's global random state.
 _ONE_AT_A_TIME = frozenset({"FakeData"})
 _TURN = threading.Lock()
 
 
 class TorchvisionDatasetSource(layertap.Source):
-    """Yields one record an image of the data set; nothing is downloaded unless `args` say so.
+    """Yields one record per image of the data set; nothing is downloaded unless `args` ask for it.
 
-    The id is the number in eight digits, or, for ImageFolder, the path below its root. `label` is the name of the class
-    where the data set has names, else its number, and None where it is not known before the image is read.
+    The id is the number in eight digits or, for ImageFolder, the path below its root. `label` is the name of the class
+    if the data set has names, else its number, and None if it is not known before the image is read.
     """
 
     class Params(layertap.Params):
         name: str = Field(
-            min_length=1, description="a data set of torchvision.datasets, such as CIFAR10 or ImageFolder"
+            min_length=1, description="a data set in torchvision.datasets, such as CIFAR10 or ImageFolder"
         )
         args: dict[str, Any] = Field(
             default_factory=dict,
-            description="its arguments, such as {root: data/, train: false, download: true}; no transforms",
+            description="its arguments, such as {root: data/, train: false, download: true}, but no transforms",
         )
 
     params: Params
@@ -77,7 +77,9 @@ class TorchvisionDatasetSource(layertap.Source):
             near = weights.nearest(name, known)
             raise layertap.ConfigError(f"source.name: torchvision has no data set {name!r}{near}")
         if name in _UNSAFE:
-            raise layertap.UnsafeError(f"source.name: {name} would run what a pickle in the working directory says")
+            raise layertap.UnsafeError(
+                f"source.name: {name} would load a pickle from the working directory, which can run code"
+            )
         parameters = inspect.signature(getattr(datasets, name)).parameters
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for key in args:
@@ -90,7 +92,7 @@ class TorchvisionDatasetSource(layertap.Source):
             args.setdefault("download", False)
         try:
             dataset = getattr(datasets, name)(**args)
-            # Some give films, or pairs; that is better said before the run than of each image.
+            # Some give videos or pairs; it is better to report that before the run than for each image.
             first = dataset[0] if len(dataset) and _paths(dataset) is None else None
         except Exception as error:
             said = weights.brief(error)
@@ -125,18 +127,18 @@ def _image_of(item: Any, name: str) -> Image.Image:
 
     image = item[0] if isinstance(item, tuple) else item
     if not isinstance(image, Image.Image):
-        raise layertap.ConfigError(f"source.name: {name} gives a {type(image).__name__}, not one image")
+        raise layertap.ConfigError(f"source.name: {name} gives a {type(image).__name__} per item, not one image")
     return image
 
 
 def _paths(dataset: Any) -> list[str] | None:
-    """The files of a data set that is a folder: its images are read as any others are."""
+    """The files of a data set that is a folder; its images are read like any other files."""
     datasets: Any = importlib.import_module("torchvision.datasets")
     return [path for path, _ in dataset.samples] if isinstance(dataset, datasets.DatasetFolder) else None
 
 
 def _labels(dataset: Any) -> Sequence[Any] | None:
-    """The labels, where there is one for each image without reading it."""
+    """The labels, if each image has one that is known without reading it."""
     for attribute in ("targets", "labels", "_labels"):
         found: Any = getattr(dataset, attribute, None)
         if hasattr(found, "__getitem__") and len(found) == len(dataset) and getattr(found, "ndim", 1) == 1:
