@@ -1,1 +1,1 @@
-"""How fast a run is, how fast it could be at best, and what would make it faster."""
+"""How fast a run is, how fast it could be at most, and what would make it faster."""

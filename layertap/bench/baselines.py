@@ -1,9 +1,9 @@
 """Two ways to get the same features without layertap, to measure it against.
 
-`tutorial` is the script that one finds everywhere: open all images, stack them, one forward with a hook, save.
-`careful` is what an expert writes in an afternoon: a DataLoader with a process a core, a forward a batch, every value
-copied, the arrays saved and made durable at the end. Both run the whole model, open images with plain Pillow and
-preprocess each one by itself as the model's authors do. The model, its taps and reducers are those of the line.
+`tutorial` is the script in most tutorials: open all images, stack them, run one forward pass with a hook, save.
+`careful` is a script that an expert writes in an afternoon: a DataLoader with one process per core, one forward pass
+per batch, every value copied, the arrays saved and made durable at the end. Both run the whole model, open images with
+plain Pillow and preprocess each one separately, as the model's authors do. The model, taps and reducers are the line's.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from layertap.pipeline.shards import to_numpy
 from layertap.plugins import Plugins
 from layertap.records import ImageRecord
 
-# It holds all its images, and what the model makes of them, at once.
+# It holds all its images, and the model's outputs for them, at once.
 MOST_IN_TUTORIAL = 256
 
 
 class Images(Dataset[Tensor]):
-    """Records as model input, one at a time; `own` are the user's plugin files, which a new process has to load."""
+    """Records as model input, one at a time; `own` are the user's plugin files, which a new process must load."""
 
     def __init__(self, records: Sequence[ImageRecord], preprocessor: Preprocessor, own: Sequence[str] = ()) -> None:
         self.records = records
@@ -63,16 +63,16 @@ class Images(Dataset[Tensor]):
         self.records, self.preprocessor = pickle.loads(data)
 
     def why_not_sent(self) -> str | None:
-        """Why they cannot be handed to another process, None where they can."""
+        """Why they cannot be sent to another process, None if they can."""
         try:
             pickle.dumps(self)
         except Exception as error:
-            return f"what the source gives cannot be handed to other processes ({type(error).__name__})"
+            return f"the source's records cannot be sent to other processes ({type(error).__name__})"
         return None
 
 
 class Tutorial:
-    """Load all, one forward, save."""
+    """Loads all images, runs one forward pass, saves."""
 
     workers = 0
 
@@ -84,7 +84,7 @@ class Tutorial:
         self.count = len(few)
 
     def once(self, folder: Path) -> float:
-        """Seconds that it took. Raises `OutOfMemory`."""
+        """The seconds that one run took. Raises `OutOfMemory`."""
         started = time.perf_counter()
         inputs = torch.stack([self._images[index] for index in range(self.count)])
         values = _whole_forward(self._forward, inputs, self._names)
@@ -94,11 +94,11 @@ class Tutorial:
 
 
 class Careful:
-    """A DataLoader, a hook, a copy.
+    """Uses a DataLoader, a hook and a copy.
 
-    Its processes are forked from a fresh one that has imported torch, not from this one, which has run a model
-    already, so that a fork of it may hang. They are started once and kept (`persistent_workers`). `started` is how
-    long it takes from asking for the first batch until it is there, that import included. It counts in no run.
+    Its processes are forked from a new process that has imported torch, not from this one, which has already run a
+    model, so that a fork of it may hang. They are started once and kept (`persistent_workers`). `started` is the time
+    from the request for the first batch to its arrival, including that import. It is not part of any run's time.
     """
 
     def __init__(self, this: Prepared, images: Images, workers: int) -> None:
@@ -129,11 +129,11 @@ class Careful:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        # With the last reference to it, its iterator ends the processes; there is no public way to say so.
+        # The iterator ends the processes when its last reference is gone; there is no public method for it.
         del self._loader
 
     def once(self, folder: Path) -> float:
-        """Seconds that it took. Raises `OutOfMemory`."""
+        """The seconds that one run took. Raises `OutOfMemory`."""
         started = time.perf_counter()
         for number, array in enumerate(self.features().values()):
             with open(folder / f"{number}.npy", "wb") as file:

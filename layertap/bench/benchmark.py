@@ -1,8 +1,9 @@
 """How fast a run is on the user's own images and model, how fast it could be, and what would make it faster.
 
-All is measured in one process on one sample of the plan, from files that have just been read, in rounds: in each,
-every stage alone, the line, and the two baselines, so that ratios are of neighbours in time. The line is measured from
-the first image read to the last commit. Nothing is written but to a folder beside the output, which is gone afterwards.
+Everything is measured in one process on one sample of the plan, from files that have just been read, in rounds. Each
+round measures every stage alone, the line, and the two baselines, so that ratios compare neighbours in time. The line
+is measured from the first image read to the last commit. Files are written only to a folder next to the output, which
+is removed afterwards.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from layertap.timing import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A script without layertap: images a second, and how many times as fast the line is, round by round.
+    """A script without layertap: images per second, and how many times as fast the line is, round by round.
 
-    `started` are the seconds that its processes took to be there, which count in no rate. `why` it was not measured.
+    `started` is the seconds that its processes took to start, which no rate includes. `why` is the reason if it was not
+    measured.
     """
 
     images: int
@@ -51,11 +53,11 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What was measured.
+    """The measurements.
 
-    `ready` are the seconds until the model is loaded and probed, `first_batch` those from then to the first batch, and
-    `closing` those from the last commit to the finished output. `stages` are in seconds an image, `limits` and `line`
-    in images a second. `achieved` is the line over the limit of the same round.
+    `ready` is the seconds until the model is loaded and probed, `first_batch` from then to the first batch, and
+    `closing` from the last commit to the finished output. `stages` are in seconds per image, `limits` and `line` in
+    images per second. `achieved` is the line divided by the limit of the same round.
     """
 
     model: str
@@ -87,16 +89,16 @@ class Bench:
 
     @property
     def limit(self) -> float:
-        """Images a second that no line of these stages can exceed."""
+        """The images per second that no line of these stages can exceed."""
         return self.limits[self.binds]
 
     @property
     def suggested(self) -> list[Change]:
-        """The changes that gain more than the noise, the best first."""
+        """The changes that gain more than the noise, best first."""
         return sorted((c for c in self.changes if c.gains(self.noise)), key=lambda c: -c.ratio.median)
 
     def data(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Everything as plain data."""
         suggested = [{"key": change.key, "value": change.value} for change in self.suggested]
         return {**dataclasses.asdict(self), "limit": self.limit, "binds": self.binds, "suggested": suggested}
 
@@ -110,7 +112,7 @@ def bench(
     rounds: int = 5,
     suggest: bool = True,
 ) -> Bench:
-    """Measure what `run` would do with the first `images` of the plan, in whole batches where there is one.
+    """Measure what `run` would do with the first `images` of the plan, in whole batches if there is at least one.
 
     `suggest`: also try other batch sizes, numbers of workers and the profile `fast`. A sink without an output folder is
     not written to. Raises `LayertapError`.
@@ -156,7 +158,7 @@ def bench(
 
 
 def _good(this: Prepared) -> list[ImageRecord]:
-    """The records whose images can be used. Having been read, their files are in memory from here on."""
+    """The records with usable images. This reads their files, which are in memory from here on."""
     good = []
     for batch in stream(this, workers=default_workers()):
         good += [record for slot, record in enumerate(batch.records) if slot not in batch.failures]
@@ -168,7 +170,7 @@ def _good(this: Prepared) -> list[ImageRecord]:
 
 
 class _Rounds:
-    """Stages, line and baselines in turn, and what came of it, round by round."""
+    """Measures stages, line and baselines in turn, and holds the results round by round."""
 
     def __init__(self, this: Prepared, folder: Path) -> None:
         self._this = this
@@ -181,30 +183,30 @@ class _Rounds:
         self.baselines: dict[str, Baseline] = {}
 
     def go(self, images: Images, rounds: int) -> None:
-        """Measure. The order turns from round to round, so that nobody always comes after the same one."""
-        with self._rivals(images) as rivals:
-            order = ["stages", "line", *rivals]
+        """Measure. The order rotates from round to round, so that no candidate always follows the same one."""
+        with self._scripts(images) as scripts:
+            order = ["stages", "line", *scripts]
             for number in range(rounds):
                 for name in order[number % len(order) :] + order[: number % len(order)]:
-                    self._measure(name, rivals)
-        for name in rivals:
+                    self._measure(name, scripts)
+        for name in scripts:
             if name in self.rates:
                 ratios = [ours / theirs for ours, theirs in zip(self.rates["line"], self.rates[name], strict=True)]
                 rate, ratio = Figure.of(self.rates[name]), Figure.of(ratios)
                 self.baselines[name] = dataclasses.replace(self.baselines[name], rate=rate, ratio=ratio)
 
     def limits(self) -> dict[str, float]:
-        """By the medians of all rounds."""
+        """The limits by the medians of all rounds."""
         found = stages.stages_of(self.costs)
         costs = {name: Cost(stage.wall.median, stage.cores.median) for name, stage in found.items()}
         return stages.limits_of(costs, self._cores, accelerated=self._accelerated)
 
     def achieved(self) -> Figure:
-        """The line over the limit, both of the same round."""
+        """The line divided by the limit of the same round."""
         limits = [min(stages.limits_of(c, self._cores, accelerated=self._accelerated).values()) for c in self.costs]
         return Figure.of([rate / limit for rate, limit in zip(self.rates["line"], limits, strict=True)])
 
-    def _measure(self, name: str, rivals: Mapping[str, Tutorial | Careful]) -> None:
+    def _measure(self, name: str, scripts: Mapping[str, Tutorial | Careful]) -> None:
         if name == "stages":
             with self._trial.output() as (_, info, output):
                 self.costs.append(stages.measure(self._this, output if info.path is not None else None))
@@ -213,15 +215,15 @@ class _Rounds:
         elif self.baselines[name].why is None:
             with TemporaryDirectory(dir=self._folder) as place:
                 try:
-                    seconds = rivals[name].once(Path(place))
+                    seconds = scripts[name].once(Path(place))
                 except OutOfMemory as error:
                     self.rates.pop(name, None)
                     self.baselines[name] = dataclasses.replace(self.baselines[name], why=str(error))
                 else:
-                    self.rates.setdefault(name, []).append(rivals[name].count / seconds)
+                    self.rates.setdefault(name, []).append(scripts[name].count / seconds)
 
     @contextmanager
-    def _rivals(self, images: Images) -> Iterator[dict[str, Tutorial | Careful]]:
+    def _scripts(self, images: Images) -> Iterator[dict[str, Tutorial | Careful]]:
         tutorial = Tutorial(self._this, images)
         self.baselines["tutorial"] = Baseline(tutorial.count, tutorial.workers)
         why = images.why_not_sent()

@@ -25,9 +25,10 @@ Values: TypeAlias = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far a tap's values are from the exact ones.
+    """How far a tap's values differ from the exact ones.
 
-    The largest distance, the same as a share of the largest value, and the smallest cosine of an image's values.
+    It gives the largest distance, the same as a share of the largest value, and the smallest cosine of an image's
+    values.
     """
 
     largest: float
@@ -37,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Another setting: how many times as fast, and what it does to the values of each tap, if it does anything."""
+    """Another setting: how many times as fast it is, and how it changes the values of each tap, if at all."""
 
     key: str
     value: int | str
@@ -45,19 +46,19 @@ class Change:
     differences: Mapping[str, Difference] | None = None
 
     def gains(self, noise: float) -> bool:
-        """Whether it is faster by more than chance: by more than the noise, and in three of four trials."""
+        """Whether the gain is more than chance: larger than the noise, and present in three of four trials."""
         return self.ratio.low > 1 and self.ratio.median > 1 + noise
 
 
 def tried(this: Prepared, folder: Path, rounds: int) -> tuple[tuple[Change, ...], float]:
-    """What other batch sizes, numbers of workers and the profile `fast` do, and the noise: see `compared`."""
+    """The effect of other batch sizes, numbers of workers and the profile `fast`, and the noise: see `compared`."""
     usual = Trial(this, folder)
     others: dict[Setting, Callable[[], Pass]] = {
         (key, value): usual.changed(key, value).once for key, value in _settings(this)
     }
     differences = None
     if this.config.profile == PROFILES["exact"]:
-        # One after the other: the profile sets how the whole process rounds.
+        # One after the other, because the profile sets how the whole process rounds.
         exact = _values(this)
         with _fast(this) as fast:
             differences = _differences(exact, _values(fast))
@@ -77,10 +78,10 @@ def tried(this: Prepared, folder: Path, rounds: int) -> tuple[tuple[Change, ...]
 def compared(
     usual: Trial, others: Mapping[Setting, Callable[[], Pass]], rounds: int
 ) -> tuple[dict[Setting, list[float]], float]:
-    """How many times as fast each of the others is as the mean of the usual runs before and after it, every round.
+    """How many times as fast each alternative is as the mean of the usual runs before and after it, in every round.
 
-    And the noise: how far off 1 the usual run is to itself, in three of four pairs of neighbours. What does not fit
-    into memory is left out.
+    It also gives the noise: how far from 1 the ratio of the usual run to itself is, in three of four pairs of
+    neighbours. Alternatives that do not fit into memory are left out.
     """
     ratios: dict[Setting, list[float]] = {setting: [] for setting in others}
     usual_again, order = [], list(others)
@@ -112,7 +113,7 @@ def _settings(this: Prepared) -> Sequence[tuple[str, int]]:
 
 @contextmanager
 def _fast(this: Prepared) -> Iterator[Prepared]:
-    """The same run with the profile `fast`, loaded anew, as it may set how the model lies in memory."""
+    """The same run with the profile `fast`, loaded again, because the profile may set the model's memory layout."""
     update = {"profile": PROFILES["fast"], "batch_size": this.info.batch_size, "limit": this.plan.count}
     with prepared(this.config.model_copy(update=update), this.plugins) as fast:
         fast = sampled(fast)
@@ -121,7 +122,7 @@ def _fast(this: Prepared) -> Iterator[Prepared]:
 
 
 def _differences(exact: Mapping[str, Values], other: Mapping[str, Values]) -> dict[str, Difference]:
-    """By tap, of the images that both have: their values by id."""
+    """The differences by tap, for the images that both have, given their values by id."""
     found = {}
     for name in next(iter(exact.values())):
         far, scale, cosine = 0.0, 0.0, 1.0

@@ -10,7 +10,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A median, and the lower and upper quartile: half of all measurements lie between those two."""
+    """A median, and the lower and upper quartile: half of all measurements are between those two."""
 
     median: float
     low: float
@@ -18,7 +18,7 @@ class Figure:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Of one value or more."""
+        """The figure for one or more values."""
         if len(values) == 1:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""The most memory that was in use at once."""
+"""The peak of memory in use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @dataclass(slots=True)
 class Peak:
-    """Bytes of the process, libraries and model included, and of the GPU; None where the system does not tell."""
+    """Bytes of the process, including libraries and the model, and of the GPU; None if the system reports no figure."""
 
     process: int | None = None
     device: int | None = None

@@ -1,4 +1,4 @@
-"""What `bench` has measured, for people: at most 100 columns wide."""
+"""The measurements of `bench` as text for people, at most 100 columns wide."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 _WIDTH = 100
 _LABEL = 11
 
-# Below it, others use so much of the machine that the figures say little about it.
+# Below this, other processes use so much of the machine that the figures say little about it.
 _ALONE = 0.9
 
-_BASELINES = {"careful": "a DataLoader with a hook", "tutorial": "all images in one forward"}
+_BASELINES = {"careful": "a DataLoader with a hook", "tutorial": "all images in one forward pass"}
 
 
 def scorecard(found: Bench) -> str:
-    """The table and what follows from it."""
+    """The table and the conclusions from it."""
     lines = [*_head(found), "", *_stages(found), "", *_results(found), "", *_advice(found)]
     return "\n".join(lines)
 
 
 def _head(found: Bench) -> Iterator[str]:
     images = f"{found.images} images" + (f" ({found.failed} of them failed)" if found.failed else "")
-    yield from _told("model", f"{found.model}, {', '.join(found.taps)}")
-    yield from _told("on", f"{found.device}, {found.cores} cores, torch with {found.threads} threads")
-    yield from _told(
+    yield from _entry("model", f"{found.model}, {', '.join(found.taps)}")
+    yield from _entry("on", f"{found.device}, {found.cores} cores, torch with {found.threads} threads")
+    yield from _entry(
         "with",
         f"{images}, batches of {found.batch_size}, {found.workers} workers; medians and quartiles of "
         f"{found.rounds} rounds",
@@ -39,7 +39,7 @@ def _head(found: Bench) -> Iterator[str]:
 
 def _stages(found: Bench) -> Iterator[str]:
     busy = sum(stage.cores.median for stage in found.stages.values())
-    yield f"{'stage':{_LABEL}}{'ms an image':>12}{'core-ms':>10}{'quartiles':>20}{'share':>8}"
+    yield f"{'stage':{_LABEL}}{'ms per image':>12}{'core-ms':>10}{'quartiles':>20}{'share':>8}"
     for name, stage in found.stages.items():
         cores = stage.cores
         quartiles = f"{cores.low * 1e3:.3f} to {cores.high * 1e3:.3f}"
@@ -56,11 +56,11 @@ def _results(found: Bench) -> Iterator[str]:
     for name in sorted(found.baselines):
         baseline = found.baselines[name]
         if baseline.rate is None or baseline.ratio is None:
-            yield from _told(name, f"not measured: {baseline.why}")
+            yield from _entry(name, f"not measured: {baseline.why}")
         else:
             yield _rate(name, baseline.rate, f"the line is {baseline.ratio.median:.2f} times as fast")
     for name in sorted(found.baselines):
-        yield from _told("", f"{name}: {_BASELINES[name]}{_processes(found.baselines[name])}")
+        yield from _entry("", f"{name}: {_BASELINES[name]}{_processes(found.baselines[name])}")
 
 
 def _processes(baseline: Baseline) -> str:
@@ -70,7 +70,7 @@ def _processes(baseline: Baseline) -> str:
 
 
 def _advice(found: Bench) -> Iterator[str]:
-    yield from _told(
+    yield from _entry(
         "start",
         f"{found.ready:.1f} s until the model is loaded and probed, {found.first_batch:.1f} s more to the first batch; "
         f"{found.closing:.1f} s from the last commit to the finished output",
@@ -78,26 +78,28 @@ def _advice(found: Bench) -> Iterator[str]:
     memory = found.memory
     if memory.process is not None:
         device = f", and {memory.device / 1e6:.0f} MB on the device" if memory.device is not None else ""
-        yield from _told("memory", f"{memory.process / 1e6:.0f} MB at most, libraries and model included{device}")
+        yield from _entry("memory", f"{memory.process / 1e6:.0f} MB at most, libraries and model included{device}")
     prepare = found.stages["prepare"]
     own = prepare.cores.median / prepare.wall.median if prepare.wall.median else 1.0
     if own < _ALONE:
-        yield from _told("busy", f"others use this machine: one worker got {own:.0%} of a core, and figures are rough")
+        yield from _entry(
+            "busy", f"other processes use this machine: one worker got {own:.0%} of a core, so figures are rough"
+        )
     if found.changes:
         tried = ", ".join(f"{c.key}={c.value} {c.ratio.median:.2f} {_between(c.ratio)}" for c in found.changes)
-        yield from _told("tried", f"{tried} times as fast; noise {found.noise:.0%}")
+        yield from _entry("tried", f"{tried} times as fast; noise {found.noise:.0%}")
         suggested = found.suggested
         if not suggested:
-            yield from _told("suggested", "nothing: no other setting gains more than the noise")
+            yield from _entry("suggested", "nothing: no other setting gains more than the noise")
         for change in suggested:
-            yield from _told("suggested", f"{change.key}={change.value}: {change.ratio.median:.2f} times as fast")
+            yield from _entry("suggested", f"{change.key}={change.value}: {change.ratio.median:.2f} times as fast")
         for change in found.changes:
             yield from _errors(change)
 
 
 def _errors(change: Change) -> Iterator[str]:
     for name, far in (change.differences or {}).items():
-        yield from _told(
+        yield from _entry(
             change.value if isinstance(change.value, str) else change.key,
             f"{name}: off by at most {far.largest:.3g}, {far.relative:.2%} of the largest value; "
             f"cosine at least {far.cosine:.6f}",
@@ -105,7 +107,7 @@ def _errors(change: Change) -> Iterator[str]:
 
 
 def binding(found: Bench) -> str:
-    """What the limit is made of, in words."""
+    """The cause of the limit, in words."""
     if found.binds != "cores":
         return f"bound by {found.binds}"
     name = max(found.stages, key=lambda name: found.stages[name].cores.median)
@@ -122,7 +124,7 @@ def _between(figure: Figure) -> str:
     return f"({figure.low:.2f} to {figure.high:.2f})"
 
 
-def _told(label: str, what: str) -> list[str]:
+def _entry(label: str, what: str) -> list[str]:
     return textwrap.wrap(
         what, _WIDTH, initial_indent=f"{label:{_LABEL}}", subsequent_indent=" " * _LABEL, break_on_hyphens=False
     )

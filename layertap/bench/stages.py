@@ -1,9 +1,9 @@
-"""What each stage of the line costs by itself, and how fast a line of such stages can be at best.
+"""The cost of each stage of the line alone, and how fast a line of such stages can be at most.
 
 A core-second is the work that keeps one core busy for a second. Reading, decoding and preparing are measured on one
-worker with nothing beside it. `finish` and `forward` use as many threads as torch is set to; there wall time by threads
-counts the cores that idle, and processor time counts the threads that spin while they wait for one another, so the
-smaller of the two is taken: it makes the limit higher, and what is achieved of it no better than it is.
+worker while nothing else runs. `finish` and `forward` use as many threads as torch is set to. For these, wall time by
+threads counts idle cores, and processor time counts threads that spin while they wait for one another, so the smaller
+of the two is used: that makes the limit higher, and never overstates how much of it is achieved.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from layertap.timing import Stopwatch
 
 IMAGE_STAGES = ("read", "decode", "prepare")
 
-# Rows are gathered, and their values looked over, by us: no law of nature asks for it, so the limit leaves it out.
-_OURS = ("gather",)
+# Gathering rows and checking their values is layertap's own overhead, not a necessity, so the limit leaves it out.
+_OVERHEAD = ("gather",)
 
 _COMPUTED = ("finish", "forward")
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Seconds an image: as they passed, and as the cores were busy with it."""
+    """Seconds per image: wall time, and time for which cores were busy with it."""
 
     wall: float
     cores: float
@@ -44,7 +44,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage's `Cost` over several rounds: seconds and core-seconds an image."""
+    """A stage's `Cost` over several rounds: seconds and core-seconds per image."""
 
     wall: Figure
     cores: Figure
@@ -61,13 +61,13 @@ def stages_of(rounds: Sequence[Mapping[str, Cost]]) -> dict[str, Stage]:
 
 
 def limits_of(costs: Mapping[str, Cost], cores: int, *, accelerated: bool) -> dict[str, float]:
-    """Images a second that each resource of the machine allows for at most; the smallest is the limit.
+    """The most images per second that each resource of the machine allows; the smallest value is the limit.
 
-    `cores`: the core-seconds of all stages that run there add up. `writer`: shards are written one after the other.
-    With a GPU, `device` computes, `to_device` and `to_host` copy, and all of it overlaps.
+    `cores` adds up the core-seconds of all stages that run there. `writer` writes shards one after the other. With a
+    GPU, `device` computes, `to_device` and `to_host` copy, and all of them overlap.
     """
     elsewhere = (*_COMPUTED, "to_device", "to_host") if accelerated else ()
-    busy = sum(cost.cores for name, cost in costs.items() if name not in (*_OURS, *elsewhere))
+    busy = sum(cost.cores for name, cost in costs.items() if name not in (*_OVERHEAD, *elsewhere))
     seconds = {"cores": busy / cores}
     if "write" in costs:
         seconds["writer"] = costs["write"].wall
@@ -78,9 +78,9 @@ def limits_of(costs: Mapping[str, Cost], cores: int, *, accelerated: bool) -> di
 
 
 def measure(this: Prepared, output: Destination | None) -> dict[str, Cost]:
-    """One round: every stage alone on the images of a run, a shard of them from `finish` on.
+    """One round: every stage alone on the images of a run, or on one shard of them from `finish` on.
 
-    What comes out is written to `output`, if there is one; without it there is no stage `write`.
+    The result is written to `output`, if there is one; otherwise there is no stage `write`.
     """
     with malloc.kept():
         costs, batches = _images(this)
@@ -102,7 +102,7 @@ def _written(output: Destination, gathered: Gathered, images: int) -> Cost:
 
 
 def _images(this: Prepared) -> tuple[dict[str, Cost], list[Batch]]:
-    """What images cost on one worker, and the batches of the first shard."""
+    """The cost of images on one worker, and the batches of the first shard."""
     stopwatch, kept, rows = Stopwatch(), list[Batch](), 0
     with _measured() as spent, closing(trials.stream(this, workers=1, stopwatch=stopwatch)) as stream:
         for batch in stream:
@@ -111,8 +111,8 @@ def _images(this: Prepared) -> tuple[dict[str, Cost], list[Batch]]:
                 rows += len(batch.records)
     seconds = stopwatch.seconds
     whole = sum(seconds.values())
-    # The stopwatch tells the stages apart; processor time is theirs whoever else uses the machine. Decoding in another
-    # process leaves none here.
+    # The stopwatch separates the stages; processor time does not depend on who else uses the machine. Decoding in
+    # another process uses no processor time here.
     share = min(1.0, spent.cpu / whole) if this.config.isolation == "thread" else 1.0
     walls = {name: seconds.get(name, 0.0) / this.plan.count for name in IMAGE_STAGES}
     return {name: Cost(wall, wall * share) for name, wall in walls.items()}, kept
@@ -121,7 +121,7 @@ def _images(this: Prepared) -> tuple[dict[str, Cost], list[Batch]]:
 def _computed(
     forward: ForwardPass, batches: Sequence[Batch]
 ) -> tuple[dict[str, Cost], list[tuple[Batch, Activations]]]:
-    """What `batches` cost on their way through the model, and what came of them."""
+    """The cost of `batches` in the model, and the results."""
     names = ("to_device", *_COMPUTED, "to_host")
     spent = {name: _Spent() for name in names}
     done = []
@@ -152,19 +152,19 @@ def _of_good_images(batch: Batch, values: Mapping[str, Tensor]) -> Activations:
 
 
 class _Spent:
-    """Time that adds up."""
+    """Accumulated time."""
 
     wall = 0.0
     cpu = 0.0
 
     def over(self, images: int) -> Cost:
-        """The cost of each of the images that it was spent on."""
+        """The cost per image of the images that it was spent on."""
         return Cost(self.wall / images, min(self.cpu, self.wall * torch.get_num_threads()) / images)
 
 
 @contextmanager
 def _measured(spent: _Spent | None = None, device: torch.device | None = None) -> Iterator[_Spent]:
-    """Add what the block takes, and what it leaves its device to do."""
+    """Add the time of the block, including the work that it leaves to its device."""
     spent = spent or _Spent()
     trials.settle(device)
     wall, cpu = time.perf_counter(), time.process_time()

@@ -1,4 +1,4 @@
-"""A run on some of its images, as a run goes, with its output in a folder that does not stay."""
+"""A real run on some of its images, with its output in a temporary folder."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from layertap.timing import Stopwatch
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One run over the images, and when it came to what.
+    """One run over the images, and the times at which it reached its steps.
 
-    `seconds` go from the first image read to the last commit; `first_batch` to the first batch through the model;
-    `closing` from the last commit to the finished output: parts merged, index written.
+    `seconds` is from the first image read to the last commit; `first_batch` to the first batch through the model;
+    `closing` from the last commit to the finished output, with parts merged and the index written.
     """
 
     images: int
@@ -40,12 +40,12 @@ class Pass:
 
     @property
     def rate(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.images / self.seconds
 
 
 class Trial:
-    """A run that can be made again and again, each time into a new folder below `folder`, which is gone afterwards."""
+    """A run that can be repeated, each time into a new folder below `folder`, which is removed afterwards."""
 
     def __init__(self, this: Prepared, folder: Path) -> None:
         self.this = this
@@ -61,7 +61,7 @@ class Trial:
 
     @contextmanager
     def output(self) -> Iterator[tuple[Sink, RunInfo, Destination]]:
-        """A place to write to, as that of the run is, but for the folder."""
+        """An output like that of the run, but in another folder."""
         with tempfile.TemporaryDirectory(dir=self._folder) as place:
             config, path = self.this.config, Path(place) / "out"
             if not isinstance(self.this.sink, FileSink):
@@ -76,7 +76,7 @@ class Trial:
                 yield sink, info, FolderDestination(store, self.this.plan)
 
     def changed(self, key: str, value: int) -> Trial:
-        """The same with another `batch_size` or another number of `workers`, and the same model."""
+        """The same run with another `batch_size` or another number of `workers`, and the same model."""
         this = self.this
         config = this.config.model_copy(update={key: value})
         if key == "workers":
@@ -86,7 +86,7 @@ class Trial:
 
 
 class _Clock(Observer):
-    """Notes when a run comes to what."""
+    """Records the times at which a run reaches its steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,14 +114,14 @@ class _Clock(Observer):
 
 
 class _Nowhere(Sink):
-    """In place of a sink that cannot be told to write elsewhere."""
+    """Replaces a sink that cannot be redirected to another folder."""
 
     def write(self, shard: Shard) -> None:
         """Nothing."""
 
 
 def sampled(this: Prepared) -> Prepared:
-    """The run with whole batches only, if there is one: a short batch costs more an image."""
+    """The run with whole batches only, if there is at least one: a short batch costs more per image."""
     count, batch = this.plan.count, min(this.info.batch_size, this.plan.count)
     whole = count - count % batch
     source = this.config.build("source", this.plugins)
@@ -132,13 +132,13 @@ def sampled(this: Prepared) -> Prepared:
 
 
 def stream(this: Prepared, *, workers: int, stopwatch: Stopwatch | None = None) -> Generator[Batch, None, None]:
-    """The batches of the run, made by so many workers."""
+    """The batches of the run, made by the given number of workers."""
     return this.batches(this.plan.records(), stopwatch, workers=workers)
 
 
 @contextmanager
 def folder_beside(this: Prepared) -> Iterator[Path]:
-    """A folder on the file system that the run would write to, and in nobody's way; it is gone afterwards."""
+    """A separate folder on the file system that the run would write to; it is removed afterwards."""
     place = None
     if this.info.path is not None:
         place = this.info.path.absolute().parent
@@ -151,7 +151,7 @@ def folder_beside(this: Prepared) -> Iterator[Path]:
 
 
 def settle(device: torch.device | None) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its work."""
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device is not None and device.type == "mps":

@@ -1,4 +1,4 @@
-"""The dtypes of stored values, by torch's names for them; nothing here loads torch."""
+"""The dtypes of stored values, by torch's names for them, without loading torch."""
 
 from __future__ import annotations
 

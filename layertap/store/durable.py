@@ -1,4 +1,4 @@
-"""Writes that a power cut cannot undo or halve: temporary name, fsync, rename, fsync of the folder."""
+"""Writes that a power cut cannot undo or leave incomplete: temporary name, fsync, rename, fsync of the folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-# What syncing the folder above a user's home or a mount point says, in which no run makes anything.
-_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS)
+# Errors of syncing the folder above a user's home or a mount point, in which no run creates anything.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS)
 
 
 def sync(path: Path) -> None:
@@ -22,7 +22,7 @@ def sync(path: Path) -> None:
 
 
 def replace(path: Path, write: Callable[[IO[str]], object]) -> None:
-    """`path` as `write` fills it: the old content or the new one at any moment, never a part."""
+    """Replace the content of `path` with the output of `write`: at any moment it is the old or the new one, whole."""
     temporary = path.with_name(f"{path.name}.tmp")
     _fill(temporary, write)
     os.replace(temporary, path)
@@ -30,7 +30,7 @@ def replace(path: Path, write: Callable[[IO[str]], object]) -> None:
 
 
 def create(path: Path, write: Callable[[IO[str]], object]) -> None:
-    """`path` as `write` fills it, made only if it does not exist. Raises `FileExistsError`."""
+    """Create `path` with the output of `write`. Raises `FileExistsError` if it exists."""
     temporary = path.with_name(f"{path.name}.tmp")
     _fill(temporary, write)
     try:
@@ -41,28 +41,28 @@ def create(path: Path, write: Callable[[IO[str]], object]) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """`path` and what is missing above it, each made durable in the folder that it lies in."""
+    """Create `path` and its missing parents, and make each of them durable in its parent folder."""
     path = Path(os.path.realpath(path))
     found = path.is_dir()
     if not found:
         make_folder(path.parent)
         path.mkdir(exist_ok=True)
     try:
-        # One that is there already may have been made by a run that was killed before it got here.
+        # An existing folder may come from a run that was killed before it could sync it.
         sync(path.parent)
     except OSError as error:
-        if not (found and error.errno in _NOT_OURS):
+        if not (found and error.errno in _NOT_WRITABLE):
             raise
 
 
 def fresh_folder(path: Path) -> None:
-    """An empty folder at `path`, which only an interrupted run of ours can have filled before."""
+    """Create an empty folder at `path`; any earlier contents can only come from an interrupted run of layertap."""
     clear_folder(path)
     path.mkdir()
 
 
 def clear_folder(path: Path) -> None:
-    """Remove a folder of ours and the files in it, if it exists; never what a link points to."""
+    """Remove one of layertap's folders and its files, if it exists, but never the target of a link."""
     if path.is_symlink() or not path.is_dir():
         return
     for entry in sorted(path.iterdir()):
@@ -74,7 +74,7 @@ def clear_folder(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> list[Path]:
-    """Make all of a folder durable; the files in it, sorted."""
+    """Make everything in a folder durable, and return its files, sorted."""
     files = []
     for entry in sorted(folder.iterdir()):
         if entry.is_dir():
@@ -87,7 +87,7 @@ def sync_tree(folder: Path) -> list[Path]:
 
 
 def move_into(folder: Path, target: Path) -> list[str]:
-    """Rename everything in `folder` into `target`, replacing what stands there; the names moved."""
+    """Move everything in `folder` into `target`, replacing existing files, and return the moved names."""
     names = [entry.name for entry in sorted(folder.iterdir())]
     for name in names:
         os.replace(folder / name, target / name)
@@ -97,7 +97,7 @@ def move_into(folder: Path, target: Path) -> list[str]:
 
 
 def prune(folder: Path) -> None:
-    """Remove the empty folders below `folder`, and itself if it is empty then; files stay."""
+    """Remove the empty folders below `folder`, and `folder` itself if it is then empty; files are kept."""
     if folder.is_symlink() or not folder.is_dir():
         return
     for entry in sorted(folder.iterdir()):
@@ -107,7 +107,7 @@ def prune(folder: Path) -> None:
 
 
 def _fill(path: Path, write: Callable[[IO[str]], object]) -> None:
-    # Not through a link that somebody has put there.
+    # Do not write through a link that somebody has put there.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with open(descriptor, "w", encoding="utf-8", newline="") as file:
         write(file)

@@ -8,22 +8,22 @@ from collections.abc import Iterable
 
 _PLAIN = re.compile(rb"[A-Za-z0-9._-]")
 
-# Names in the output folder that are not a tap's, and the device names that Windows reserves with any suffix
+# Names in the output folder that do not belong to taps, and the device names that Windows reserves with any suffix
 # (https://learn.microsoft.com/windows/win32/fileio/naming-a-file).
-_OURS = {"manifest", "index", "failures", "parts", "commits", "rows", "table", "lock", "merge"}
-_OURS |= {"manifest.json", "index.csv", "failures.csv", "merge.tmp"}
+_IN_USE = {"manifest", "index", "failures", "parts", "commits", "rows", "table", "lock", "merge"}
+_IN_USE |= {"manifest.json", "index.csv", "failures.csv", "merge.tmp"}
 _WINDOWS = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
-# File systems stop at 255 bytes; this leaves room for a hash, a suffix and a temporary ending.
+# File systems limit names to 255 bytes; this leaves room for a hash, a suffix and a temporary ending.
 _LONGEST = 200
 
 
 def stems(names: Iterable[str]) -> dict[str, str]:
-    """A file name without suffix for every name.
+    """A file name without a suffix for every name.
 
-    Characters outside `[A-Za-z0-9._-]` become `%XX`, a byte each, and so does a dot at the beginning, which would hide
+    Characters outside `[A-Za-z0-9._-]` become `%XX`, one per byte, and so does a dot at the beginning, which would hide
     the file (the tap `.` is `%2E`), or at the end, which Windows drops. A name that is reserved, too long, or differs
-    from an earlier one in case alone gets `~` and 8 hex digits of its own hash.
+    from an earlier one only in case gets `~` and 8 hex digits of its own hash.
     """
     result: dict[str, str] = {}
     taken: set[str] = set()
@@ -50,7 +50,7 @@ def _raw(name: str) -> bytes:
 
 
 def _is_reserved(stem: str) -> bool:
-    return _is_device(stem) or stem.lower() in _OURS or stem == "" or len(stem) > _LONGEST
+    return _is_device(stem) or stem.lower() in _IN_USE or stem == "" or len(stem) > _LONGEST
 
 
 def _is_device(stem: str) -> bool:
@@ -60,6 +60,6 @@ def _is_device(stem: str) -> bool:
 def _marked(stem: str, digits: str) -> str:
     if not _is_device(stem):
         return f"{stem}~{digits}"
-    # Windows looks at what stands before the first dot, and nothing behind it can save `aux.0`.
+    # Windows checks the part before the first dot, and nothing after it makes `aux.0` valid.
     head, dot, rest = stem.partition(".")
     return f"{head}~{digits}{dot}{rest}"

@@ -19,10 +19,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Lock:
-    """The lock on a folder, which is the folder's own: it leaves no file, and the kernel drops it with the process.
+    """A lock on the folder itself: it leaves no file, and the kernel releases it when the process ends.
 
-    So the lock of a process that died is free at once, and one that is merely suspended still holds. Raises
-    `StoreError` (5) where a live run holds it, and says which.
+    The lock of a process that died is therefore free at once, and a suspended process keeps its lock. Raises
+    `StoreError` (5) naming the run if a live run holds it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class Lock:
         self.close()
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -47,7 +47,7 @@ def _locked(path: Path) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between opening and locking, a run may have switched another folder into this place.
+            # Between opening and locking, a run may have put another folder into this place.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except (BlockingIOError, FileNotFoundError):
@@ -57,14 +57,14 @@ def _locked(path: Path) -> int:
             os.close(descriptor)
             if error.errno in _NO_LOCKS:
                 raise StoreError(
-                    f"{path}: this file system has no locks (flock), without which two runs could mix; use another one"
+                    f"{path}: this file system has no locks (flock), so two runs could mix; use another file system"
                 ) from error
             raise
         os.close(descriptor)
 
 
 def _owner(path: Path) -> str:
-    # A run that replaces a finished output says so in the folder that it builds beside it.
+    # A run that replaces a finished output records its owner in the folder that it builds next to it.
     for folder in (path, staging(path)):
         try:
             manifest = read_manifest(folder)

@@ -1,4 +1,4 @@
-"""The manifest of an output folder: what it holds, how it came about, and what proves that it is whole."""
+"""The manifest of an output folder: its contents, its origin, and the digests that prove it complete."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 FOREIGN = 6
-"""The exit code for an output that is not ours, or another run's."""
+"""The exit code for an output that is not layertap's, or belongs to another run."""
 
 Dtype: TypeAlias = Literal[
     "float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool",
@@ -37,13 +37,13 @@ Shape: TypeAlias = Annotated[list[Count], Field(max_length=32)]
 
 def _inside(name: str) -> str:
     if not safe_files.is_inside(name):
-        raise ValueError(f"{name!r} is a name that no run of layertap writes")
+        raise ValueError(f"{name!r} is not a name that a run of layertap writes")
     return name
 
 
 def _stem(name: str) -> str:
     if not _PLAIN.fullmatch(name):
-        raise ValueError(f"{name!r} is a name that no run of layertap writes")
+        raise ValueError(f"{name!r} is not a name that a run of layertap writes")
     return name
 
 
@@ -52,7 +52,7 @@ Stem: TypeAlias = Annotated[str, AfterValidator(_stem)]
 
 
 class Facts(pydantic.BaseModel):
-    """What a file of ours says: of exactly these types; what a later version may add is passed over."""
+    """The contents of one of layertap's JSON files, of exactly these types; additions by later versions are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -69,11 +69,11 @@ class Owner(Facts):
 
 
 class RawFacts(Facts):
-    """A tap's value as the layer returned it, one image's."""
+    """A tap's value for one image, as the layer returned it."""
 
     shape: Shape
     dtype: str
-    axes: str = Field(description="the axes with the batch first, such as NCHW; empty where they are not known")
+    axes: str = Field(description="the axes with the batch first, such as NCHW; empty if they are not known")
 
 
 class TapFacts(Facts):
@@ -83,12 +83,12 @@ class TapFacts(Facts):
     side: str
     call: int | str | None
     select: list[int | str]
-    shape: Shape = Field(description="one image's value, after the reducers")
+    shape: Shape = Field(description="the shape of one image's value, after the reducers")
     dtype: Dtype
     file: Stem = Field(description="the tap's name as a file name, without a suffix")
     reduce: list[str]
     raw: RawFacts
-    nonfinite: Count | None = Field(description="values that are NaN or infinite; null while the run goes on")
+    nonfinite: Count | None = Field(description="values that are NaN or infinite; null while the run is in progress")
 
 
 class FileFacts(Facts):
@@ -99,25 +99,25 @@ class FileFacts(Facts):
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """Those of the file at `path`, read once. Raises `OSError`."""
+        """The facts of the file at `path`, read once. Raises `OSError`."""
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256")
             return cls(bytes=file.tell(), sha256=found.hexdigest())
 
 
 class ShardFacts(Facts):
-    """A shard: which records of the plan it holds, and what proves its rows."""
+    """A shard: the records of the plan that it holds, and the digests of its rows."""
 
     planned: Count
     kept: Count
-    source: Digest = Field(description="of the ids, sizes and modification times of the images kept")
-    values: dict[str, Digest] = Field(description="of the rows of each tap, as C-ordered bytes")
+    source: Digest = Field(description="a sha256 of the ids, sizes and modification times of the images kept")
+    values: dict[str, Digest] = Field(description="a sha256 of the rows of each tap, as C-ordered bytes")
     nonfinite: Counts
     notes: Counts
 
 
 class Totals(Facts):
-    """How many images, and shards."""
+    """The numbers of images and shards."""
 
     planned: Count
     kept: Count
@@ -133,18 +133,26 @@ class Manifest(Facts):
     status: Literal["running", "complete"] = "running"
     started: str = ""
     finished: str | None = None
-    owner: Owner | None = Field(None, description="who writes, or wrote when it was stopped; null once complete")
-    replaces: str | None = Field(None, description="the run whose output this one is going to replace")
+    owner: Owner | None = Field(
+        None, description="the process that writes, or wrote when it was stopped; null once complete"
+    )
+    replaces: str | None = Field(None, description="the run that wrote the output to be replaced by this one")
     counts: Totals | None = None
     failures: Counts = Field(default={}, description="images that failed, by reason")
-    notes: Counts = Field(default={}, description="images kept of which something was left out, by what")
-    seconds: float | None = Field(None, description="from start to end of the run that finished")
+    notes: Counts = Field(
+        default={}, description="images kept although something in them was left out, by what was left out"
+    )
+    seconds: float | None = Field(None, description="seconds from start to end of the run that finished")
     timing: dict[str, float] = Field(
         default={}, description="seconds by stage, added up over threads, of the run that finished"
     )
     config: dict[str, Any]
-    fingerprint: dict[str, Any] = Field(description="all that a value can depend on; a resume must meet it")
-    model: dict[str, Any] = Field(description="what the model provider says of the model and its weights")
+    fingerprint: dict[str, Any] = Field(
+        description="everything that a value can depend on; a resumed run must match it"
+    )
+    model: dict[str, Any] = Field(
+        description="the facts that the model provider states about the model and its weights"
+    )
     versions: dict[str, str]
     taps: dict[str, TapFacts]
     unfused: list[str] = Field(description="layers that run as plain Python because they are tapped")
@@ -156,30 +164,32 @@ class Manifest(Facts):
     python: str
     host: dict[str, str]
     meta: dict[str, str] = Field(default={}, description="the metadata columns of the index, and their types")
-    merged: bool = Field(False, description="whether the parts have become one file a tap")
+    merged: bool = Field(False, description="whether the parts have been merged into one file per tap")
     files: dict[FileName, FileFacts] = Field(default={}, description="every other file of a complete output")
-    shards: list[ShardFacts] = Field(default=[], description="of a complete output, in the order of the plan")
+    shards: list[ShardFacts] = Field(
+        default=[], description="the shards of a complete output, in the order of the plan"
+    )
 
     def different(self, other: Manifest, besides: tuple[str, ...] = ()) -> list[str]:
-        """What of the fingerprint is not as in `other`, in words; keys in `besides` do not count."""
+        """The differences of the fingerprint from that of `other`, in words; keys in `besides` do not count."""
         old, new = self.fingerprint, other.fingerprint
         skipped = {*besides, *self.unknown(other)}
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in skipped]
         implied = {after for before in changed for after in _IMPLIED.get(before, ())}
-        return [_told(key, old.get(key), new.get(key)) for key in changed if key not in implied]
+        return [_difference(key, old.get(key), new.get(key)) for key in changed if key not in implied]
 
     def unknown(self, other: Manifest) -> list[str]:
-        """What the fingerprint of `other` records and this one, written by an older layertap, does not."""
+        """The keys that the fingerprint of `other` records, but this one, written by an older layertap, does not."""
         return [key for key in _RECORDED_LATER if key in other.fingerprint and key not in self.fingerprint]
 
 
 FILES = "file sizes and times"
-"""The part of a fingerprint that stands for the content of the images' files."""
+"""The part of a fingerprint that represents the content of the images' files."""
 
-# Parts of a fingerprint that outputs of older versions lack: nothing is known of them there.
+# Parts of a fingerprint that outputs of older versions do not record.
 _RECORDED_LATER = ("processor",)
 
-# Parts of a fingerprint that change with another part, which says more.
+# Parts of a fingerprint that change together with another part, which is more informative.
 _IMPLIED: Mapping[str, tuple[str, ...]] = {
     "images": ("ids", FILES),
     "ids": (FILES,),
@@ -189,7 +199,7 @@ _IMPLIED: Mapping[str, tuple[str, ...]] = {
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest of an output folder, None where there is none. Raises `StoreError` for one that is not ours."""
+    """The manifest of an output folder, None if there is none. Raises `StoreError` for one that is not layertap's."""
     try:
         text = safe_files.read_text(path, MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
@@ -208,7 +218,7 @@ def read_output(path: Path) -> Manifest:
 
 
 def parsed(text: str, path: Path, model: type[M]) -> M:
-    """What a JSON file of ours says, as `model`. Raises `StoreError` for anything else."""
+    """The contents of one of layertap's JSON files, as `model`. Raises `StoreError` for anything else."""
     try:
         data = json.loads(text)
         if not isinstance(data, dict) or data.get("layertap") != FORMAT:
@@ -221,9 +231,9 @@ def parsed(text: str, path: Path, model: type[M]) -> M:
         raise StoreError(f"{path}: cannot be read: {error}", code=FOREIGN) from error
 
 
-def _told(key: str, old: Any, new: Any) -> str:
+def _difference(key: str, old: Any, new: Any) -> str:
     if key == FILES:
-        return f"{key} of some images have changed (where they had failed before: --retry-failed)"
+        return f"{key} of some images have changed (if they had failed before, use --retry-failed)"
     return f"{key} was {_short(old)}, now {_short(new)}"
 
 

@@ -1,7 +1,7 @@
-"""Replacing a finished output: another folder is built beside it and takes its place by two renames.
+"""Replacing a finished output: another folder is built next to it and takes its place by two renames.
 
-`features.new` is being built, `features.old` is on its way out. What is removed is removed by the names that commits
-and manifest record; whatever else lies in the old folder stays in `features.old`.
+`features.new` is being built, `features.old` is being removed. Only files that the commits and the manifest record are
+removed; anything else in the old folder stays in `features.old`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from layertap.store.manifest import FOREIGN, MANIFEST, read_manifest
 
 
 def staging(path: Path) -> Path:
-    """Where the output that is to replace `path` is built."""
+    """The path at which the output that will replace `path` is built."""
     return _beside(path, "new")
 
 
 def retired(path: Path) -> Path:
-    """Where the output that stood at `path` goes."""
+    """The path to which the previous output at `path` is moved."""
     return _beside(path, "old")
 
 
 def switch(path: Path) -> None:
-    """Put the complete output beside `path` in its place, and remove the old one."""
+    """Move the complete new output to `path`, and remove the old one."""
     new, old, place = staging(path), retired(path), os.path.realpath(path)
     os.rename(place, old)
     try:
         os.rename(new, place)
     except FileNotFoundError:
-        # While this run was suspended, another one has found the switch half done, and done it.
+        # While this run was suspended, another one found the switch half done and completed it.
         if not os.path.exists(place):
             raise
     durable.sync(new.parent)
@@ -41,7 +41,7 @@ def switch(path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Finish a switch that was cut between its two renames."""
+    """Complete a switch that was interrupted between its two renames."""
     if path.exists():
         return
     waiting, old = read_manifest(staging(path)), read_manifest(retired(path))
@@ -51,7 +51,7 @@ def recover(path: Path) -> None:
 
 
 def sweep_retired(path: Path) -> None:
-    """Remove the output that the one at `path` has replaced, if it is still there."""
+    """Remove the output that the one at `path` has replaced, if it still exists."""
     current = read_manifest(path)
     old = read_manifest(retired(path)) if current and current.replaces else None
     if current and old and current.replaces == old.run:
@@ -66,16 +66,16 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def discard(folder: Path) -> None:
-    """Remove an output by the names that it records; a folder that holds anything else stays, with that in it."""
+    """Remove an output by the names that it records; a folder with anything else in it is kept, with those contents."""
     refuse_links(folder)
     manifest = read_manifest(folder)
     assert manifest is not None
     commits = Commits(folder)
-    # Of a complete one the first records may be swept already.
+    # In a complete output the first records may already have been removed.
     committed = max(len(commits), len(manifest.shards))
     discard_shards(folder, committed)
     commits.tidy()
-    # What a run was about to write when it was stopped: it has these names and no others.
+    # Files that a run was about to write when it was stopped have these names and no others.
     for begun in (commits.part(committed), commits.part(committed).with_suffix(".tmp"), folder / "merge.tmp"):
         durable.clear_folder(begun)
     tables = ("index.csv", "failures.csv")
@@ -83,21 +83,21 @@ def discard(folder: Path) -> None:
     remove_files(folder, [*manifest.files, *tables, *temporary])
     for name in (PARTS, COMMITS):
         durable.prune(folder / name)
-    # Without its manifest nobody would know whose the rest is.
+    # The manifest goes last: without it nothing would show to whom the rest belongs.
     durable.sync(folder)
     safe_files.remove(folder, [MANIFEST])
     durable.prune(folder)
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise `StoreError` where a folder of ours is a link: what is written or removed below it would be elsewhere."""
+    """Raise `StoreError` if one of layertap's folders is a link: files would be written or removed elsewhere."""
     for name in (PARTS, COMMITS):
         if (folder / name).is_symlink():
-            raise StoreError(f"{folder / name}: is a link, which no run of layertap makes", code=FOREIGN)
+            raise StoreError(f"{folder / name}: is a link, which no run of layertap creates", code=FOREIGN)
 
 
 def remove_files(folder: Path, names: Iterable[str]) -> None:
-    """Remove files of ours by their recorded names, and the folders among them that are empty then."""
+    """Remove layertap's files by their recorded names, and their folders if these are then empty."""
     names = list(names)
     safe_files.remove(folder, names)
     for name in {name.partition("/")[0] for name in names if "/" in name}:
@@ -105,7 +105,7 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def discard_shards(folder: Path, count: int) -> None:
-    """Remove the files of the first shards by their recorded names, then the records: these are gone no earlier."""
+    """Remove the files of the first shards by their recorded names, and only then the records."""
     commits = Commits(folder)
     recorded = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""Reading a folder that nobody vouches for: regular files inside it, and nothing that a link leads to."""
+"""Reading an untrusted folder: only regular files inside it, and nothing through a link."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ _ODD = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 class NotRegular(OSError):
-    """Something else than a regular file stands where one was expected."""
+    """Something other than a regular file is in the place of one."""
 
 
 def is_inside(name: str) -> bool:
-    """Whether `name` can only be that of a file inside a folder: no `..`, nothing absolute, no control character."""
+    """Whether `name` can only be a file inside a folder: no `..`, no absolute path, no control character."""
     return not _ODD.search(name) and not {"", ".", ".."}.intersection(name.split("/"))
 
 
 def regular(folder: Path, name: str) -> Path:
-    """The path of the regular file `name` below `folder`. Raises `OSError` where it, or a folder on the way, is none.
+    """The path of the regular file `name` below `folder`.
 
-    `folder` itself may be a link: it is what the user named.
+    Raises `OSError` if it is not a regular file, or if a folder on the way is not a real folder. `folder` itself may be
+    a link, because the user named it.
     """
     path = folder
     for part in name.split("/"):
         path = path / part
         if stat.S_ISLNK(path.lstat().st_mode):
-            raise NotRegular(f"{path}: is a link, which no run of layertap makes")
+            raise NotRegular(f"{path}: is a link, which no run of layertap creates")
     if not stat.S_ISREG(path.lstat().st_mode):
-        raise NotRegular(f"{path}: is no regular file")
+        raise NotRegular(f"{path}: is not a regular file")
     return path
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:
-    """Remove the regular files with these names; one that is gone already, or is no regular file, is left as it is."""
+    """Remove the regular files with these names; missing files and anything but regular files are left alone."""
     for name in names:
         try:
             regular(folder, name).unlink()
@@ -48,13 +49,13 @@ def remove(folder: Path, names: Iterable[str]) -> None:
 
 
 def open_text(folder: Path, name: str) -> TextIO:
-    """A regular file to read text from. Raises `OSError` where it is none."""
+    """A regular file, opened to read text. Raises `OSError` if it is not one."""
     descriptor = os.open(regular(folder, name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     return open(descriptor, encoding="utf-8", newline="")
 
 
 def read_text(folder: Path, name: str) -> str:
-    """All of it at once. Raises `OSError` as `open_text`, and `ValueError` for a file too large or not UTF-8."""
+    """The whole text. Raises `OSError` as `open_text` does, and `ValueError` for a file too large or not UTF-8."""
     with open_text(folder, name) as file:
         if os.fstat(file.fileno()).st_size > _LARGEST:
             raise ValueError(f"is larger than {_LARGEST // 2**20} MiB")

@@ -1,4 +1,4 @@
-"""Conformance suites for plugin authors: what layertap relies on, as tests that a plugin inherits.
+"""Conformance suites for plugin authors: tests, for a plugin to inherit, of everything that layertap relies on.
 
     # test_mine.py
     import layertap.testing
@@ -8,15 +8,15 @@
         def plugin(self):
             return MySource.of(path="tests/images")
 
-Each test is one promise; its message says which one was broken and what to do. They need pytest, and nothing else
-besides layertap. `plugin` gives a new instance every time it is called.
+Each test checks one promise; its message says which promise was broken and what to do. The suites need only pytest
+and layertap. `plugin` must give a new instance every time it is called.
 
     SourceSuite         records: the same every time, cheap, readable on any thread
-    PreprocessorSuite   one shape and dtype, on any thread, a batch as its single images
-    ReducerSuite        axis 0 stays the batch, a batch as its rows, refusals as `TapError`
-    SinkSuite           takes a shard twice and an empty one (a sink without a folder)
-    FileSinkSuite       the same bits back from parts, merged, killed and resumed
-    ModelProviderSuite  the same weights every time, facts that JSON holds
+    PreprocessorSuite   one shape and dtype, on any thread; a batch gives the same as its single images
+    ReducerSuite        axis 0 stays the batch; a batch gives the same as its rows; refusals are `TapError`
+    SinkSuite           accepts a repeated and an empty shard (a sink without a folder)
+    FileSinkSuite       gives the same bits back: from parts, merged, killed and resumed
+    ModelProviderSuite  the same weights every time, facts that JSON can hold
     ObserverSuite       watches a run and changes nothing
 """
 

@@ -1,4 +1,4 @@
-"""What a sink with a folder promises."""
+"""The promises of a sink with a folder."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from layertap.testing.sinks import run_info, shard
 if TYPE_CHECKING:
     import pytest
 
-# What stands in an output folder already, where the merged files go.
+# Names that already exist in an output folder, into which the merged files go.
 _TAKEN = {"manifest.json", "index.csv", "failures.csv", "parts", "commits"}
 
 _CURE = (
-    "keep every dtype (bfloat16 as its bits), and keep nothing on self from one shard to the next: a resumed run has "
-    "another instance"
+    "preserve every dtype (bfloat16 as its bits), and store nothing on self between shards: a resumed run uses a new "
+    "instance"
 )
 
 
 class FileSinkSuite(Suite[FileSink]):
-    """A file sink gives back the very bits it was given: from a part, from all parts merged, and after a crash.
+    """A file sink gives back exactly the bits it received: from a part, from the merged parts, and after a crash.
 
-    `plugin` gives it with any path: the suite chooses its own. Set `deterministic` to False for a format whose files
-    differ from run to run though their values are equal.
+    `plugin` may use any path: the suite chooses its own. Set `deterministic` to False for a format in which files
+    differ from run to run although their values are equal.
     """
 
     kind = FileSink
@@ -65,13 +65,13 @@ class FileSinkSuite(Suite[FileSink]):
             for key in (0, -1, slice(1, 3), slice(0, 5, 2), [4, 0, 0]):
                 promise(
                     same_bits(np.asarray(rows[key]), expected[key]),
-                    f"rows {key} of {tap!r} are not those that were saved",
-                    "let load() return what numpy indexes like an array: an array, a memory map, a dataset",
+                    f"rows {key} of {tap!r} are not the ones that were saved",
+                    "return an object from load() that indexes like a numpy array: an array, a memory map, a dataset",
                 )
 
     def test_part_without_rows(self, tmp_path: Path) -> None:
         given = shard(0, 0)
-        self._check(self._saved(tmp_path, given), [given], "a part without rows (every image of it failed)")
+        self._check(self._saved(tmp_path, given), [given], "a part without rows (all its images failed)")
 
     def test_parts_merge_to_all_rows_in_order(self, tmp_path: Path) -> None:
         if not self._merges():
@@ -80,12 +80,12 @@ class FileSinkSuite(Suite[FileSink]):
         parts = [self._saved(tmp_path, each) for each in given]
         before = [_bytes(part) for part in parts]
         merged = self._merged(tmp_path, parts)
-        self._check(merged, given, "what was merged")
+        self._check(merged, given, "the merged output")
         promise([_bytes(part) for part in parts] == before, "merge() changes the parts", "only read them")
         for name in sorted(_bytes(merged)):
             promise(
                 name.split("/")[0].lower() not in _TAKEN,
-                f"merge() writes {name!r}, which stands in an output folder already",
+                f"merge() writes {name!r}, a name that an output folder already uses",
                 "name files after self.stems, or put them into a folder such as rows/",
             )
 
@@ -93,7 +93,7 @@ class FileSinkSuite(Suite[FileSink]):
         if self._merges():
             given = [shard(0, 0), shard(1, 0)]
             merged = self._merged(tmp_path, [self._saved(tmp_path, each) for each in given])
-            self._check(merged, given, "what was merged of parts without rows")
+            self._check(merged, given, "the merged output of parts without rows")
 
     def test_same_shard_gives_the_same_files_again(self, tmp_path: Path) -> None:
         one = self._saved(tmp_path / "one", shard(1, 3))
@@ -104,9 +104,9 @@ class FileSinkSuite(Suite[FileSink]):
         self._check(other, [shard(1, 3)], "a shard that was saved after another")
         promise(
             not self.deterministic or _bytes(one) == _bytes(other),
-            "the same shard is saved as other bytes the second time",
-            "write no time, no random name and nothing of earlier shards; set `deterministic = False` on the test if "
-            "the format cannot do without",
+            "saving the same shard again gives different bytes",
+            "do not write times, random names or data of earlier shards; set `deterministic = False` on the test if "
+            "the format requires them",
         )
 
     def test_writes_into_its_folder_and_nowhere_else(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,11 +123,11 @@ class FileSinkSuite(Suite[FileSink]):
         stray = [name for name in stray if name not in {"elsewhere", "part", "merged"}]
         promise(
             not stray,
-            f"save() or merge() leaves {stray} outside the folder that it is given",
-            "write into `folder` alone: the core makes what is in it durable, and nothing else",
+            f"save() or merge() leaves {stray} outside the given folder",
+            "write only into `folder`: the core makes its contents durable, and nothing else",
         )
         odd = [path for path in part.rglob("*") if path.is_symlink() or not (path.is_file() or path.is_dir())]
-        promise(not odd, f"it writes {odd[:1]}, which is no regular file", "write files and folders, no links")
+        promise(not odd, f"it writes {odd[:1]}, which is not a regular file", "write files and folders, not links")
 
     def test_killed_and_resumed_is_as_never_stopped(self, tmp_path: Path) -> None:
         plugin = self.plugin()
@@ -137,26 +137,28 @@ class FileSinkSuite(Suite[FileSink]):
         for folder, which in ((whole, "an uninterrupted run"), (cut, "a killed and resumed run")):
             if folder is cut:
                 said = killed.run_until_killed(plugin, cut)
-                promise(said is None, f"a run to be killed and resumed fails before that: {said}", "see the message")
+                promise(
+                    said is None, f"a run that should be killed and resumed fails earlier: {said}", "see the message"
+                )
             self._run_into(folder, plugins, which)
             self._compare(folder, open_output(npy), which)
         promise(
             not self.deterministic or _bytes(whole, _TAKEN) == _bytes(cut, _TAKEN),
-            "a killed and resumed run leaves other bytes than an uninterrupted one",
-            "write no time and no random name; set `deterministic = False` on the test if the format cannot do without",
+            "a killed and resumed run leaves different bytes from an uninterrupted one",
+            "do not write times or random names; set `deterministic = False` on the test if the format requires them",
         )
 
     def _run_into(self, path: Path, plugins: Plugins, which: str) -> None:
         try:
             trial.run(plugins, trial.spec(self.plugin(), path=str(path)))
         except LayertapError as error:
-            promise(False, f"{which} does not come to its end: {error}", _CURE)
+            promise(False, f"{which} does not finish: {error}", _CURE)
 
     def _compare(self, folder: Path, reference: Features, whose: str) -> None:
         features = Features(folder, read_output(folder), self.plugin())
         promise(
             (features.index, features.failures) == (reference.index, reference.failures),
-            f"{whose} has another index than the npy sink's",
+            f"{whose} has a different index from the npy sink's",
             "leave index.csv and failures.csv to the core",
         )
         for tap in reference.taps:
@@ -166,7 +168,7 @@ class FileSinkSuite(Suite[FileSink]):
                 found = error
             promise(
                 not isinstance(found, Exception) and same_bits(found, reference[tap][:]),
-                f"{whose}'s {tap!r} is not, to the bit, what the npy sink stores: {_seen(found)}",
+                f"{tap!r} of {whose} is not bit for bit what the npy sink stores: {_seen(found)}",
                 _CURE,
             )
 
@@ -180,14 +182,18 @@ class FileSinkSuite(Suite[FileSink]):
 
     def _merged(self, where: Path, parts: Sequence[Path]) -> Path:
         folder = _folder(where / "merged")
-        # Another instance than the one that saved: a run that was stopped between the two has one.
+        # A new instance, as in a run that was stopped between saving and merging.
         self.sink(where / "out").merge(parts, folder)
         return folder
 
     def _rows(self, folder: Path, tap: str, like: Shard) -> Rows:
         loaded = self.sink(folder.parent / "out").load(folder, tap)
         for need in ("shape", "dtype", "__getitem__", "__array__"):
-            promise(hasattr(loaded, need), f"what load() returns has no {need}", "return an array, or what acts as one")
+            promise(
+                hasattr(loaded, need),
+                f"the result of load() has no {need}",
+                "return an array, or an object that acts like one",
+            )
         return Rows([loaded], like.values[tap].shape[1:], like.values[tap].dtype)
 
     def _check(self, folder: Path, given: Sequence[Shard], what: str) -> None:
@@ -201,7 +207,7 @@ class FileSinkSuite(Suite[FileSink]):
                 not isinstance(found, Exception) and same_bits(found, expected),
                 f"{what} does not give back the {expected.dtype} values {expected.shape} of {tap!r}: {_seen(found)}",
                 "name files by self.stems[tap], keep dtype and shape (bfloat16 as its bits in uint16) and all rows in "
-                "order, none of them too",
+                "order, including when there are none",
             )
 
 
@@ -211,7 +217,7 @@ def _folder(path: Path) -> Path:
 
 
 def _bytes(folder: Path, besides: set[str] = frozenset()) -> dict[str, bytes]:  # type: ignore[assignment]
-    """Every file below a folder by its path."""
+    """The bytes of every file below a folder, by path."""
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path.read_bytes() for name, path in files.items() if name not in besides}
 
@@ -219,4 +225,4 @@ def _bytes(folder: Path, besides: set[str] = frozenset()) -> dict[str, bytes]:  
 def _seen(found: object) -> str:
     if isinstance(found, Exception):
         return f"{type(found).__name__}: {found}"
-    return f"{getattr(found, 'dtype', '')} {getattr(found, 'shape', '')}, or other values"
+    return f"{getattr(found, 'dtype', '')} {getattr(found, 'shape', '')}, or different values"

@@ -1,6 +1,6 @@
-"""Runs that are killed, really and without a chance to tidy up, in the middle of what a sink does.
+"""Runs that are killed with a real signal, without a chance to clean up, in the middle of a sink's work.
 
-`python -m layertap.testing.killed` is a process of its own: the sink's module is imported in it afresh.
+`python -m layertap.testing.killed` is a separate process, which imports the sink's module again.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from layertap.testing import trial
 if TYPE_CHECKING:
     from layertap.records import Shard
 
-_PATIENCE = 120.0
+_TIMEOUT = 120.0
 
 
 def moments(cls: type[FileSink]) -> list[str]:
-    """When a run is killed: with a shard saved and not committed, and with all of them merged and not renamed."""
+    """When a run is killed: after a shard is saved but not committed, and after all are merged but not renamed."""
     return ["save", "merge"] if cls.merge is not FileSink.merge else ["save"]
 
 
 def run_until_killed(sink: FileSink, path: Path) -> str | None:
-    """Run into `path`, killed at one moment after the other. What went otherwise; None where nothing did."""
+    """Run into `path`, killed at each moment in turn. The unexpected outcome; None if there was none."""
     import torch
 
     cls = type(sink)
     if "<locals>" in cls.__qualname__:
-        return f"{cls.__qualname__} stands inside a function; put it at the top of its module"
+        return f"{cls.__qualname__} is defined inside a function; move it to the top level of its module"
     job = {
         "moments": moments(cls),
         "module": cls.__module__,
@@ -46,44 +46,44 @@ def run_until_killed(sink: FileSink, path: Path) -> str | None:
     }
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "layertap.testing.killed", json.dumps(job)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_PATIENCE)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_TIMEOUT)
     said = (done.stdout + done.stderr).strip()
     return said[-500:] or f"its process ended with {done.returncode}" if done.returncode else None
 
 
-def deadly(cls: type[FileSink], moment: str) -> type[FileSink]:
-    """The sink, whose process ends once the third shard is saved, or the parts are merged."""
+def killed_at(cls: type[FileSink], moment: str) -> type[FileSink]:
+    """A sink that kills its process after the third shard is saved, or after the parts are merged."""
 
-    class Deadly(cls):  # type: ignore[misc, valid-type]
+    class Killed(cls):  # type: ignore[misc, valid-type]
         def save(self, shard: Shard, folder: Path) -> None:
             super().save(shard, folder)
             if moment == "save" and shard.number == 2:
-                _die()
+                _kill_this_process()
 
     def merge(self: FileSink, parts: Sequence[Path], folder: Path) -> None:
         cls.merge(self, parts, folder)
         if moment == "merge":
-            _die()
+            _kill_this_process()
 
     if "merge" in moments(cls):
-        Deadly.merge = merge
-    return Deadly
+        Killed.merge = merge
+    return Killed
 
 
-def _die() -> None:
+def _kill_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _main(job: dict[str, Any]) -> None:
     import torch
 
-    torch.set_num_threads(job["threads"])  # a part of what a resumed run must meet
+    torch.set_num_threads(job["threads"])  # a resumed run must have the same number of threads
     found: Any = importlib.import_module(job["module"])
     for name in job["name"].split("."):
         found = getattr(found, name)
     for moment in job["moments"]:
-        plugins = trial.tables(sink=deadly(found, moment))
-        # Forked, because every new process would have to import torch; this one has no other thread.
+        plugins = trial.tables(sink=killed_at(found, moment))
+        # Forked, because a new process would have to import torch; this process has no other threads.
         child = os.fork()
         if not child:
             try:
@@ -93,7 +93,7 @@ def _main(job: dict[str, Any]) -> None:
                 os._exit(1)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status != -signal.SIGKILL:
-            sys.exit(f"it ended with {status} before it could be killed in {moment}()")
+            sys.exit(f"the process ended with {status} before it could be killed in {moment}()")
 
 
 if __name__ == "__main__":

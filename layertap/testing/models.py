@@ -1,4 +1,4 @@
-"""What a model provider promises."""
+"""The promises of a model provider."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _FACTS = {"layout": {None, "NCHW", "NHWC"}}
 
 
 class ModelProviderSuite(Suite[ModelProvider]):
-    """A model provider loads the same weights every time, and says about them what JSON can hold.
+    """A model provider loads the same weights every time, and states facts about them that JSON can hold.
 
-    Test it with a small model and weights that need no network. Override `inputs` for a model whose provider brings no
-    preprocessor and that does not take `(N, 3, 224, 224)`.
+    Test it with a small model and weights that need no network. Override `inputs` if the provider gives no preprocessor
+    and the model does not take `(N, 3, 224, 224)`.
     """
 
     kind = ModelProvider
 
     def inputs(self, loaded: LoadedModel) -> Tensor:
-        """Two images as the model takes them."""
+        """Two images in the form that the model takes."""
         if loaded.preprocessor is None:
             return torch.rand((2, 3, 224, 224), generator=torch.Generator().manual_seed(0))
         slot = Slot.of(loaded.preprocessor, torch.device("cpu"))
@@ -41,14 +41,14 @@ class ModelProviderSuite(Suite[ModelProvider]):
         promise(
             isinstance(loaded, LoadedModel) and isinstance(loaded.module, nn.Module),
             f"load() gives a {type(loaded).__name__}",
-            "give layertap.LoadedModel(module, preprocessor, about)",
+            "return layertap.LoadedModel(module, preprocessor, about)",
         )
         away = [name for name, value in loaded.module.state_dict().items() if value.device.type != "cpu"]
-        promise(not away, f"{away[:1]} is not on the CPU", "leave devices to the core")
+        promise(not away, f"{away[:1]} is not on the CPU", "leave the choice of device to the core")
         promise(
             loaded.preprocessor is None or isinstance(loaded.preprocessor, Preprocessor),
             f"its preprocessor is a {type(loaded.preprocessor).__name__}",
-            "give a layertap.Preprocessor, or None",
+            "return a layertap.Preprocessor, or None",
         )
 
     def test_weights_are_the_same_every_time(self) -> None:
@@ -57,8 +57,8 @@ class ModelProviderSuite(Suite[ModelProvider]):
         differing = [key for key in keys if key not in one or key not in other or _differ(one[key], other[key])]
         promise(
             not differing,
-            f"loaded twice, {sorted(differing)[:3]} differ",
-            "load every weight, or draw those that are random under torch.random.fork_rng() and a fixed seed",
+            f"two loads differ in {sorted(differing)[:3]}",
+            "load every weight, or draw random ones under torch.random.fork_rng() and a fixed seed",
         )
 
     def test_random_state_is_left_alone(self) -> None:
@@ -66,7 +66,7 @@ class ModelProviderSuite(Suite[ModelProvider]):
         self.plugin().load()
         promise(
             torch.equal(before, torch.get_rng_state()),
-            "load() draws from, or seeds, the random numbers of the whole process",
+            "load() uses or seeds the random state of the whole process",
             "build under `with torch.random.fork_rng(devices=[]):`",
         )
 
@@ -75,11 +75,11 @@ class ModelProviderSuite(Suite[ModelProvider]):
         inputs = self.inputs(loaded)
         with ready(loaded.module, find_device("cpu")), torch.no_grad():
             one, other = (list(_tensors(loaded.module(inputs.clone()))) for _ in range(2))
-        promise(one, "a forward gives no tensor", "give a module whose forward returns tensors")
+        promise(one, "a forward pass gives no tensor", "return a module with a forward that returns tensors")
         promise(
             len(one) == len(other) and not any(map(_differ, one, other)),
-            "two forwards in eval mode on the same images differ",
-            "leave out what is drawn at random, and let .eval() turn off dropout",
+            "two forward passes in eval mode on the same images differ",
+            "remove random operations, and let .eval() turn off dropout",
         )
 
     def test_facts_survive_json(self) -> None:
@@ -90,13 +90,17 @@ class ModelProviderSuite(Suite[ModelProvider]):
             again = error
         promise(again == about, f"about does not survive JSON ({again})", "use text, numbers, booleans, lists and None")
         layout, prefix = about.get("layout"), about.get("num_prefix_tokens")
-        promise(layout in _FACTS["layout"], f"its layout is {layout!r}", "say NCHW, NHWC, or None for no one layout")
+        promise(
+            layout in _FACTS["layout"],
+            f"its layout is {layout!r}",
+            "set NCHW, NHWC, or None if there is no single layout",
+        )
         promise(prefix is None or isinstance(prefix, int), f"num_prefix_tokens is {prefix!r}", "give a whole number")
         sha256 = about.get("weights_sha256")
         promise(
             sha256 is None or re.fullmatch("[0-9a-f]{64}", str(sha256)),
             f"weights_sha256 is {sha256!r}",
-            "give all 64 digits of the file's sha256, or None where the weights are not a file",
+            "give all 64 digits of the file's sha256, or None if the weights are not a file",
         )
 
 
@@ -105,7 +109,7 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """The tensors in what a forward returns, however it is nested."""
+    """The tensors in the result of a forward pass, however nested."""
     if isinstance(value, Tensor):
         return [value]
     inner = value.values() if hasattr(value, "values") else value if isinstance(value, (list, tuple)) else ()

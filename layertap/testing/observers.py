@@ -1,4 +1,4 @@
-"""What an observer promises."""
+"""The promises of an observer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from layertap.testing.sinks import values_of
 if TYPE_CHECKING:
     import pytest
 
-_CURE = "catch what can go wrong in an observer: one that raises ends the run with its name"
+_CURE = "catch errors inside the observer: one that raises ends the run with an error that names it"
 
 
 class ObserverSuite(Suite[Observer]):
-    """An observer watches: a run with it is the run without it, and stdout stays the command line's."""
+    """An observer only watches: it does not change the run, and leaves stdout to the command line."""
 
     kind = Observer
 
@@ -28,7 +28,7 @@ class ObserverSuite(Suite[Observer]):
         try:
             Events([self.plugin()])
         except LayertapError as error:
-            promise(False, str(error), "name the methods and their arguments as layertap.hookspecs.RunEvents does")
+            promise(False, str(error), "name the methods and their arguments as in layertap.hookspecs.RunEvents")
 
     def test_run_with_it_is_the_run_without_it(self, tmp_path: Path) -> None:
         observer = self.plugin()
@@ -40,16 +40,16 @@ class ObserverSuite(Suite[Observer]):
             promise(False, str(error), _CURE)
         promise(
             values_of(tmp_path / "without") == values_of(tmp_path / "with"),
-            "a run with it writes other rows than a run without it",
-            "change nothing of what an event brings",
+            "a run with it writes different rows from a run without it",
+            "change nothing that an event passes",
         )
 
     def test_run_that_ends_in_an_error_is_watched_to_its_end(self, tmp_path: Path) -> None:
-        self._told("run_started, then run_finished with an error", trial.run_info(path=tmp_path), started=True)
+        self._send("run_started, then run_finished with an error", trial.run_info(path=tmp_path), started=True)
 
     def test_end_may_come_without_a_start(self, tmp_path: Path) -> None:
-        # Another observer may have raised before this one was told of the start.
-        self._told("run_finished alone", trial.run_info(path=tmp_path), started=False)
+        # Another observer may have raised before this one received the start.
+        self._send("run_finished alone", trial.run_info(path=tmp_path), started=False)
 
     def test_stdout_is_left_alone(self, capfd: pytest.CaptureFixture[str]) -> None:
         observer = self.plugin()
@@ -58,11 +58,11 @@ class ObserverSuite(Suite[Observer]):
         printed = capfd.readouterr().out
         promise(
             not printed,
-            f"it prints {printed[:60]!r} on stdout, where `layertap run --json` prints its report",
+            f"it prints {printed[:60]!r} to stdout, where `layertap run --json` prints its report",
             "print to stderr, or write a file that a parameter names",
         )
 
-    def _told(self, what: str, run: RunInfo, *, started: bool) -> None:
+    def _send(self, what: str, run: RunInfo, *, started: bool) -> None:
         try:
             events = Events([self.plugin()])
             if started:
@@ -71,6 +71,6 @@ class ObserverSuite(Suite[Observer]):
             error = StoreError("the disk is full")
             events.run_finished(run, None, error)
         except LayertapError as fault:
-            promise(False, f"told {what}: {fault}", _CURE)
+            promise(False, f"after {what}: {fault}", _CURE)
         notes = getattr(error, "__notes__", [])
-        promise(not notes, f"told {what}: {notes}", _CURE)
+        promise(not notes, f"after {what}: {notes}", _CURE)

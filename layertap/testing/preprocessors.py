@@ -1,4 +1,4 @@
-"""What a preprocessor promises."""
+"""The promises of a preprocessor."""
 
 from __future__ import annotations
 
@@ -18,19 +18,23 @@ _SIZES = ((64, 48), (48, 64), (33, 33), (300, 20), (9, 7))
 
 
 class PreprocessorSuite(Suite[Preprocessor]):
-    """A preprocessor makes one shape and dtype of every image it does not refuse, on any thread."""
+    """A preprocessor gives one shape and dtype for every image that it does not refuse, on any thread."""
 
     kind = Preprocessor
 
     def test_one_shape_and_dtype_for_every_image(self) -> None:
         plugin = self.plugin()
         first = plugin.prepare(_image("RGB", self.plugin().example))
-        promise(isinstance(first, Tensor), f"prepare() gives a {type(first).__name__}", "give a torch tensor")
-        promise(first.device.type == "cpu", f"prepare() gives a tensor on {first.device}", "leave devices to the core")
+        promise(isinstance(first, Tensor), f"prepare() gives a {type(first).__name__}", "return a torch tensor")
+        promise(
+            first.device.type == "cpu",
+            f"prepare() gives a tensor on {first.device}",
+            "leave the choice of device to the core",
+        )
         for name, prepared in self._prepared(plugin).items():
             promise(
                 prepared is None or (prepared.shape, prepared.dtype) == (first.shape, first.dtype),
-                f"an image of {name} becomes {_shown(prepared)}, and an ordinary one {_shown(first)}",
+                f"an image of {name} becomes {_shown(prepared)}, but an ordinary one {_shown(first)}",
                 "convert to one mode and resize to one size, or refuse: raise layertap.ImageError(code)",
             )
 
@@ -39,7 +43,7 @@ class PreprocessorSuite(Suite[Preprocessor]):
             promise(
                 _prepared(self.plugin(), _image(mode, self.plugin().example)) is not None,
                 f"an ordinary image of the mode {mode} is refused",
-                "convert it; one that takes images of one size alone gives it as its `example`",
+                "convert it; a preprocessor for images of only one size states that size in `example`",
             )
 
     def test_image_is_left_as_it_is(self) -> None:
@@ -50,8 +54,8 @@ class PreprocessorSuite(Suite[Preprocessor]):
             _prepared(plugin, image)
             promise(
                 _state(image) == before,
-                f"prepare() changes the {mode} image that it is given",
-                "work on what convert(), resize() or copy() return; thumbnail() and paste() change the image itself",
+                f"prepare() changes the {mode} image that it receives",
+                "work on the result of convert(), resize() or copy(); thumbnail() and paste() change the image itself",
             )
 
     def test_any_thread_prepares_the_same(self) -> None:
@@ -62,8 +66,8 @@ class PreprocessorSuite(Suite[Preprocessor]):
             for one, other in zip(alone, together, strict=True):
                 promise(
                     (one is None) == (other is None) and (one is None or torch.equal(one, other)),
-                    "an image prepared on several threads at once is not what it is alone",
-                    "keep nothing about an image on self, give new memory each time, and draw nothing at random",
+                    "an image prepared on several threads at once differs from the same image prepared alone",
+                    "store nothing about an image on self, return new memory each time, and use no random numbers",
                 )
 
     def test_batch_is_finished_as_its_single_images(self) -> None:
@@ -71,21 +75,21 @@ class PreprocessorSuite(Suite[Preprocessor]):
         batch = torch.stack([plugin.prepare(_image("RGB", self.plugin().example, seed)) for seed in range(3)])
         singles = [plugin.finish(batch[row : row + 1].clone()) for row in range(len(batch))]
         finished = plugin.finish(batch.clone())
-        promise(isinstance(finished, Tensor), f"finish() gives a {type(finished).__name__}", "give a torch tensor")
+        promise(isinstance(finished, Tensor), f"finish() gives a {type(finished).__name__}", "return a torch tensor")
         promise(
             finished.shape[:1] == (len(batch),) and all(len(single) == 1 for single in singles),
-            f"finish() makes {tuple(finished.shape)} of {len(batch)} images",
-            "keep one row an image, in their order",
+            f"finish() gives {tuple(finished.shape)} for {len(batch)} images",
+            "keep one row per image, in the same order",
         )
         for row, single in enumerate(singles):
             promise(
                 torch.equal(finished[row : row + 1], single),
-                "an image finished in a batch is not, to the bit, what it is alone",
-                "use nothing of the other images, such as a mean over the batch",
+                "an image finished in a batch is not bit for bit the same as when finished alone",
+                "use nothing from the other images, such as a mean over the batch",
             )
 
     def _prepared(self, plugin: Preprocessor) -> dict[str, Tensor | None]:
-        """What becomes of every image, None for one that is refused."""
+        """The result for every image, None for one that is refused."""
         images = [(mode, size) for mode in _MODES for size in (*_SIZES, self.plugin().example)]
         return {f"{w} x {h} {mode}": _prepared(plugin, _image(mode, (w, h))) for mode, (w, h) in images}
 

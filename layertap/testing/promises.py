@@ -1,4 +1,4 @@
-"""What all suites share: how a broken promise is told, and the promises of every kind of plugin."""
+"""The common parts of all suites: how a broken promise is reported, and the promises of every kind of plugin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 _THREADS = 4
 
-# Prints what importing a plugin's module loads besides what layertap's public names for plugins load themselves.
+# Prints the packages that importing a plugin's module loads, except those that layertap's public names already load.
 _LOADED = """
 import importlib, sys, layertap
 for name in ("Source", "ImageRecord", "LayertapError", "hookimpl"):
@@ -37,21 +37,21 @@ print(*sorted(tops() - before - {own} - sys.stdlib_module_names))
 
 
 def promise(kept: object, broken: str, cure: str) -> None:
-    """Fail the test unless `kept`: say what the plugin did, and what it should do instead."""
+    """Fail the test unless `kept`, and say what the plugin did and what it should do instead."""
     __tracebackhide__ = True
     if not kept:
         raise AssertionError(f"broken promise: {broken}. What to do: {cure}.")
 
 
 def same_bits(one: NDArray[Any], other: NDArray[Any]) -> bool:
-    """Whether two arrays hold the same, NaN and the sign of zero included."""
+    """Whether two arrays hold the same bits, including NaN and the sign of zero."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     return np.ascontiguousarray(one).tobytes() == np.ascontiguousarray(other).tobytes()
 
 
 def at_once(work: Callable[[T], Any], items: Sequence[T]) -> list[list[Any]]:
-    """What `work` gives for every item on each of several threads that begin together."""
+    """The results of `work` for every item on each of several threads that start together."""
     together = Barrier(_THREADS)
 
     def begin(_: int) -> list[Any]:
@@ -70,14 +70,16 @@ class Suite(Generic[P]):
     def plugin(self) -> P:
         """A new instance of the plugin under test."""
         name = type(self).__name__
-        raise NotImplementedError(f"{name}: say what is tested, as in `def plugin(self): return Mine.of(path=...)`")
+        raise NotImplementedError(
+            f"{name}: give the plugin to test, as in `def plugin(self): return Mine.of(path=...)`"
+        )
 
     def test_is_of_its_kind(self) -> None:
         plugin: Plugin = self.plugin()
         promise(
             isinstance(plugin, self.kind),
-            f"{type(plugin).__name__} is no {self.kind.__name__}",
-            f"subclass layertap.{self.kind.__name__}, or test it with the suite of its own kind",
+            f"{type(plugin).__name__} is not a subclass of {self.kind.__name__}",
+            f"subclass layertap.{self.kind.__name__}, or test it with the suite for its kind",
         )
 
     def test_parameters_are_described_and_no_others_taken(self) -> None:
@@ -90,22 +92,22 @@ class Suite(Generic[P]):
             )
         promise(
             params.model_config.get("extra") == "forbid",
-            "unknown parameters are taken silently, so that a misspelt one is never noticed",
-            "derive Params from layertap.Params and leave its model_config alone",
+            "unknown parameters are accepted silently, so that a misspelt one is never noticed",
+            "derive Params from layertap.Params and do not change its model_config",
         )
 
     def test_module_imports_nothing_heavy(self) -> None:
         module = type(self.plugin()).__module__
         promise(
             importlib.util.find_spec(module),
-            f"the module {module!r} cannot be imported by its name",
-            "put the plugin into a module of its own that the tests import",
+            f"the module {module!r} cannot be imported by name",
+            "put the plugin into its own module, which the tests import",
         )
         done = _imported_alone(module)
         promise(
             done.returncode == 0,
             f"{module} cannot be imported by itself: {done.stderr.strip()[-300:]}",
-            "import what it needs in it",
+            "import everything that it needs inside it",
         )
         loaded = done.stdout.split()
         promise(

@@ -1,4 +1,4 @@
-"""What a reducer promises."""
+"""The promises of a reducer."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from layertap.records import TapInfo
 from layertap.testing.promises import Suite, promise
 
 _ROWS = 5
-# A processor may round the values at the end of an array otherwise than those in its middle.
+# A processor may round the values at the end of an array differently from those in its middle.
 _ROUNDING = 1e-5
 _SHAPES = {"NC": (24,), "NLC": (17, 8), "NCHW": (8, 6, 6), "NHWC": (6, 6, 8)}
 
 
 class ReducerSuite(Suite[Reducer]):
-    """A reducer makes each image's value smaller by itself, and refuses with `TapError` what it cannot serve."""
+    """A reducer reduces each image's value on its own, and refuses with `TapError` values that it cannot handle."""
 
     kind = Reducer
 
     def facts(self) -> Mapping[str, Any]:
-        """What the model is taken to say about itself; override it for a reducer that needs to know more."""
+        """The facts that the model states about itself; override this for a reducer that needs more of them."""
         return {"num_prefix_tokens": 1}
 
     def test_refuses_only_with_a_layertap_error(self) -> None:
@@ -39,19 +39,23 @@ class ReducerSuite(Suite[Reducer]):
             except Exception as error:
                 promise(
                     False,
-                    f"values of the axes {axes} raise {type(error).__name__}: {error}",
-                    "look at the tap in bind(), and raise layertap.TapError for one that cannot be served",
+                    f"values with the axes {axes} raise {type(error).__name__}: {error}",
+                    "check the tap in bind(), and raise layertap.TapError for one that is not supported",
                 )
-        promise(served, f"no tap is served, of {', '.join(_SHAPES)}", "test it with parameters that suit one of them")
+        promise(
+            served,
+            f"none of the axes {', '.join(_SHAPES)} is supported",
+            "test it with parameters that suit one of them",
+        )
 
     def test_axis_0_stays_the_batch(self) -> None:
         for axes, values in self._served().items():
             reduced = self._reduced(axes, values)
-            promise(isinstance(reduced, Tensor), f"it gives a {type(reduced).__name__}", "give a torch tensor")
+            promise(isinstance(reduced, Tensor), f"it gives a {type(reduced).__name__}", "return a torch tensor")
             promise(
                 reduced.shape[:1] == (_ROWS,),
-                f"{_ROWS} images of the axes {axes} become {tuple(reduced.shape)}",
-                "reduce the axes behind the first, and keep one row an image",
+                f"{_ROWS} images with the axes {axes} become {tuple(reduced.shape)}",
+                "reduce the axes after the first, and keep one row per image",
             )
 
     def test_activation_is_left_as_it_is(self) -> None:
@@ -60,8 +64,8 @@ class ReducerSuite(Suite[Reducer]):
             self._reduced(axes, given)
             promise(
                 torch.equal(given, values),
-                "the activation is changed, and with it what the model computes next",
-                "use no in-place operation (a name that ends in _) on what is given",
+                "the activation is changed, and with it the rest of the model's computation",
+                "do not use in-place operations (names that end in _) on the argument",
             )
 
     def test_batch_is_reduced_as_its_rows(self) -> None:
@@ -71,8 +75,8 @@ class ReducerSuite(Suite[Reducer]):
             parts = torch.cat([reducer(values[:2].clone()), reducer(values[2:].clone())])
             promise(
                 whole.shape == parts.shape and torch.allclose(whole, parts, rtol=_ROUNDING, atol=_ROUNDING),
-                f"2 and 3 images of the axes {axes} are reduced to other values than the 5 together",
-                "use nothing of the other images: no mean over the batch, nothing kept from one call to the next",
+                f"2 and 3 images with the axes {axes} are reduced to different values from the 5 together",
+                "use nothing from other images: no mean over the batch, and no state from earlier calls",
             )
 
     def test_two_of_them_reduce_alike(self) -> None:
@@ -80,16 +84,16 @@ class ReducerSuite(Suite[Reducer]):
             promise(
                 torch.equal(self._reduced(axes, values.clone()), self._reduced(axes, values.clone())),
                 "two instances with the same parameters give different values",
-                "draw nothing at random, or from a generator that a parameter seeds",
+                "use no random numbers, or only from a generator that a parameter seeds",
             )
 
     def _served(self) -> dict[str, Tensor]:
-        """Values for the axes that the reducer takes."""
+        """Values for the axes that the reducer supports."""
         found = {}
         for axes in _SHAPES:
             try:
                 self._reduced(axes, _values(axes))
-            except Exception:  # what it is, is another test's to tell
+            except Exception:  # another test reports it
                 continue
             found[axes] = _values(axes)
         return found

@@ -1,4 +1,4 @@
-"""What a sink without a folder promises, and how outputs are compared."""
+"""The promises of a sink without a folder, and how outputs are compared."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Kept: TypeAlias = "tuple[Sequence[str], Mapping[str, NDArray[Any]]]"
 
 
 class SinkSuite(Suite[Sink]):
-    """A sink takes every shard, an empty one and one that comes again, and holds each row once.
+    """A sink accepts every shard, including empty and repeated ones, and stores each row once.
 
-    Override `stored` for a sink whose rows do not come back in the report, such as a database.
+    Override `stored` for a sink that does not return its rows in the report, such as a database.
     """
 
     kind = Sink
 
     def stored(self, sink: Sink) -> Kept | None:
-        """The ids that `sink` has stored and their values by tap, in any order; None for one that keeps none."""
+        """The ids that `sink` has stored and their values by tap, in any order; None for a sink that stores none."""
         return sink.result()
 
     def test_is_not_a_file_sink(self) -> None:
@@ -39,7 +39,7 @@ class SinkSuite(Suite[Sink]):
         sink = self._opened(shards[0])
         for number in (0, 1, 1, 2, 0):
             sink.write(shards[number])
-        self._check(sink, shards, "when a shard comes again, as it may after a crash,")
+        self._check(sink, shards, "when a shard is repeated, as it may be after a crash,")
 
     def test_shard_may_be_empty(self) -> None:
         shards = [shard(0, 0), shard(1, 2), shard(2, 0)]
@@ -80,15 +80,15 @@ class SinkSuite(Suite[Sink]):
         ids, values = found
         promise(
             sorted(ids) == sorted(expected[0]),
-            f"{when} {len(ids)} rows are stored, and {len(expected[0])} were written",
-            "write a shard under its number, or a row under its id, so that it replaces what was there",
+            f"{when} {len(ids)} rows are stored, but {len(expected[0])} were written",
+            "store a shard under its number, or a row under its id, so that it replaces the earlier one",
         )
         order = [list(ids).index(record_id) for record_id in expected[0]]
         for tap, rows in expected[1].items():
             promise(
                 tap in values and same_bits(np.asarray(values[tap])[order], rows),
-                f"{when} the values of {tap!r} are not those written, to the bit",
-                "keep every tap's dtype and order of rows",
+                f"{when} the values of {tap!r} are not bit for bit those that were written",
+                "keep every tap's dtype and the order of its rows",
             )
 
 
@@ -100,7 +100,7 @@ def shard(number: int, rows: int) -> Shard:
 
 
 def values(random: np.random.Generator, rows: int) -> dict[str, NDArray[Any]]:
-    """Vectors, maps and single numbers, with all that a float can be, under names that are hard on files."""
+    """Vectors, maps and single numbers with every kind of float, under names that are difficult as file names."""
     import ml_dtypes
 
     drawn = random.standard_normal((rows, 3, 4, 4)).astype(np.float32)
@@ -118,7 +118,7 @@ def values(random: np.random.Generator, rows: int) -> dict[str, NDArray[Any]]:
 
 
 def run_info(like: Shard) -> RunInfo:
-    """The run that such a shard is of."""
+    """The run to which such a shard belongs."""
     files = stems(like.values)
     columns = {
         name: Column(

@@ -1,4 +1,4 @@
-"""What a source promises."""
+"""The promises of a source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from layertap.testing.promises import Suite, at_once, promise
 if TYPE_CHECKING:
     from layertap.records import MetaValue
 
-# How many records' images are read: enough to meet every reader of a source, few enough for a test.
+# The number of records to read images from: enough to use every reader of a source, few enough for a test.
 _READ = 16
 
 
@@ -37,11 +37,11 @@ class SourceSuite(Suite[Source]):
     def test_records_are_the_same_every_time(self) -> None:
         source = self.plugin()
         first = _facts(source)
-        again, anew = _facts(source), _facts(self.plugin())
-        cure = "make records() start from the beginning each time, and sort what has no order of its own"
+        again, other = _facts(source), _facts(self.plugin())
+        cure = "make records() start from the beginning each time, and sort anything that has no fixed order"
         promise(first, "records() gives nothing", "test it with parameters that name a few images")
-        promise(first == again, f"a second call of records() gives other records{_where(first, again)}", cure)
-        promise(first == anew, f"another instance gives other records{_where(first, anew)}", cure)
+        promise(first == again, f"a second call of records() gives different records{_where(first, again)}", cure)
+        promise(first == other, f"another instance gives different records{_where(first, other)}", cure)
 
     def test_records_have_ids_and_metadata_that_make_a_table(self) -> None:
         try:
@@ -50,8 +50,8 @@ class SourceSuite(Suite[Source]):
             promise(
                 False,
                 str(error),
-                "yield layertap.ImageRecord(id, data, meta): ids are distinct UTF-8 text; meta has the same keys in "
-                "every record, none of them row or id, and values that are str, int, float, bool or None",
+                "yield layertap.ImageRecord(id, data, meta) with distinct ids of UTF-8 text; meta has the same keys in "
+                "every record, except row and id, and its values are str, int, float, bool or None",
             )
 
     def test_records_are_cheap(self) -> None:
@@ -60,13 +60,13 @@ class SourceSuite(Suite[Source]):
         for record in records:
             promise(
                 not isinstance(record.data, (bytes, Image.Image)),
-                f"{record.id!r} comes with its {type(record.data).__name__}: every plan would hold all images",
-                "give a Path, or a function that reads the one image when it is called",
+                f"{record.id!r} contains its {type(record.data).__name__}: every plan would hold all images",
+                "give a Path, or a function that reads this one image when it is called",
             )
             promise(
                 not (isinstance(record.data, Path) and str(record.data) in opened),
                 f"the file of {record.id!r} is opened to list it",
-                "leave files closed until they are read; their names are enough for a record",
+                "do not open files before they are read; their names are enough for a record",
             )
 
     def test_images_can_be_read_on_any_thread(self) -> None:
@@ -81,8 +81,8 @@ class SourceSuite(Suite[Source]):
             for record, one, other in zip(records, alone, together, strict=True):
                 promise(
                     one == other,
-                    f"{record.id!r} read on several threads at once is not what it is alone",
-                    "share no open file or cursor between records: open one in each call, or hold a lock",
+                    f"{record.id!r} read on several threads at once differs from the same record read alone",
+                    "do not share an open file or cursor between records: open one in each call, or hold a lock",
                 )
 
     def test_run_accounts_for_every_record(self) -> None:
@@ -92,13 +92,13 @@ class SourceSuite(Suite[Source]):
         report = trial.run(plugins, "memory", source=trial.spec(source), limit=_READ, taps=["flat"])
         promise(
             report.kept,
-            f"a run keeps none of its images ({dict(report.reasons)})",
+            f"a run cannot use any of its images ({dict(report.reasons)})",
             "give data that holds encoded images (JPEG, PNG, WebP, BMP or GIF), or functions that give PIL images",
         )
         kept = [i for i in ids if i in set(report.ids or ())]
         promise(
             report.ids == kept and report.kept + report.failed == len(ids) and "vanished" not in report.reasons,
-            "a run does not account for its records in their order",
+            "a run does not account for its records in order",
             "give the same records in the same order each time",
         )
 
@@ -127,14 +127,14 @@ def _refused(*_: object, **__: object) -> None:
 
 
 def _listen() -> None:
-    """Have every opened file noted. An audit hook stays for good, so there is one a process."""
+    """Record every file that is opened. An audit hook cannot be removed, so there is one per process."""
 
-    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open" and isinstance(arguments[0], (str, Path)):
             for notes in _listening:
                 notes.add(str(arguments[0]))
 
-    sys.addaudithook(hear)
+    sys.addaudithook(note)
 
 
 _listen_once = functools.cache(_listen)
@@ -143,7 +143,7 @@ _listening: list[set[str]] = []
 
 @contextmanager
 def _opened() -> Iterator[set[str]]:
-    """The names of the files that are opened while the block lasts."""
+    """The names of the files that are opened during the block."""
     _listen_once()
     notes: set[str] = set()
     _listening.append(notes)

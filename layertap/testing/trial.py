@@ -1,4 +1,4 @@
-"""A whole run around the plugin under test: drawn images, a model of three layers, and real outputs."""
+"""A complete run around the plugin under test: drawn images, a model of three layers, and real outputs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _KIT = "layertap.testing"
 
 BATCH = 2
 IMAGES = 11
-# One among good ones, and a whole shard, which then has no rows.
+# One among good images, and a whole shard, which then has no rows.
 UNREADABLE = (2, 6, 7)
 
-# A map, vectors in every dtype that a tap can ask for, and names that are hard on files.
+# A map, vectors in every dtype that a tap can request, and names that are difficult as file names.
 TAPS = [
     {"layer": "pool", "name": "maps/of é"},
     {"layer": "flat", "name": "flat"},
@@ -35,7 +35,7 @@ TAPS = [
 
 
 class Drawn(Source):
-    """Eleven drawn images, three of which are none."""
+    """Eleven drawn images, of which three cannot be read."""
 
     def records(self) -> Iterator[ImageRecord]:
         for number in range(IMAGES):
@@ -57,7 +57,7 @@ class Small(Preprocessor):
 
 
 class Pools(ModelProvider):
-    """A pool, an in-place ReLU and a flattening: no weights, and no library of linear algebra that a fork upsets."""
+    """A pool, an in-place ReLU and a flatten: no weights, and no linear algebra library that a fork could break."""
 
     def load(self) -> LoadedModel:
         from torch import nn
@@ -70,7 +70,7 @@ class Pools(ModelProvider):
 
 
 def tables(**tested: type[Plugin]) -> Plugins:
-    """What is installed, and beside it this module's parts and the classes under test, named by their kind."""
+    """The installed plugins, this module's parts and the classes under test, which are named after their kind."""
     plugins = Plugins.load()
     own: list[tuple[str, str, type[Plugin]]]
     own = [("source", _KIT, Drawn), ("model", _KIT, Pools), *((kind, TESTED, cls) for kind, cls in tested.items())]
@@ -80,13 +80,13 @@ def tables(**tested: type[Plugin]) -> Plugins:
 
 
 def spec(plugin: Plugin, **changes: Any) -> dict[str, Any]:
-    """How a configuration names the plugin under test."""
+    """The plugin under test as a configuration names it."""
     given = {} if plugin.params is None else plugin.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
     return {"type": TESTED, **given, **changes}
 
 
 def run(plugins: Plugins, sink: str | Mapping[str, Any], **changes: Any) -> Report:
-    """A run over the drawn images into `sink`: a row each but for the unreadable ones, in shards of one batch."""
+    """A run over the drawn images into `sink`: one row per readable image, in shards of one batch."""
     config = {
         "model": {"type": _KIT},
         "taps": TAPS,
@@ -103,12 +103,12 @@ def run(plugins: Plugins, sink: str | Mapping[str, Any], **changes: Any) -> Repo
 
 
 def npy(path: Path) -> dict[str, Any]:
-    """The sink that others are compared with."""
+    """The sink with which others are compared."""
     return {"type": "npy", "path": str(path)}
 
 
 def run_info(**changes: Any) -> RunInfo:
-    """What sinks and observers are told of a run of six images."""
+    """The facts that sinks and observers receive about a run of six images."""
     facts: dict[str, Any] = {"id": "0" * 32, "planned": 6, "columns": {}, "batch_size": BATCH, "shard_rows": BATCH}
     return RunInfo(
         **{**facts, "device": "cpu", "path": None, "config": {"model": {"type": _KIT}}, "about": {}, **changes}

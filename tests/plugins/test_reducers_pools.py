@@ -170,7 +170,7 @@ def test_grid_pool_refuses_a_map_smaller_than_its_grid():
 
 
 def test_grid_pool_refuses_patches_that_are_no_square():
-    with pytest.raises(TapError, match=r"'features\.3' has 8 patches, which are no square map; use mean_patch"):
+    with pytest.raises(TapError, match=r"'features\.3' has 8 patches, which do not form a square map; use mean_patch"):
         reduced(GridPool, noise(2, 9, 4), "NLC", num_prefix_tokens=1)
 
 
@@ -190,7 +190,7 @@ def test_axes_that_nobody_knows_are_refused_with_a_way_out(cls, shape, way_out):
 
 @pytest.mark.parametrize("cls", [GridPool, MeanPatch])
 def test_row_is_refused_where_there_is_no_space_in_it(cls):
-    with pytest.raises(TapError, match=r"has the axes NC \(.*\), not NCHW or NHWC or NLC; leave it out there"):
+    with pytest.raises(TapError, match=r"has the axes NC \(.*\), not NCHW or NHWC or NLC; omit it for this layer"):
         cls().bind(info(torch.zeros(2, 5), "NC"))
 
 
@@ -209,13 +209,11 @@ def test_misspelt_axes_are_refused(axes):
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5, 6)])
 def test_value_that_cannot_have_the_axes_is_refused(shape):
     reducer = bound(MeanPool, noise(2, 3, 4, 5), "NCHW")
-    with pytest.raises(
-        TapError, match=rf"'features\.3' has the axes NCHW, and what .* \(N, {str(shape[1:])[1]}.*`axes`"
-    ):
+    with pytest.raises(TapError, match=rf"'features\.3' has the axes NCHW, but .* \(N, {str(shape[1:])[1]}.*`axes`"):
         reducer(noise(*shape))
 
 
 @pytest.mark.parametrize("cls", [MeanPool, MaxPool, GemPool, GridPool, MeanPatch])
 def test_map_without_positions_is_refused(cls):
-    with pytest.raises(TapError, match=r"'features\.3' brings \(N, 3, 0, 4\), which holds no value"):
+    with pytest.raises(TapError, match=r"'features\.3' gives \(N, 3, 0, 4\), which has no values"):
         reduced(cls, torch.zeros(2, 3, 0, 4), "NCHW")

@@ -84,7 +84,7 @@ def test_reducers_follow_one_another():
 
 def test_value_that_an_earlier_reducer_made_is_refused_where_it_has_other_axes():
     for first in ("flatten", "mean_pool"):
-        with pytest.raises(TapError, match=r"max_pool: the layer 'layer1' has the axes NCHW, and .* put it before"):
+        with pytest.raises(TapError, match=r"max_pool: the layer 'layer1' has the axes NCHW, but .* put it before"):
             reduced(resnet(), "layer1", first, "max_pool")
 
 
@@ -110,7 +110,7 @@ def test_tokens_of_a_vision_transformer(layer):
 
 @pytest.mark.parametrize("reducer", ["cls_token", "mean_patch", "grid_pool"])
 def test_tokens_of_a_module_that_says_nothing_are_refused_until_the_user_says(reducer):
-    with pytest.raises(TapError, match=r"'encoder' has tokens, and how many come before the patches is not known"):
+    with pytest.raises(TapError, match=r"'encoder' has tokens, but the model does not state how many"):
         reduced(vit(), "encoder", reducer)
     said = reduced(vit(), "encoder", {"type": reducer, "num_prefix_tokens": 1})
     assert torch.equal(said, reduced(vit(), "encoder", reducer, about={"num_prefix_tokens": 1}))
@@ -138,7 +138,7 @@ def test_registers_are_no_patches():
     assert torch.equal(values["token"], tokens[:, 0])
     torch.testing.assert_close(values["patches"], tokens[:, 5:].mean(1))
     for reducer in ("cls_token", "mean_patch", "grid_pool"):
-        with pytest.raises(TapError, match="'patch_embed' brings 16 tokens, and 5 should come before its patches"):
+        with pytest.raises(TapError, match="'patch_embed' gives 16 tokens, but 5 should come before its patches"):
             reduced(model, "patch_embed", reducer, about=about)
 
 

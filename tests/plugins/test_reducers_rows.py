@@ -204,7 +204,9 @@ def test_projections_of_one_width_and_seed_can_be_compared():
 
 
 def test_projection_refuses_to_make_a_row_longer():
-    with pytest.raises(TapError, match=r"'features\.3' brings rows of 5 values, fewer than the 512 .* smaller dim"):
+    with pytest.raises(
+        TapError, match=r"'features\.3' gives rows of 5 values, fewer than the requested 512 .* smaller dim"
+    ):
         reduced(RandomProjection, noise(2, 5), "NC")
     assert reduced(RandomProjection, noise(2, 5), "NC", dim=5).shape == (2, 5)
 
@@ -212,7 +214,7 @@ def test_projection_refuses_to_make_a_row_longer():
 def test_projection_refuses_rows_of_another_width_than_the_first():
     reducer = bound(RandomProjection, noise(2, 50), "NC", dim=8)
     reducer(noise(2, 50))
-    with pytest.raises(TapError, match=r"'features\.3' brought rows of 50 values and now of 60"):
+    with pytest.raises(TapError, match=r"'features\.3' gave rows of 50 values and now of 60"):
         reducer(noise(2, 60))
 
 

@@ -33,7 +33,7 @@ def test_mean_patch_leaves_out_class_and_register_tokens(prefix):
 @tokens_only
 @pytest.mark.parametrize("about", [{}, {"num_prefix_tokens": None}])
 def test_model_that_does_not_say_is_not_guessed_at(cls, about):
-    with pytest.raises(TapError, match=r"'features\.3' has tokens, and how many .* num_prefix_tokens: 1}"):
+    with pytest.raises(TapError, match=r"'features\.3' has tokens, but .* num_prefix_tokens: 1}"):
         cls().bind(info(noise(2, 17, 3), "NLC", **about))
 
 
@@ -48,14 +48,16 @@ def test_user_may_say_how_many_tokens_come_first(cls):
 @tokens_only
 @pytest.mark.parametrize(("count", "prefix"), [(1, 1), (1, 5), (5, 5)])
 def test_layer_without_room_for_patches_is_refused(cls, count, prefix):
-    with pytest.raises(TapError, match=rf"brings {count} tokens?, and {prefix} should come .*: none would be left"):
+    with pytest.raises(
+        TapError, match=rf"gives {count} tokens?, but {prefix} should come .*: no patches would be left"
+    ):
         reduced(cls, noise(2, count, 3), "NLC", {"num_prefix_tokens": prefix})
 
 
 @tokens_only
 @pytest.mark.parametrize(("count", "prefix"), [(196, 1), (256, 5), (4, 1), (64, 2)])
 def test_layer_that_seems_to_hold_the_patches_alone_is_refused(cls, count, prefix):
-    with pytest.raises(TapError, match=rf"brings {count} tokens, and {prefix} should .*: these look like the patches"):
+    with pytest.raises(TapError, match=rf"gives {count} tokens, but {prefix} should .*: these look like patches only"):
         reduced(cls, noise(2, count, 3), "NLC", {"num_prefix_tokens": prefix})
 
 
@@ -73,7 +75,7 @@ def test_layer_that_holds_the_patches_alone_is_served_when_the_user_says_so():
     [{"num_prefix_tokens": 0}, {"num_prefix_tokens": 4, "has_class_token": False}],
 )
 def test_cls_token_refuses_a_model_that_has_none(about):
-    with pytest.raises(TapError, match="is of a model without a class token; use mean_patch or mean_pool"):
+    with pytest.raises(TapError, match="belongs to a model without a class token; use mean_patch or mean_pool"):
         ClsToken().bind(info(noise(2, 20, 3), "NLC", **about))
 
 

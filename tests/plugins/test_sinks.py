@@ -152,7 +152,7 @@ def test_npy_refuses_to_merge_parts_that_differ(tmp_path, other):
     sink = npy_sink("tap")
     parts = [saved(tmp_path / "0", sink, tap=np.zeros((2, 3), "f4")), saved(tmp_path / "1", sink, tap=other)]
     (tmp_path / "merged").mkdir()
-    with pytest.raises(layertap.StoreError, match="another shape or dtype"):
+    with pytest.raises(layertap.StoreError, match="differ in shape or dtype"):
         sink.merge(parts, tmp_path / "merged")
 
 

@@ -77,7 +77,9 @@ class OnAxes(OnFloats):
                 f"{f'set {example}, or ' if example else ''}use `reduce: [flatten]` to keep every value",
             )
         if self.axes not in self.serves:
-            raise self.refusal(f"has the axes {self.axes} {found}, not {' or '.join(self.serves)}", "remove it there")
+            raise self.refusal(
+                f"has the axes {self.axes} {found}, not {' or '.join(self.serves)}", "omit it for this layer"
+            )
 
     def positions(self, activation: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """A view of the activation and which of its axes are space or tokens; `(N, C)` becomes one position.
@@ -90,7 +92,7 @@ class OnAxes(OnFloats):
                 "put it before the reducers that change the axes, or set `axes` to the axes at that point",
             )
         if 0 in activation.shape[1:]:
-            raise self.refusal(f"gives {_shape(activation)}, which has no values", "remove it there")
+            raise self.refusal(f"gives {_shape(activation)}, which has no values", "omit it for this layer")
         if self.axes == "NC":
             return activation.unsqueeze(2), (2,)
         return activation, SPACE[self.axes]
