@@ -35,7 +35,7 @@ def test_public_name_is_there_and_documented(name):
     assert getattr(importlib.import_module("layertap"), name) is value
 
 
-def test_names_by_which_plugins_are_told_apart_are_classes():
+def test_names_that_distinguish_plugins_are_classes():
     for name in DATA | BASES | ERRORS:
         assert isinstance(getattr(layertap, name), type)
     for name in ERRORS:

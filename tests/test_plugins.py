@@ -133,7 +133,7 @@ def test_several_entry_points_may_name_one_module(install):
         ),
     ],
 )
-def test_failure_to_load_is_kept_and_told_when_a_type_is_unknown(install, code, reason):
+def test_failure_to_load_is_kept_and_reported_when_a_type_is_unknown(install, code, reason):
     install("stranger", code)
     plugins = Plugins.load()
     assert plugins.failures["stranger:source-x"].startswith(reason)
@@ -143,13 +143,13 @@ def test_failure_to_load_is_kept_and_told_when_a_type_is_unknown(install, code, 
     assert f"the plugin stranger:source-x could not be loaded: {reason}" in message
 
 
-def test_misspelt_hook_is_told_with_the_nearest(install):
+def test_misspelt_hook_is_reported_with_the_nearest(install):
     install("stranger", "import layertap\n@layertap.hookimpl\ndef register_source(register): ...\n")
     reason = Plugins.load().failures["stranger:source-x"]
     assert "; did you mean 'register_sources'" in reason
 
 
-def test_plugin_that_fails_half_way_leaves_nothing_behind(install):
+def test_plugin_that_fails_half_way_leaves_nothing(install):
     install("stranger", SOURCE.format(name="half") + "    register('other', object)\n")
     plugins = Plugins.load()
     assert plugins.failures["stranger:source-x"] == "TypeError: source 'other' is no subclass of layertap.Source"
@@ -178,7 +178,7 @@ def test_registration_that_could_only_go_wrong_later_is_refused(own, body, reaso
     assert refusal(Plugins.load, [path]).startswith(f"--plugin {path}: TypeError: {reason}")
 
 
-def test_word_of_the_pipeline_is_no_type(own):
+def test_word_of_the_pipeline_is_not_a_type(own):
     code = SOURCE.format(name="model").replace("Source", "Preprocessor").replace("sources", "preprocessors")
     path = own(code.replace("def records", "def prepare"))
     assert "'model' cannot be the name of a preprocessor" in refusal(Plugins.load, [path])
@@ -204,7 +204,7 @@ def test_plugin_in_the_place_of_a_first_party_one_is_an_error(install):
         Plugins.load()
 
 
-def test_one_type_name_may_stand_for_several_kinds(install):
+def test_one_type_name_may_belong_to_several_kinds(install):
     code = SOURCE.format(name="odd").replace("Source", "Sink").replace("sources", "sinks").replace("records", "write")
     install("one", SOURCE.format(name="odd"))
     install("two", code, ["sink-x"])
@@ -297,7 +297,7 @@ def test_own_file_runs_once_until_it_is_edited(own, tmp_path):
     assert not (tmp_path / "__pycache__").exists()
 
 
-def test_own_plugin_that_is_installed_as_well_is_no_duplicate():
+def test_own_plugin_that_is_also_installed_is_not_a_duplicate():
     assert Plugins.load(["layertap_plugins.sources.folder"]).find("source", "folder").distribution == "layertap"
 
 

@@ -101,7 +101,7 @@ def test_only_what_gains_more_than_the_noise_is_suggested():
     assert not Change("workers", 4, Figure(1.2, 0.9, 1.3)).gains(noise=0.1)
 
 
-def test_nothing_stays_behind(found, place):
+def test_nothing_remains_afterwards(found, place):
     assert [path.name for path in place.iterdir()] == ["out"]
 
 
@@ -115,7 +115,7 @@ def test_text_is_narrow_and_data_is_json(found):
     assert set(data["stages"]) == set(STAGES)
 
 
-def test_a_run_that_fails_leaves_nothing_and_tells(photos, tmp_path):
+def test_a_run_that_fails_leaves_nothing_and_reports_why(photos, tmp_path):
     path = Path(shutil.copytree(photos, tmp_path / "photos"))
     for file in path.rglob("*.jpg"):
         file.write_bytes(b"no image")
@@ -148,7 +148,7 @@ def test_the_baselines_compute_the_same_values(this, tmp_path):
             assert np.allclose(values, expected.values[name], rtol=1e-5, atol=1e-6)
 
 
-def test_images_that_no_other_process_can_have_are_told(this):
+def test_images_that_cannot_be_sent_to_other_processes_are_reported(this):
     given = layertap.ImageRecord("a", lambda: b"")
     assert "cannot be handed to other processes" in Images([given], this.forward.preprocessor).why_not_sent()
 

@@ -42,7 +42,7 @@ def test_a_state_dict_is_read_out_of_its_wrapper(tmp_path, wrapper):
     assert checkpoints.read(tmp_path / "tiny.pth").state.keys() == state.keys()
 
 
-def test_the_command_line_that_training_scripts_save_along_is_no_obstacle(tmp_path):
+def test_the_command_line_that_training_scripts_save_too_is_not_an_obstacle(tmp_path):
     state = tiny().state_dict()
     torch.save({"model": state, "args": argparse.Namespace(lr=0.1, path="x")}, tmp_path / "tiny.pth")
     assert checkpoints.read(tmp_path / "tiny.pth").state.keys() == state.keys()
@@ -230,7 +230,7 @@ def test_a_checkpoint_says_what_file_it_is_from(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_training_scripts_save_beside_the_weights_is_no_obstacle(tmp_path, zipped):
+def test_other_things_saved_with_the_weights_are_not_an_obstacle(tmp_path, zipped):
     weight = nn.Parameter(torch.randn(3, 4).half())
     optimizer = torch.optim.AdamW([nn.Parameter(torch.randn(3))])
     optimizer.param_groups[0]["params"][0].grad = torch.ones(3)
@@ -258,7 +258,7 @@ def test_every_type_of_number_is_read_from_either_kind_of_file(tmp_path, dtype):
         assert (found.dtype, found.view(torch.uint8).tolist()) == (value.dtype, value.view(torch.uint8).tolist())
 
 
-def test_tensors_may_share_what_they_hold(tmp_path):
+def test_tensors_may_share_their_storage(tmp_path):
     weight = torch.randn(4, 3)
     torch.save({"weight": weight, "tied": weight, "row": weight[1], "one": weight[:1].expand(1, 3)}, tmp_path / "t.pth")
     assert torch.equal(checkpoints.read(tmp_path / "t.pth").state["tied"], weight)

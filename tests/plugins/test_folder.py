@@ -86,7 +86,7 @@ def test_patterns_match_names_or_paths(tmp_path):
     assert ids(tmp_path, include=["b/*", "*.png"]) == ["b/x3.jpg", "x4.png"]
 
 
-def test_what_begins_with_a_dot_is_passed_over(tmp_path):
+def test_hidden_files_and_folders_are_skipped(tmp_path):
     make(tmp_path, "a.jpg", ".b.jpg", "._a.jpg", ".cache/c.jpg", "d/.e/f.jpg")
     assert ids(tmp_path) == ["a.jpg"]
     assert ids(tmp_path, include=["*"]) == ["a.jpg"]
@@ -142,7 +142,7 @@ def test_links_out_of_the_folder_are_refused_unless_they_are_to_be_followed(tmp_
     assert found["above.jpg"].read_bytes() == os.fsencode(tmp_path / "d.jpg")
 
 
-def test_files_cost_no_look_at_where_they_really_lie(tmp_path, monkeypatch):
+def test_files_are_not_resolved_one_by_one(tmp_path, monkeypatch):
     make(tmp_path, *(f"{number}.jpg" for number in range(20)))
     asked = []
     real = os.path.realpath

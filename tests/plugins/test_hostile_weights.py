@@ -104,7 +104,7 @@ def odd_paths(folder):
 
 
 @pytest.mark.parametrize("name", ["fifo", "folder", "zero", "loop", "nowhere", "sparse"])
-def test_what_is_no_file_of_weights_is_never_read(honest, attempt, tmp_path, name):
+def test_paths_other_than_weights_files_are_never_read(honest, attempt, tmp_path, name):
     odd_paths(tmp_path)
     started = time.monotonic()
     assert attempt(tmp_path / f"{name}.pth", WeightsError).code == 2
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_the_pinned_one_is_refused_before_it_is_loaded(honest
 
 
 @pytest.mark.parametrize("pin", ["", "abc", "g" * 64, "0" * 63, "0" * 65, "0" * 64 + "\n", "b0353104"])
-def test_a_pin_that_is_no_digest_is_told_at_its_key(attempt, honest, pin):
+def test_a_pin_that_is_not_a_digest_is_reported_at_its_key(attempt, honest, pin):
     error = attempt(honest, ConfigError, weights_sha256=pin)
     assert str(error).startswith("config: model.weights_sha256: is a sha256, 64 hexadecimal digits, not ")
 

@@ -136,7 +136,7 @@ def test_a_hub_that_cannot_be_reached_ends_at_once_with_the_ways_out(cache, name
     assert one_line(error)
 
 
-def test_being_told_to_stay_offline_is_said(cache, monkeypatch):
+def test_offline_mode_is_named_in_the_error(cache, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="offline"):
         hub.Repository("owner/name").find("model.safetensors")
@@ -145,7 +145,7 @@ def test_being_told_to_stay_offline_is_said(cache, monkeypatch):
 @pytest.mark.parametrize(
     "reference", ["name", "a/b/c", "../x", "a/..", "a b/c", "a/b@", "a/b@../c", "a/b@x/../y", "/a", "a/"]
 )
-def test_a_reference_that_is_no_repository_is_refused(cache, reference):
+def test_a_reference_that_is_not_a_repository_is_refused(cache, reference):
     with pytest.raises(WeightsError, match=r"is not OWNER/NAME|is no revision"):
         hub.Repository(reference)
 

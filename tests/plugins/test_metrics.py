@@ -58,7 +58,7 @@ def run(photos, out, path, *more, plugins=(), **changes):
     return layertap.run(config(photos, out, observers=observers, shard_rows=4, **changes), plugins=[TINY, *plugins])
 
 
-def test_finished_run_is_told_whole(photos, path, tmp_path):
+def test_finished_run_is_reported_in_full(photos, path, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(photos, images)
     (images / "cats" / "bad.jpg").write_bytes(b"no image")
@@ -80,7 +80,7 @@ def test_finished_run_is_told_whole(photos, path, tmp_path):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_file_is_whole_while_the_run_goes_on(photos, path, tmp_path):
+def test_file_is_whole_during_the_run(photos, path, tmp_path):
     seen, plugin = tmp_path / "seen", tmp_path / "reader.py"
     seen.mkdir()
     plugin.write_text(READER)
@@ -94,7 +94,7 @@ def test_file_is_whole_while_the_run_goes_on(photos, path, tmp_path):
     assert {found["layertap_images_planned",] for found in told} == {20}
 
 
-def test_run_that_is_stopped_says_so_and_the_next_goes_on_from_there(photos, path, tmp_path):
+def test_run_that_is_stopped_says_so_and_the_next_resumes_from_there(photos, path, tmp_path):
     with pytest.raises(layertap.PluginError, match="stopped"):
         run(photos, tmp_path / "out", path, {"type": "stop", "after": 12})
     stopped = samples(path.read_text())
@@ -114,7 +114,7 @@ def test_labels_hold_any_text(photos, path, tmp_path):
     assert info["taps"] == odd
 
 
-def test_place_that_cannot_be_written_is_told_before_the_first_image(photos, tmp_path):
+def test_unwritable_path_is_reported_before_the_first_image(photos, tmp_path):
     with pytest.raises(layertap.ConfigError, match=r"metrics: cannot write '.*no.*x.prom': No such file or directory"):
         run(photos, tmp_path / "out", tmp_path / "nowhere" / "x.prom")
 

@@ -81,7 +81,7 @@ def test_the_facts_are_the_towers_and_survive_json(name, args, layout, prefix):
     assert (about["library"], about["library_version"]) == ("open_clip", open_clip.__version__)
 
 
-def test_a_tower_of_timm_tells_timms_tokens(tmp_path):
+def test_a_tower_of_timm_reports_timms_tokens(tmp_path):
     vision = {"timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear", "image_size": 160}
     config = {"model_cfg": {"embed_dim": 12, "vision_cfg": vision, "text_cfg": TEXT}}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
@@ -266,7 +266,7 @@ def test_what_is_wrong_in_the_configuration_is_named(params, error, part):
 
 
 @pytest.mark.parametrize("config", [{}, {"model_cfg": {"embed_dim": 3}}, {"model_cfg": 3}])
-def test_a_config_that_is_none_is_told(tmp_path, config):
+def test_an_invalid_config_is_reported(tmp_path, config):
     with pytest.raises(WeightsError, match=r"has no open_clip_config\.json"):
         load(f"local-dir:{tmp_path}")
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))

@@ -107,7 +107,7 @@ def test_every_mode_gives_the_bits_of_its_rgb_image(name, mode):
 
 
 @BOTH
-def test_what_works_on_a_batch_waits_for_it(name):
+def test_transforms_that_work_on_a_batch_are_deferred_to_it(name):
     preprocessor = Pipeline.of(transforms=PIPELINES[name][0])
     expected = torch.float32 if name == "floats before resizing" else torch.uint8
     assert preprocessor.prepare(picture(50, 40)).dtype == expected
@@ -219,7 +219,7 @@ def refused(transforms, tmp_path):
         ("CenterCrop", "transforms: should be a valid array"),
     ],
 )
-def test_what_is_wrong_is_told_where_it_stands(transforms, said, tmp_path):
+def test_mistakes_are_reported_with_their_place(transforms, said, tmp_path):
     message = refused(transforms, tmp_path)
     assert f"preprocess.{said}" in message if said.startswith("transforms") else said in message
 
@@ -239,7 +239,7 @@ def test_what_is_wrong_is_told_where_it_stands(transforms, said, tmp_path):
         ),
     ],
 )
-def test_transforms_that_do_not_go_together_are_told_before_the_first_image(transforms, said, photos, tmp_path):
+def test_transforms_that_do_not_fit_together_are_reported_before_the_first_image(transforms, said, photos, tmp_path):
     piped = config(photos, tmp_path / "out", preprocess={"type": "torchvision", "transforms": transforms})
     with pytest.raises(ConfigError) as error:
         layertap.run(piped, plugins=[TINY])
@@ -283,7 +283,7 @@ def test_the_schema_takes_what_loads(schema, transforms, good):
             load_config(whole, None, plugins).build("preprocess", plugins)
 
 
-def test_parameters_are_told_as_they_would_be_written():
+def test_parameters_are_shown_as_they_would_be_written():
     written = PIPELINES["longer side"][0]
     told = json.loads(Pipeline.of(transforms=written).params.model_dump_json())["transforms"]
     resize = {"size": None, "interpolation": "bilinear", "max_size": 33, "antialias": True}

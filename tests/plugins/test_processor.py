@@ -43,7 +43,7 @@ def test_the_preprocessor_is_the_processor_to_the_bit(name, numbers, split):
 
 
 @pytest.mark.parametrize("name", ["DetrImageProcessor", "LlavaNextImageProcessor", "Qwen2VLImageProcessor"])
-def test_a_processor_whose_images_differ_in_shape_is_no_preprocessor(name):
+def test_a_processor_that_gives_several_shapes_is_not_a_preprocessor(name):
     assert ImageProcessor.around(getattr(transformers, name)()) is None
 
 

@@ -109,7 +109,7 @@ def test_reducer_lets_gradients_through(cls, params, axes, shape, row):
 
 @computing
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
-def test_reducer_refuses_what_is_no_float(cls, params, axes, shape, row, dtype):
+def test_reducer_refuses_values_that_are_not_floats(cls, params, axes, shape, row, dtype):
     activation = torch.ones(2, *shape, dtype=dtype)
     if cls is ClsToken:  # it computes nothing
         assert reduced(cls, activation, axes, VIT).dtype == dtype

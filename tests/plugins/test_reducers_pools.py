@@ -126,7 +126,7 @@ def test_gem_pool_neither_overflows_nor_vanishes_in_its_powers(value, p):
     )
 
 
-def test_gem_pool_counts_what_is_below_eps_as_eps():
+def test_gem_pool_counts_values_below_eps_as_eps():
     maps = torch.tensor([[[[-5.0, 0.0]], [[0.0, 2.0]]]])
     value = reduced(GemPool, maps, "NCHW", p=2, eps=0.5)
     torch.testing.assert_close(value, torch.tensor([[0.5, ((0.25 + 4) / 2) ** 0.5]]))
@@ -169,7 +169,7 @@ def test_grid_pool_refuses_a_map_smaller_than_its_grid():
         reduced(GridPool, noise(2, 4, 3, 1), "NCHW", k=2)
 
 
-def test_grid_pool_refuses_patches_that_are_no_square():
+def test_grid_pool_refuses_patches_that_are_not_a_square():
     with pytest.raises(TapError, match=r"'features\.3' has 8 patches, which do not form a square map; use mean_patch"):
         reduced(GridPool, noise(2, 9, 4), "NLC", num_prefix_tokens=1)
 
@@ -181,7 +181,7 @@ def test_grid_pool_refuses_patches_that_are_no_square():
 @pytest.mark.parametrize(
     ("shape", "way_out"), [((5, 6, 7, 8), "flatten"), ((5, 6, 7), "axes: NHWC"), ((5, 6), "axes: NLC"), ((), "flatten")]
 )
-def test_axes_that_nobody_knows_are_refused_with_a_way_out(cls, shape, way_out):
+def test_unknown_axes_are_refused_with_a_way_out(cls, shape, way_out):
     with pytest.raises(TapError) as error:
         cls().bind(info(torch.zeros(2, *shape), "" if shape else "N"))
     for part in (cls.name, "features.3", str(shape), way_out):
@@ -189,7 +189,7 @@ def test_axes_that_nobody_knows_are_refused_with_a_way_out(cls, shape, way_out):
 
 
 @pytest.mark.parametrize("cls", [GridPool, MeanPatch])
-def test_row_is_refused_where_there_is_no_space_in_it(cls):
+def test_row_without_space_is_refused(cls):
     with pytest.raises(TapError, match=r"has the axes NC \(.*\), not NCHW or NHWC or NLC; omit it for this layer"):
         cls().bind(info(torch.zeros(2, 5), "NC"))
 

@@ -124,7 +124,7 @@ def test_torchvision_says_how_many_tokens_come_first():
     assert torch.equal(values["token"], values["whole"][:, 0])
 
 
-def test_registers_are_no_patches():
+def test_registers_are_not_patches():
     timm = pytest.importorskip("timm")
     model = seeded(
         lambda: timm.models.VisionTransformer(

@@ -21,7 +21,7 @@ from tests.plugins.reducing import bound, reduced
 
 @pytest.mark.parametrize("cls", [L2Normalise, RandomProjection])
 @pytest.mark.parametrize(("axes", "shape"), [("NCHW", (3, 4, 5)), ("NLC", (7, 3)), ("N", ()), ("NC", (0,))])
-def test_what_is_not_one_row_an_image_is_refused_with_a_way_out(cls, axes, shape):
+def test_anything_but_one_row_per_image_is_refused_with_a_way_out(cls, axes, shape):
     with pytest.raises(TapError) as error:
         reduced(cls, torch.zeros(2, *shape), axes)
     shown = ", ".join(["N", *map(str, shape)])
@@ -142,7 +142,7 @@ def test_matrix_of_another_seed_is_another():
     assert np.mean(one[one != 0] == other[one != 0]) < 0.1
 
 
-def test_wide_rows_take_memory_for_what_is_not_zero_alone():
+def test_wide_rows_take_memory_only_for_nonzero_entries():
     signs = Signs.drawn(5_000_000, 64, 0)
     assert len(signs.inputs) == pytest.approx(64 * math.sqrt(5_000_000), rel=0.02)
     assert signs.inputs.max() < 5_000_000
@@ -205,7 +205,7 @@ def test_projections_of_one_width_and_seed_can_be_compared():
 
 def test_projection_refuses_to_make_a_row_longer():
     with pytest.raises(
-        TapError, match=r"'features\.3' gives rows of 5 values, fewer than the requested 512 .* smaller dim"
+        TapError, match=r"'features\.3' gives rows of 5 values, fewer than the requested 512; set a smaller dim"
     ):
         reduced(RandomProjection, noise(2, 5), "NC")
     assert reduced(RandomProjection, noise(2, 5), "NC", dim=5).shape == (2, 5)

@@ -80,7 +80,7 @@ def test_cls_token_refuses_a_model_that_has_none(about):
 
 
 @pytest.mark.parametrize(("axes", "shape"), [("NCHW", (3, 4, 4)), ("NHWC", (4, 4, 3)), ("NC", (3,))])
-def test_cls_token_refuses_what_holds_no_tokens(axes, shape):
+def test_cls_token_refuses_values_without_tokens(axes, shape):
     with pytest.raises(TapError, match=rf"'features\.3' has the axes {axes} .*, not NLC"):
         ClsToken().bind(info(noise(2, *shape), axes, num_prefix_tokens=1))
 

@@ -99,7 +99,7 @@ def test_rows_from_s3_are_those_of_the_folder_whatever_breaks(photos, tmp_path, 
     assert set(server.faults) == ({"reset", "stall", "short"} if share else set())
 
 
-def test_images_that_no_attempt_brings_fail_as_network_or_timeout_and_can_be_tried_again(photos, tmp_path):
+def test_images_that_no_attempt_fetches_fail_as_network_or_timeout_and_can_be_retried(photos, tmp_path):
     with serving(folder(photos), share=1.0) as server:
         hurried = source(server.url, timeout=0.2, retries=0)
         report = run(photos, tmp_path / "out", source=hurried, workers=8, max_failures=20)
@@ -171,7 +171,7 @@ def test_keys_with_empty_parts_and_many_pages_are_all_listed(bucket):
     assert found[0].data() == b"many//0.jpg"
 
 
-def test_one_image_behind_a_url_is_taken_whatever_its_name(photos, bucket):
+def test_one_image_at_a_url_is_taken_whatever_its_name(photos, bucket):
     filesystem, name, options = bucket
     filesystem.pipe_file(f"{name}/photos/.one", (photos / "cats/01.jpg").read_bytes())
     (record,) = records(f"s3://{name}/photos/.one", storage_options=options)
@@ -237,7 +237,7 @@ class Answers(Handler):
         ("away", "network", 1),
     ],
 )
-def test_each_answer_has_its_reason_and_only_what_may_pass_is_asked_for_again(path, code, asked):
+def test_each_answer_has_its_reason_and_only_temporary_ones_are_retried(path, code, asked):
     from layertap.images.reading import read
     from layertap.records import ImageRecord, Planned
 
@@ -270,7 +270,7 @@ class Dripping(Handler):
         self.close_connection = True
 
 
-def test_a_server_that_drips_holds_nobody_for_ever():
+def test_a_very_slow_server_does_not_block_a_thread_for_ever():
     with serving(Dripping) as server:
         assert reason(data_of(f"{server.url}/x", timeout=0.2, retries=0)) == "timeout"
 

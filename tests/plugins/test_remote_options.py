@@ -103,7 +103,7 @@ class Empty(Handler):
         ("{url}/closed/", "check the credentials"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_a_line_before_anything_is_written(bucket, tmp_path, path, said):  # noqa: F811
+def test_unreadable_sources_are_reported_in_one_line_before_anything_is_written(bucket, tmp_path, path, said):  # noqa: F811
     _, name, options = bucket
     with serving(Empty) as server:
         at = path.format(bucket=name, url=server.url)
@@ -117,7 +117,7 @@ def test_what_cannot_be_read_is_told_in_a_line_before_anything_is_written(bucket
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_credentials_are_told(bucket, monkeypatch, tmp_path):  # noqa: F811
+def test_missing_credentials_are_reported(bucket, monkeypatch, tmp_path):  # noqa: F811
     _, name, options = bucket
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -138,7 +138,7 @@ def test_missing_credentials_are_told(bucket, monkeypatch, tmp_path):  # noqa: F
         ("zip://::s3://b/x.zip", "s3fs", "s3"),
     ],
 )
-def test_a_missing_package_is_told_with_its_extra(url, hidden, extra):
+def test_a_missing_package_is_reported_with_its_extra(url, hidden, extra):
     program = f"""
 import sys
 sys.modules[{hidden!r}] = None

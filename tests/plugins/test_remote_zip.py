@@ -49,7 +49,7 @@ def test_a_part_of_an_archive_or_one_image_of_it(photos, archive):
     assert (one.id, one.data()) == ("01.jpg", (photos / "cats/01.jpg").read_bytes())
 
 
-def test_an_archive_behind_a_url_is_read_in_pieces_on_many_threads(photos, archive, bucket):  # noqa: F811
+def test_an_archive_at_a_url_is_read_in_pieces_on_many_threads(photos, archive, bucket):  # noqa: F811
     filesystem, name, options = bucket
     filesystem.put_file(str(archive), f"{name}/photos.zip")
     found = records(f"zip://in::s3://{name}/photos.zip", storage_options=options)
@@ -58,7 +58,7 @@ def test_an_archive_behind_a_url_is_read_in_pieces_on_many_threads(photos, archi
     assert data == [(photos / record.id).read_bytes() for record in found]
 
 
-def test_a_web_server_that_gives_no_pieces_is_told(archive):
+def test_a_web_server_without_range_requests_is_reported(archive):
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("large.bin", os.urandom(2**21))
     with (
@@ -135,7 +135,7 @@ def test_a_hostile_archive_fails_by_the_member_and_writes_nothing(tmp_path):
         ("zip://nowhere::{}/photos.zip", "no images"),
     ],
 )
-def test_an_archive_that_cannot_be_used_is_told_in_a_line(archive, tmp_path, location, said):
+def test_an_unusable_archive_is_reported_in_one_line(archive, tmp_path, location, said):
     (tmp_path / "text.zip").write_text("not an archive")
     with pytest.raises(layertap.ConfigError, match=said) as caught:
         records(location.format(tmp_path))

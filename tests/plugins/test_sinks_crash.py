@@ -73,7 +73,7 @@ def test_new_output_takes_the_place_of_one_with_folders(photos, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(SINKS)
 
 
-def test_full_disk_is_a_clean_stop_and_the_run_goes_on(photos, wholes, tmp_path):
+def test_full_disk_is_a_clean_stop_and_the_run_resumes(photos, wholes, tmp_path):
     # The first limit is less than a part takes; the second more, and less than the merged output where there is one.
     attempts = [(sink_config(kind, photos, tmp_path / kind), limit) for kind in SINKS for limit in (30_000, 100_000)]
     ends, said = fated(attempts)

@@ -98,7 +98,7 @@ def test_rows_are_c_ordered_whatever_came(tmp_path, kind, array):
 
 
 @pytest.mark.parametrize("kind", SINKS)
-def test_run_of_which_no_image_could_be_used_is_finished(tmp_path, kind):
+def test_run_without_usable_images_is_finished(tmp_path, kind):
     sink = sink_of(kind, "tap")
     whole = merged(tmp_path, sink, saved(tmp_path, sink, [0, 0], {"tap": np.zeros((0, 2, 3), np.float16)}))
     rows = sink.load(whole, "tap")
@@ -184,7 +184,7 @@ def test_reading_leaves_no_file_open(photos, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", SINKS)
-def test_tap_may_be_called_as_what_stands_beside_it(photos, tmp_path, kind):
+def test_tap_may_have_the_name_of_another_column(photos, tmp_path, kind):
     taps = [{"layer": "classifier", "name": name} for name in ("id", "label", "a.b", "a_b")]
     sink_run(kind, photos, tmp_path / "out", taps=taps)
     found = values(tmp_path / "out")
@@ -201,7 +201,7 @@ def test_tap_may_be_called_as_what_stands_beside_it(photos, tmp_path, kind):
         ("lance", "lance", "lance"),
     ],
 )
-def test_missing_package_is_told_before_anything_is_written(photos, tmp_path, monkeypatch, kind, package, extra):
+def test_missing_package_is_reported_before_anything_is_written(photos, tmp_path, monkeypatch, kind, package, extra):
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)

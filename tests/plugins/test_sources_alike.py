@@ -96,7 +96,7 @@ def test_a_container_that_changed_meanwhile_is_refused(way, paths, tmp_path):
 
 
 @pytest.mark.parametrize("way", CONTAINERS)
-def test_a_container_that_changes_under_the_records_is_read_no_more(way, paths, tmp_path):
+def test_a_container_that_changes_after_listing_is_not_read_again(way, paths, tmp_path):
     source = built(WAYS[way](paths, tmp_path))
     *_, last = source.records()
     assert last.data()
@@ -115,7 +115,7 @@ def test_a_container_that_changes_under_the_records_is_read_no_more(way, paths, 
         ("huggingface", "datasets", "huggingface"),
     ],
 )
-def test_a_missing_package_is_told_with_what_to_install(way, module, extra, stored, monkeypatch):
+def test_a_missing_package_is_reported_with_the_command_to_install_it(way, module, extra, stored, monkeypatch):
     source = stored(way)
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)

@@ -35,7 +35,7 @@ def fault(path, **params):
     return refusal(lambda: records(path, **params))
 
 
-def test_the_axes_are_told_by_the_shape(tmp_path):
+def test_the_axes_follow_from_the_shape(tmp_path):
     first = np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2))
     assert np.array_equal(read(saved(tmp_path / "a.npy", IMAGES)), IMAGES)
     assert np.array_equal(read(saved(tmp_path / "a.npy", first)), IMAGES)
@@ -46,7 +46,7 @@ def test_the_axes_are_told_by_the_shape(tmp_path):
     assert [record.id for record in records(tmp_path / "a.npy")][-1] == "00000005"
 
 
-def test_a_shape_that_tells_two_things_needs_axes(tmp_path):
+def test_an_ambiguous_shape_needs_axes(tmp_path):
     path = saved(tmp_path / "a.npy", np.ascontiguousarray(IMAGES[:, :3]))
     assert "does not show its axes; set `axes` to NHWC" in fault(path)
     assert np.array_equal(read(path, axes="NHWC"), IMAGES[:, :3])
@@ -84,7 +84,7 @@ def test_hdf5_data_sets_are_found_by_their_path(tmp_path):
     assert np.array_equal(read(tmp_path / "whatever"), IMAGES)
 
 
-def test_hdf5_leads_to_no_other_file(tmp_path):
+def test_hdf5_does_not_follow_links_to_other_files(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["images"] = IMAGES
     (tmp_path / "raw").write_bytes(IMAGES.tobytes())
@@ -99,7 +99,7 @@ def test_hdf5_leads_to_no_other_file(tmp_path):
         assert f"has no array {key!r}" in fault(tmp_path / "a.h5", key=key)
 
 
-def test_labels_of_an_npy_lie_in_another(tmp_path):
+def test_labels_of_an_npy_are_in_another(tmp_path):
     path = saved(tmp_path / "a.npy", IMAGES)
     labels = saved(tmp_path / "y.npy", np.array(["x", "y", "z", "x", "y", "z"]))
     assert [record.meta["label"] for record in records(path, labels=str(labels))] == ["x", "y", "z"] * 2
@@ -176,12 +176,12 @@ def zipped(data, **facts):
         ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(100), "cannot use"),
     ],
 )
-def test_damaged_and_hostile_files_are_told_in_one_line(tmp_path, name, data, said):
+def test_damaged_and_hostile_files_are_reported_in_one_line(tmp_path, name, data, said):
     (tmp_path / name).write_bytes(data)
     assert said in fault(tmp_path / name)
 
 
-def test_what_cannot_be_read_by_rows_is_told(tmp_path):
+def test_files_that_cannot_be_read_by_rows_are_reported(tmp_path):
     assert "np.ascontiguousarray" in fault(saved(tmp_path / "a.npy", np.asfortranarray(IMAGES)))
     assert "has no images" in fault(saved(tmp_path / "a.npy", IMAGES[:0]))
     assert "has no array 'x'" in fault(saved(tmp_path / "a.npy", IMAGES), key="x")

@@ -125,7 +125,7 @@ def test_another_data_set_in_the_same_folder_has_another_stamp(files, tmp_path):
     assert set(before).isdisjoint(record.data.stamp for record in records(tmp_path / "saved"))
 
 
-def test_what_is_no_data_set_is_told_in_one_line(files, tmp_path):
+def test_paths_without_a_data_set_are_reported_in_one_line(files, tmp_path):
     (tmp_path / "folder").mkdir()
     assert "the source `folder`" in fault(tmp_path / "folder")
     (tmp_path / "folder/dataset_info.json").write_text("{")
@@ -140,5 +140,5 @@ def test_what_is_no_data_set_is_told_in_one_line(files, tmp_path):
         HuggingFaceSource.of(path="a", trust_remote_code=True)
 
 
-def test_the_hub_is_asked_for_what_is_not_here():
+def test_the_hub_is_asked_for_data_that_is_not_local():
     assert "cannot load 'owner/name'" in fault("owner/name", split="train")

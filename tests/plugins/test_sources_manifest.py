@@ -151,7 +151,7 @@ def test_urls_are_fetched_beside_files(served, tmp_path):
 
 
 @pytest.mark.parametrize("url", ["nothing://a/b.jpg", "filecache://a/b.jpg"])
-def test_urls_that_cannot_be_opened_are_told_before_anything_is_read(tmp_path, url):
+def test_urls_that_cannot_be_opened_are_reported_before_anything_is_read(tmp_path, url):
     with pytest.raises(layertap.ConfigError, match=url):
         records(written(tmp_path, f"path\n{url}\n"))
 
@@ -185,16 +185,16 @@ def test_ids_may_have_a_column_of_their_own(tmp_path):
         ("path\n", "l.txt", "set the format, as in `format: csv`"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_line(tmp_path, text, name, said):
+def test_mistakes_are_reported_with_their_line(tmp_path, text, name, said):
     assert said in fault(written(tmp_path, text, name))
 
 
-def test_duplicates_in_a_parquet_table_are_told_by_their_rows(tmp_path):
+def test_duplicates_in_a_parquet_table_are_reported_by_row(tmp_path):
     pq.write_table(pa.table({"path": ["a", "b", "a"]}), tmp_path / "l.parquet", row_group_size=2)
     assert "'a' twice, in rows 1 and 3" in fault(tmp_path / "l.parquet")
 
 
-def test_tables_that_are_not_there_and_wrong_parameters_are_told(tmp_path):
+def test_missing_tables_and_wrong_parameters_are_reported(tmp_path):
     assert "No such file" in fault(tmp_path / "missing.csv")
     assert "not a regular file" in fault(tmp_path)
     assert "is a URL" in fault("s3://bucket/list.csv")

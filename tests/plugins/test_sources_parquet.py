@@ -39,7 +39,7 @@ def some(count, size=100, seed=0):
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_bytes_may_lie_bare_or_in_a_struct(tmp_path, kind):
+def test_bytes_may_be_bare_or_in_a_struct(tmp_path, kind):
     images = some(5)
     stored(tmp_path / "a.parquet", {"image": pa.array(images, kind)})
     packed = pa.array(
@@ -171,23 +171,23 @@ def test_a_damaged_page_fails_its_images_and_no_others(tmp_path):
         ({"image": [b"1"], "name": [None]}, {"id": "name"}, "row 0 of"),
     ],
 )
-def test_columns_that_do_not_fit_are_told_in_one_line(tmp_path, columns, params, said):
+def test_columns_that_do_not_fit_are_reported_in_one_line(tmp_path, columns, params, said):
     assert said in fault(stored(tmp_path / "a.parquet", columns), **params)
 
 
-def test_files_with_other_columns_are_told(tmp_path):
+def test_files_with_different_columns_are_reported(tmp_path):
     stored(tmp_path / "a.parquet", {"image": some(1), "label": [1]})
     stored(tmp_path / "b.parquet", {"image": some(1), "labels": [1]})
     assert "b.parquet' differ from those of" in fault(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"PAR1" + bytes(100) + b"PAR1", b"PAR1\xff\xff\xff\xffPAR1"])
-def test_what_is_no_parquet_is_told_in_one_line(tmp_path, data):
+def test_files_other_than_parquet_are_reported_in_one_line(tmp_path, data):
     (tmp_path / "a.parquet").write_bytes(data)
     assert "as Parquet" in fault(tmp_path / "a.parquet")
 
 
-def test_paths_that_lead_nowhere_are_told(tmp_path):
+def test_paths_that_lead_nowhere_are_reported(tmp_path):
     assert "No such file" in fault(tmp_path / "missing.parquet")
     assert "no file below" in fault(tmp_path)
     assert "is a URL" in fault("https://example.org/a.parquet")

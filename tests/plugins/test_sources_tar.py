@@ -39,14 +39,14 @@ def fault(path, **params):
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_images_are_read_where_they_lie(tmp_path, form):
+def test_images_are_read_in_place(tmp_path, form):
     long = "x" * 90 + "/" + "y" * 90
     members = {"b.jpg": b"bee", f"{long}.PNG": b"long", "d/é.tar.webp": b"e" * 5000, "a.txt": b"no image", "z.bmp": b""}
     path = packed(tmp_path / "a.tar", members, format=form)
     assert given_by(path) == {"b": b"bee", long: b"long", "d/é": b"e" * 5000, "z": b""}
 
 
-def test_what_lies_beside_an_image_is_its_metadata_with_the_same_keys_everywhere(tmp_path):
+def test_files_of_a_sample_are_its_metadata_with_the_same_keys_everywhere(tmp_path):
     facts = {"caption": "ü", "id": 7, "score": 0.5, "ok": True, "none": None, "nan": float("nan"), "boxes": [1, 2]}
     members = {
         "a.jpg": b"1",
@@ -132,7 +132,7 @@ def test_hostile_members_are_a_name_and_nothing_else(tmp_path):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_sparse_members_are_refused_and_those_behind_them_read(tmp_path):
+def test_sparse_members_are_refused_and_those_after_them_read(tmp_path):
     path = tmp_path / "a.tar"
     old = tarfile.TarInfo("old.jpg")
     old.size = 512
@@ -219,7 +219,7 @@ def header(size_field=b"", **facts):
         (bytes(1024), "no images"),
     ],
 )
-def test_what_is_no_good_archive_is_told_in_one_line(tmp_path, data, said):
+def test_bad_archives_are_reported_in_one_line(tmp_path, data, said):
     (tmp_path / "a.tar").write_bytes(data)
     assert (said or "source.path") in fault(tmp_path / "a.tar")
 
@@ -236,11 +236,11 @@ def test_what_is_no_good_archive_is_told_in_one_line(tmp_path, data, said):
         ({"a.txt": b"1", "b.tif": b"2"}, "no images in "),
     ],
 )
-def test_samples_that_make_no_sense_are_told_in_one_line(tmp_path, members, said):
+def test_invalid_samples_are_reported_in_one_line(tmp_path, members, said):
     assert said in fault(packed(tmp_path / "a.tar", members))
 
 
-def test_a_member_that_comes_twice_is_told(tmp_path):
+def test_a_duplicate_member_is_reported(tmp_path):
     path = packed(tmp_path / "a.tar", {"a.jpg": b"1"})
     packed(path, {"a.jpg": b"2"}, "a")
     assert "holds 'a.jpg' twice" in fault(path)
@@ -260,7 +260,7 @@ def test_a_member_that_comes_twice_is_told(tmp_path):
         ("pipe.tar", "not a regular file"),
     ],
 )
-def test_paths_that_lead_nowhere_are_told_in_one_line(tmp_path, path, said, monkeypatch):
+def test_paths_that_lead_nowhere_are_reported_in_one_line(tmp_path, path, said, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.tar")

@@ -107,7 +107,7 @@ def test_functions_are_refused(folder, key):
         ("FakeData", {"size": "many"}, "does not suit FakeData"),
     ],
 )
-def test_what_does_not_fit_is_told_in_one_line(name, args, said):
+def test_unsuitable_arguments_are_reported_in_one_line(name, args, said):
     assert said in fault(name, **args)
 
 

@@ -226,7 +226,7 @@ def test_a_model_that_somebody_saved_is_built_as_its_config_says(cache, tmp_path
     assert loaded.module.num_classes == 5
 
 
-def test_a_config_cannot_fetch_weights_behind_our_back(tmp_path):
+def test_a_config_cannot_fetch_weights_unasked(tmp_path):
     config = {"architecture": "test_vit", "model_args": {"pretrained_strict": False}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="pretrained_strict"):
@@ -241,7 +241,7 @@ def test_a_config_cannot_fetch_weights_behind_our_back(tmp_path):
         ({"architecture": "test_vit", "pretrained_cfg": {"colour": 1}}, "does not suit the library"),
     ],
 )
-def test_a_config_that_timm_cannot_build_is_told(tmp_path, config, fault):
+def test_a_config_that_timm_cannot_build_is_reported(tmp_path, config, fault):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises((ConfigError, WeightsError), match=fault) as error:
         load(f"local-dir:{tmp_path}", weights="random")
@@ -277,7 +277,7 @@ def test_what_is_wrong_in_the_configuration_is_named(params, error, part):
 
 
 @pytest.mark.parametrize("key", ["pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"])
-def test_arguments_cannot_fetch_weights_behind_our_back(key):
+def test_arguments_cannot_fetch_weights_unasked(key):
     with pytest.raises(ConfigError, match=rf"'{key}'.*model\.weights"):
         load("test_vit", weights="random", args={key: True})
 

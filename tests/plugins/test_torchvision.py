@@ -123,7 +123,7 @@ def test_arguments_that_do_not_suit_the_architecture_are_named(args):
 
 
 @pytest.mark.parametrize("key", ["pretrained", "pretrained_backbone", "weights", "weights_backbone"])
-def test_arguments_cannot_fetch_weights_behind_our_back(key):
+def test_arguments_cannot_fetch_weights_unasked(key):
     with pytest.raises(ConfigError, match=rf"'{key}'.*model\.weights"):
         load("lraspp_mobilenet_v3_large", weights="random", args={key: True})
 
@@ -316,7 +316,7 @@ def dense(name, layer, photos, preprocess=None):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("timm", "test_vit"), ("transformers", "vit"), ("open_clip", "RN50")])
-def test_a_provider_whose_library_is_missing_names_its_extra(monkeypatch, photos, kind, name):
+def test_a_provider_without_its_library_names_its_extra(monkeypatch, photos, kind, name):
     monkeypatch.setitem(sys.modules, kind, None)
     with pytest.raises(PluginError, match=rf"needs the package '{kind}': pip install 'layertap\[{kind}\]'") as error:
         list(layertap.extract({"type": kind, "name": name, "weights": "random"}, photos, "."))

@@ -125,7 +125,7 @@ def test_the_model_runs_on_a_batch_alone_and_its_prefix_tokens_are_counted(kind)
         assert expected.shape[1] == PREFIX[kind] + patches
 
 
-def test_the_layout_is_told_only_where_it_holds_everywhere():
+def test_the_layout_is_reported_only_if_it_holds_everywhere():
     assert [tiny(kind).about["layout"] for kind in ("resnet", "vit", "swin", "convnext")] == ["NCHW", None, None, None]
 
 

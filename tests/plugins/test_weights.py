@@ -45,7 +45,7 @@ def test_a_path_is_found_also_under_the_home_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "reference", ["none.pth", "none.bin", "none.SafeTensors", "some/where", "no\0file.pt", "x" * 5000 + ".pth"]
 )
-def test_a_path_that_is_no_file_says_so(reference):
+def test_a_path_that_is_not_a_file_is_reported(reference):
     with pytest.raises(WeightsError, match="is not a file"):
         weights.locate(reference, ["DEFAULT"])
 

@@ -45,7 +45,7 @@ def killed_at_random(case: Case, tmp_path, kills: int) -> int:
     return hit
 
 
-def test_trace_of_a_run_tells_all_that_it_did(case, tmp_path):
+def test_trace_of_a_run_records_everything_that_it_did(case, tmp_path):
     for sink in SINKS:
         disk = Disk()
         disk.play(case(sink).trace)

@@ -172,7 +172,7 @@ def test_format_whose_files_differ_may_say_so(tmp_path):
     Tested().test_same_shard_gives_the_same_files_again(tmp_path)
 
 
-def test_file_sink_inside_a_function_cannot_be_killed_and_is_told(tmp_path):
+def test_file_sink_inside_a_function_cannot_be_killed_and_is_reported(tmp_path):
     class Local(broken.Raw):
         pass
 
