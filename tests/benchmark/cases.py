@@ -1,4 +1,4 @@
-"""What is measured: models, taps, and how much of each."""
+"""The cases to measure: models, taps, and the amount of each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY_FEATURE = {"layer": "features.*", "reduce": ["mean_pool"]}
 
 @dataclass(frozen=True)
 class Case:
-    """A model and its taps; `share` of the images for one that is slow; `suggest`: try other settings too."""
+    """A model and its taps; `share` is the share of the images for a slow one; `suggest` also tries other settings."""
 
     title: str
     model: Mapping[str, Any]

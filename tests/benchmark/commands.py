@@ -1,7 +1,7 @@
-"""Whole commands against each other: from the shell's prompt to features on disk, each in a process of its own.
+"""A comparison of whole commands: from the shell's prompt to features on disk, each in its own process.
 
-`python -m tests.benchmark.commands [--images N] [--rounds N]` prints the table. The peers are installed beside the
-environment, without a change to it, each as it installs: what does not is said in its row.
+`python -m tests.benchmark.commands [--images N] [--rounds N]` prints the table. The peers are installed next to the
+environment, without changing it, each in its usual way; a failed installation is reported in the peer's row.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ RESNET = {"type": "timm", "name": "resnet18", "weights": "random"}
 
 @dataclass(frozen=True)
 class Peer:
-    """A script, the model and layer that it is measured on, and what it needs beyond our own environment.
+    """A script, the model and layer for its measurement, and the packages that it needs besides this environment.
 
-    `beside`: a package that is put on its path without its dependencies; `own`: one that pins others, and gets an
-    environment of its own.
+    `beside` is a package that is put on its path without its dependencies; `own` is one that pins others, and gets its
+    own environment.
     """
 
     title: str
@@ -47,7 +47,7 @@ class Peer:
 PEERS = [
     Peer("careful DataLoader script", "careful", "classifier.5"),
     Peer("careful DataLoader script", "careful", "features.2"),
-    Peer("tutorial: load all, one forward", "tutorial", "classifier.5"),
+    Peer("tutorial: load all, one forward pass", "tutorial", "classifier.5"),
     Peer("torchextractor + DataLoader", "with_torchextractor", "classifier.5", beside="torchextractor"),
     Peer("timm + DataLoader", "with_timm", "global_pool", RESNET),
     Peer("img2vec", "with_img2vec", "classifier.5", beside="img2vec-pytorch"),
@@ -58,7 +58,7 @@ PEERS = [
 
 @dataclass(frozen=True)
 class Spent:
-    """What a command took, in seconds and core-seconds."""
+    """The time of a command, in seconds and core-seconds."""
 
     seconds: float
     cores: float
@@ -66,7 +66,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Result:
-    """Round by round what a peer and layertap took; `why` there is nothing."""
+    """The times of a peer and layertap, round by round; `why` is the reason if there are none."""
 
     peer: Peer
     theirs: Sequence[Spent] = ()
@@ -81,7 +81,7 @@ class Result:
 
 
 def measured(folder: Path, images: Path, rounds: int) -> list[Result]:
-    """Each peer against layertap, in turn; the order turns from round to round."""
+    """Each peer against layertap, in turn; the order changes from round to round."""
     _fake_pretrained(folder / "home")
     return [_against(peer, folder, images, rounds) for peer in PEERS]
 
@@ -128,7 +128,7 @@ def _spent(command: Sequence[str], environment: Mapping[str, str]) -> Spent:
     with tempfile.TemporaryFile() as printed:
         started = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=printed, stderr=subprocess.STDOUT)
-        # Of this process and those that it has waited for: a DataLoader's are among them.
+        # This counts this process and those that it has waited for, including a DataLoader's.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -139,7 +139,7 @@ def _spent(command: Sequence[str], environment: Mapping[str, str]) -> Spent:
 
 
 def _installed(peer: Peer, folder: Path) -> tuple[str, str, str]:
-    """The Python to run a peer's script with, what to put on its path, and the peer's version."""
+    """The Python for a peer's script, the entries for its path, and the peer's version."""
     installing = [str(Path(sys.executable).with_name("uv")), "pip", "install", "--quiet"]
     if peer.own:
         place = folder / peer.own
@@ -163,7 +163,7 @@ def _version(place: Path, name: str) -> str:
 
 
 def _fake_pretrained(home: Path) -> None:
-    """A file of AlexNet's weights under the name that torchvision looks for; its values say nothing about time."""
+    """A file of AlexNet's weights under the name that torchvision looks for; its values do not affect the time."""
     import torch
     from torchvision.models import AlexNet_Weights, alexnet
 

@@ -1,8 +1,8 @@
 """How fast each sink writes and each source reads: `python -m tests.benchmark.doors` prints two tables.
 
-A sink writes what a run hands it, shard by shard, each made durable, and merges the parts at the end. Beside it, in the
-same round, the same bytes are written to plain files with an fsync each. A source lists its records, and gives the
-bytes or pixels of all images, one after the other; decoding is not part of it.
+A sink writes the shards of a run one by one, makes each durable, and merges the parts at the end. In the same round,
+for comparison, the same bytes are written to plain files with an fsync each. A source lists its records, and gives the
+bytes or pixels of all images, one after another; decoding is not included.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARDS, ROWS, VALUES = 8, 2048, 4096
 
 
 def shards() -> list[Shard]:
-    """Vectors as a run has them: half of them zero, behind a ReLU."""
+    """Vectors as in a run: half of the values are zero, as after a ReLU."""
     numbers = np.random.default_rng(0)
     return [
         Shard(

@@ -1,4 +1,4 @@
-"""A folder of photographs as people have them: JPEGs of 500 x 375, those of the source `samples` under many names."""
+"""A folder of typical photographs: JPEGs of 500 x 375 pixels, those of the source `samples` under many names."""
 
 from __future__ import annotations
 

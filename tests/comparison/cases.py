@@ -1,4 +1,4 @@
-"""The cases: small models with the habits that mislead a tool, and what is true of them, computed without any tool."""
+"""The cases: small models with habits that mislead tools, and the true results, computed without any tool."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CLOSE = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """A row. `check` is True for right and False for wrong, None where the case does not apply, or raises.
+    """A row. `check` gives True for right, False for wrong, None if the case does not apply, or raises.
 
-    An error whose text holds one of `reasons` says why.
+    An error with one of `reasons` in its text says why.
     """
 
     title: str
@@ -61,7 +61,7 @@ def sequential(tool: Tool, *also: str) -> bool:
     return same(value_of(tool, model, "0", x, *also), model[0](x))
 
 
-@case("the same, and a later layer asked for too")
+@case("the same, and a later layer requested too")
 def sequential_and_later(tool: Tool) -> bool:
     return sequential(tool, "3")
 
@@ -74,7 +74,7 @@ def alexnet(tool: Tool, *also: str) -> bool:
     return same(value_of(tool, model, "features.0", x, *also), model.features[0](x))
 
 
-@case("AlexNet `features.0`, and `features.2` asked for too")
+@case("AlexNet `features.0`, and `features.2` requested too")
 def alexnet_and_later(tool: Tool) -> bool:
     return alexnet(tool, "features.2")
 
@@ -89,7 +89,7 @@ def resnet18(tool: Tool, *also: str) -> bool:
     return same(value_of(tool, model, "layer1.0.bn2", x, *also), expected)
 
 
-@case("ResNet-18 `layer1.0.bn2`, and `layer1.0` asked for too")
+@case("ResNet-18 `layer1.0.bn2`, and `layer1.0` requested too")
 def resnet18_and_later(tool: Tool) -> bool:
     return resnet18(tool, "layer1.0")
 
@@ -113,7 +113,7 @@ def densenet(tool: Tool, *also: str) -> bool:
     return same(value_of(tool, model, "features.norm5", x, *also), out_of_place(model).features(x))
 
 
-@case("DenseNet `features.norm5`, and `classifier` asked for too")
+@case("DenseNet `features.norm5`, and `classifier` requested too")
 def densenet_and_later(tool: Tool) -> bool:
     return densenet(tool, "classifier")
 
@@ -133,7 +133,7 @@ def second_call(tool: Tool) -> bool | None:
 def bare_name(tool: Tool) -> bool:
     model, x = seeded(Repeated), noise(2, 3, 8, 7)
     value = value_of(tool, model, "relu", x)
-    # torchvision names calls relu, relu_1, relu_2: there the bare name means the first.
+    # torchvision names calls relu, relu_1, relu_2, so that the bare name means the first.
     return tool.name == "torchvision" and same(value, model.stages(x)[0])
 
 
@@ -154,7 +154,7 @@ def second_name(tool: Tool) -> bool:
 
 
 def _second(tool: Tool, make: Callable[[Tensor, Tensor], Any], key: Any) -> bool:
-    """The second of two tensors: by the tool's own way if it has one, else out of the structure that it gives."""
+    """The second of two tensors: by the tool's own way if it has one, else from the structure that it returns."""
     model, x = Holding(Returning(lambda x: make(x * 2, x + 1))), noise(2, 3)
     layer = f"layer[{key}]" if tool.parts else "layer.add" if tool.name == "torchvision" else "layer"
     value = value_of(tool, model, layer, x)
@@ -209,7 +209,7 @@ def tokens_first(tool: Tool) -> bool | None:
 )
 def second_batch(tool: Tool) -> bool:
     model, x = seeded(Sometimes), torch.ones(2, 3)
-    # It has no value in the second batch, so that any value is a wrong one.
+    # It has no value in the second batch, so that any value is wrong.
     tool.extract(model, ["extra"], [x, -x])[1]["extra"]
     return False
 
@@ -229,7 +229,7 @@ def never_called(tool: Tool) -> bool:
     return same(value_of(tool, model, "attention.out_proj", x), model(x))
 
 
-# What becomes of the model
+# Effects on the model
 
 
 def _in_training() -> nn.Sequential:
@@ -259,7 +259,7 @@ def _hooks(model: nn.Module) -> int:
     return sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in model.modules())
 
 
-@case("no hook left on the model once the tool is gone")
+@case("no hook left on the model after the tool has finished")
 def hooks_left(tool: Tool) -> bool:
     model = chain()
     value_of(tool, model, "0", noise(2, 3, 8, 7))
@@ -267,7 +267,7 @@ def hooks_left(tool: Tool) -> bool:
     return _hooks(model) == 0
 
 
-@case("no hook left after a forward that raised")
+@case("no hook left after a forward pass that raised")
 def hooks_left_after_an_error(tool: Tool) -> bool:
     model = chain()
     try:
@@ -279,7 +279,7 @@ def hooks_left_after_an_error(tool: Tool) -> bool:
     return _hooks(model) == 0
 
 
-# What can be done with the values
+# Uses of the values
 
 
 def _trains(tool: Tool) -> bool:

@@ -1,4 +1,4 @@
-"""What one tap adds to a forward of AlexNet on 64 images on the CPU: `python tests/comparison/overhead.py [ROUNDS]`."""
+"""The cost of one tap in AlexNet's forward pass, 64 images, CPU: `python tests/comparison/overhead.py [ROUNDS]`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CLOCKS = {"elapsed": time.perf_counter, "processor": time.process_time}
 
 
 def measure(rounds: int = 31) -> dict[tuple[str, str], list[float]]:
-    """Ratios of the time of each kind of forward to that of the plain one of the same round, by kind and clock.
+    """Ratios of the time of each kind of forward pass to that of the plain one in the same round, by kind and clock.
 
-    The order is drawn anew for each round, so that what a kind gains from its neighbours evens out. Processor time is
-    that of all threads.
+    The order is drawn again for each round, so that effects between neighbours even out. Processor time is that of all
+    threads.
     """
     model, x = alexnet().eval(), torch.randn(64, 3, 224, 224)
 
@@ -40,7 +40,7 @@ def measure(rounds: int = 31) -> dict[tuple[str, str], list[float]]:
 
     kinds: dict[str, Callable[[], None]] = {
         "plain": plain,
-        "the plain forward again": plain,
+        "the plain forward pass again": plain,
         "inside a tap": tapped,
         "after a tap was closed": plain,
     }
@@ -61,8 +61,8 @@ def measure(rounds: int = 31) -> dict[tuple[str, str], list[float]]:
 
 
 def shown(ratios: dict[tuple[str, str], list[float]]) -> list[str]:
-    """A table of medians and quartiles, in percent over the plain forward."""
-    lines = ["| forward | time | median | quartiles | pairs |", "|---|---|---|---|---|"]
+    """A table of medians and quartiles, in percent over the plain forward pass."""
+    lines = ["| forward pass | time | median | quartiles | pairs |", "|---|---|---|---|---|"]
     for (name, clock), found in ratios.items():
         low, middle, high = ((value - 1) * 100 for value in statistics.quantiles(found, n=4))
         lines.append(f"| {name} | {clock} | {middle:+.2f} % | {low:+.2f} % to {high:+.2f} % | {len(found)} |")

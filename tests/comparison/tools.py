@@ -1,4 +1,4 @@
-"""The tools of the comparison, each behind one function: model, layers, batches -> values by layer, batch by batch."""
+"""The tools of the comparison, each as one function: model, layers, batches -> values by layer, batch by batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tool:
     distribution: str
     extract: Extract
     rows: bool = False
-    """Whether it gives one row an image over several batches, rather than the layer's tensor."""
+    """Whether it gives one row per image over several batches, rather than the layer's tensor."""
     flattens: bool = False
     calls: str | None = None
     """How it names a layer's later call, if it can."""
@@ -53,7 +53,7 @@ def tap(model: nn.Module, layers: list[str], batches: list[Tensor]) -> list[Valu
 def extract(model: nn.Module, layers: list[str], batches: list[Tensor]) -> list[Values]:
     import layertap
 
-    # Images that only say which row of the input they stand for.
+    # Images that only say which row of the input they represent.
     rows = [row for x in batches for row in x]
     images = [Image.new("RGB", (1, 1), (number, 0, 0)) for number in range(len(rows))]
 
@@ -76,7 +76,7 @@ def torchextractor(model: nn.Module, layers: list[str], batches: list[Tensor]) -
     import torchextractor
 
     extractor = torchextractor.Extractor(model, layers)
-    # Its dictionary is changed by each forward; copying that is its caller's part, says its documentation.
+    # Each forward pass changes its dictionary; according to its documentation, copying it is up to the caller.
     return [dict(extractor(x)[1]) for x in batches]
 
 
@@ -107,7 +107,7 @@ def thingsvision(model: nn.Module, layers: list[str], batches: list[Tensor], fla
 
 
 def _thingsvision_extractor() -> Any:
-    """Its extractor for PyTorch, as it is, without the `__init__` files that also import TensorFlow."""
+    """Its unchanged extractor for PyTorch, without the `__init__` files that also import TensorFlow."""
     spec = importlib.util.find_spec("thingsvision")
     assert spec is not None
     assert spec.submodule_search_locations is not None

@@ -1,4 +1,4 @@
-"""A stranger's plugin: a source, a preprocessor and a sink, with the public names of layertap and nothing else."""
+"""A third-party plugin: a source, a preprocessor and a sink, which use only the public names of layertap."""
 
 from pydantic import Field
 
@@ -34,7 +34,7 @@ class Shrink(layertap.Preprocessor):
 
 
 class TextSink(layertap.FileSink):
-    """A text file a tap, one line an image."""
+    """One text file per tap, with one line per image."""
 
     def save(self, shard, folder):
         import numpy as np

@@ -1,4 +1,4 @@
-"""A model of a few layers for tests that want a whole run and no torchvision: `--plugin tiny.py`, `model: tiny`."""
+"""A model of a few layers for tests that need a whole run without torchvision: `--plugin tiny.py`, `model: tiny`."""
 
 from pydantic import Field
 

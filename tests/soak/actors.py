@@ -1,4 +1,4 @@
-"""A plugin file for the trials: an observer that keeps a diary, one that waits, and a sink without `merge`."""
+"""A plugin file for the trials: an observer that records events, one that waits, and a sink without `merge`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Diary(layertap.Observer):
-    """Puts into the trace which shards are computed and which are committed."""
+    """Records in the trace which shards are computed and which are committed."""
 
     number = 0
 
@@ -39,7 +39,7 @@ class Diary(layertap.Observer):
 
 
 class Gate(layertap.Observer):
-    """Says that a run has started, and holds it until it may go on."""
+    """Reports that a run has started, and holds it until it may continue."""
 
     class Params(layertap.Params):
         told: int = Field(description="a descriptor to write to")
@@ -66,7 +66,7 @@ class Shrunk(layertap.Preprocessor):
 
 
 class Stuck(layertap.Preprocessor):
-    """Says that it has begun, and hangs."""
+    """Reports that it has begun, and hangs."""
 
     class Params(layertap.Params):
         told: int = Field(description="a descriptor to write to")
@@ -83,7 +83,7 @@ class Stuck(layertap.Preprocessor):
 
 
 class Gauge(layertap.Observer):
-    """Writes down after every so many images what the process holds: images, bytes, descriptors, threads."""
+    """Records at regular numbers of images what the process holds: images, bytes, descriptors, threads."""
 
     class Params(layertap.Params):
         path: str = Field(description="the file to write")
@@ -109,7 +109,7 @@ def _resident() -> int:
 
 
 class PlainSink(layertap.FileSink):
-    """Each tap of a part as its bare values; nothing is merged, so the parts stay."""
+    """Writes each tap of a part as bare values; nothing is merged, so the parts stay."""
 
     def save(self, shard: layertap.Shard, folder: Path) -> None:
         for tap, values in shard.values.items():

@@ -1,4 +1,4 @@
-"""A run that something happens to, and the proof that nothing came of it."""
+"""A run that is disturbed, and the proof that the disturbance had no effect."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.soak.trials import ACTORS, TINY, Outcome, Trials
 
 KILLED = -9
 MOST_TWICE = 2
-"""Shards that one interruption may cost: one being written, one being computed."""
+"""The number of shards that one interruption may cost: one being written, one being computed."""
 
 
 class Case:
@@ -40,16 +40,16 @@ class Case:
 
     @cached_property
     def seconds(self) -> float:
-        """How long a run takes; the first one of all takes longer."""
+        """The duration of a run; the very first run takes longer."""
         return min(float(Place(self, self._folder / str(number)).run()["seconds"]) for number in range(3))
 
     @property
     def operations(self) -> list[Event]:
-        """What an uninterrupted run does to the disk: operation N of a fault is number N - 1 here."""
+        """The disk operations of an uninterrupted run: operation N of a fault is number N - 1 here."""
         return operations(self.trace)
 
     def named(self, fault: Fault) -> str:
-        """A fault, and what it meets."""
+        """A fault, and the operation that it affects."""
         event = self.operations[fault.at - 1]
         made = {made[2]: made[1] for made in self.trace if made[0] in ("create", "empty", "open")}
         names = [made.get(part) if isinstance(part, int) else part for part in event[1:3]]
@@ -64,7 +64,7 @@ class Case:
         ]
 
     def points(self) -> list[int]:
-        """One operation of each sort: those that differ in their shard's number, or their piece, are one sort."""
+        """One operation of each sort: those that differ only in their shard's number, or their piece, are one sort."""
         names: dict[int, str] = {}
         sorts: dict[tuple[str, str], int] = {}
         for number, event in enumerate(self.operations, 1):
@@ -93,7 +93,7 @@ class Place:
 
     @property
     def trace(self) -> list[Event]:
-        """What the latest run did."""
+        """The operations of the latest run."""
         return read_trace(self._traces[-1])
 
     def new_trace(self) -> Path:
@@ -102,23 +102,23 @@ class Place:
         return self._traces[-1]
 
     def run(self, fault: Fault | None = None, extra: Any = None, **how: Any) -> Outcome:
-        """One run, to its end or to what happens to it; `extra` is one more observer."""
+        """One run, to its end or its fault; `extra` is one more observer."""
         config = self.config
         config["observers"] = [*config["observers"], *([extra] if extra else [])]
         return self._case.trials.run(config, self.new_trace(), fault, **how)
 
     def overtake(self, fault: Fault, **how: Any) -> list[Outcome]:
-        """A run that is suspended at an operation, and another one that comes along meanwhile."""
+        """A run that is suspended at an operation, and another one that starts meanwhile."""
         return self._case.trials.overtake(self.config, fault, [self.new_trace(), self.new_trace()], **how)
 
     def command(self, *overrides: str, fault: Fault | None = None, **how: Any) -> tuple[Outcome, str]:
-        """The same run as a command line; what it prints."""
+        """The same run as a command line; returns its output."""
         file = self._root / "config.yaml"
         file.write_text(json.dumps(self.config))
         return self._command("run", str(file), *overrides, fault=fault, **how)
 
     def verify(self) -> tuple[Outcome, str]:
-        """The command that proves an output; what it prints."""
+        """The command that verifies an output; returns what it prints."""
         return self._command("verify", str(self.out), "--rows", "2")
 
     def _command(self, *arguments: str, **how: Any) -> tuple[Outcome, str]:
@@ -129,16 +129,16 @@ class Place:
         return outcome, output.read_text()
 
     def digest(self) -> str:
-        """What stands for all that lies in this place."""
+        """A digest of everything in this place."""
         entries = sorted((str(p.relative_to(self.disk)), p.is_file() and p.read_bytes()) for p in self.disk.rglob("*"))
         return hashlib.sha256(repr(entries).encode()).hexdigest()
 
     def look(self) -> Outcome:
-        """What a reader sees: whole shards with the right rows, or no output. Fails on anything else."""
+        """The output as a reader sees it: whole shards with the right rows, or no output. Fails on anything else."""
         return checked(self._case.trials.look(self.out, self._case.whole)[0])
 
     def resume(self, **how: Any) -> Outcome:
-        """The run that ends it: the output is then an uninterrupted run's, byte by byte, and nothing is beside it."""
+        """The run that ends it: the output equals an uninterrupted run's, byte by byte, with nothing next to it."""
         outcome = self.run(**{"look": [str(self._case.whole)], **how})
         assert outcome["code"] == 0, outcome.get("message", outcome)
         for seen in outcome.get("seen", ()):
@@ -149,7 +149,7 @@ class Place:
         return outcome
 
     def computed_twice(self) -> int:
-        """How many shards were computed again, all runs into this place together."""
+        """The number of shards that were computed again, in all runs into this place together."""
         times: Counter[int] = Counter()
         for trace in self._traces:
             times.update({event[2] for event in read_trace(trace) if event[:2] == ("mark", "computed")})
@@ -157,20 +157,20 @@ class Place:
 
 
 def checked(seen: Outcome) -> Outcome:
-    """What a reader saw, if it may be seen."""
+    """The output that a reader saw, if it is one that a reader may see."""
     assert seen["wrong"] is None, seen
     assert seen["rows"] is None or seen["rows"] in whole_shards(), seen
     return seen
 
 
 def assert_same(found: dict[str, bytes | None], expected: dict[str, bytes | None]) -> None:
-    """Two outputs are one, byte by byte; what differs is named, not shown."""
+    """Check that two outputs are equal, byte by byte; differences are named, not shown."""
     assert set(found) ^ set(expected) == set()
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
 class Broken(list[str]):
-    """The trials that went wrong: all of them are told, not the first."""
+    """The trials that failed: all of them are reported, not only the first."""
 
     @contextmanager
     def trial(self, name: object) -> Iterator[None]:
@@ -181,12 +181,12 @@ class Broken(list[str]):
             self.append(f"{name}: {' '.join(str(error).split())[:400]}")
 
     def told(self) -> str:
-        """All of them, a line each."""
+        """All of them, one line each."""
         return "\n".join([f"{len(self)} went wrong", *self])
 
 
 def cuts(disk: Disk, trace: list[Event]) -> Iterator[int]:
-    """Lets a trace happen to a disk, and stops before its first operation and after each: how many there were."""
+    """Apply a trace to a disk, and stop before its first operation and after each; yields their number so far."""
     yield (number := 0)
     for event in trace:
         disk.happen(event)

@@ -1,4 +1,4 @@
-"""The helper that forks trials, and what a run without faults gives."""
+"""The helper that forks trials, and the result of a run without faults."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A disk as a power cut leaves it: what was synced stays, and what was not has one of several fates.
+"""A disk as a power cut leaves it: synced data stays, and unsynced data has one of several fates.
 
-A file keeps its content of its last fsync, a folder its entries of its own last fsync: neither does the fsync of a file
-save its name, nor that of a folder its own. A rename is one operation, safe with the fsync of the folder that it leads
-into.
+A file keeps the content of its last fsync, a folder the entries of its own last fsync: the fsync of a file does not
+save its name, and that of a folder does not save its own name. A rename is one operation, safe after the fsync of the
+folder that it leads into.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from tests.soak.faults import Event
 
 FATES = ("dropped", "hollow", "half", "garbled")
-"""Of what was not synced: nothing stays; all names but no content; a random half; all names and random content."""
+"""What stays of unsynced data: nothing; all names but no content; a random half; all names and random content."""
 
 
 @dataclass(eq=False)
@@ -37,7 +37,7 @@ class _File:
         self.synced, self.pending = self.data, []
 
     def after(self, fate: str, chance: random.Random) -> bytes:
-        """The content that a power cut leaves. An empty piece stands for the file's end."""
+        """The content that a power cut leaves. An empty piece marks the file's end."""
         content = self.synced
         if fate == "half":
             for offset, data in self.pending:
@@ -62,7 +62,7 @@ Entries = dict[Node, dict[str, Node]]
 
 @dataclass(eq=False)
 class _Change:
-    """A change of entries: `node` leaves `source` (folder, name) and comes to `target`."""
+    """A change of entries: `node` moves from `source` (folder, name) to `target`."""
 
     node: Node
     source: tuple[_Folder, str] | None
@@ -80,7 +80,7 @@ class _Change:
 
 
 class Disk:
-    """A folder and all that was done to it since it was last known to be safe; events come from a trace."""
+    """A folder and everything done to it since it was last known to be safe; events come from a trace."""
 
     def __init__(self) -> None:
         self._root = _Folder()
@@ -89,24 +89,24 @@ class Disk:
         self._changes: list[_Change] = []
         self._handles: dict[int, Node] = {}
         self.promised = 0
-        """How many shards the run has called committed."""
+        """The number of shards that the run has reported as committed."""
 
     @classmethod
     def of(cls, place: Path) -> Disk:
-        """A folder as it lies there, all of it safe."""
+        """An existing folder, with everything in it safe."""
         disk = cls()
         disk._take(place, disk._root)
         disk._now = {folder: dict(entries) for folder, entries in disk._base.items()}
         return disk
 
     def play(self, events: Iterable[Event]) -> None:
-        """Let a trace's events happen."""
+        """Apply the events of a trace."""
         self._handles = {}
         for event in events:
             self.happen(event)
 
     def happen(self, event: Event) -> None:
-        """Let one event happen; one that the system refused changes nothing."""
+        """Apply one event; one that the system refused changes nothing."""
         kind, *facts = event
         if kind == "mark":
             if facts[0] == "committed":
@@ -132,7 +132,7 @@ class Disk:
             self._sync(self._handles[facts[0]])
 
     def lay_out(self, place: Path, fate: str, chance: random.Random) -> None:
-        """Make `place`, which is empty, what a power cut at this moment leaves; `kept` for no power cut at all."""
+        """Fill the empty `place` with the state after a power cut at this moment; `kept` for no power cut at all."""
         entries = {folder: dict(known) for folder, known in self._base.items()}
         for change in self._changes:
             if change.durable or fate in ("hollow", "garbled", "kept") or (fate == "half" and chance.random() < 0.5):

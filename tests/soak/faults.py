@@ -1,8 +1,8 @@
-"""What a process does to the files of one folder: counted, recorded, and spoilt at one operation.
+"""The operations of a process on the files of one folder: counted, recorded, and made to fail at one of them.
 
-Installed in a forked child, it stands between the run and the operating system. Content goes through a raw file of its
-own, so that an operation is one `write(2)` and not one call of `file.write`. Each event is appended to the trace as it
-happens, and a child killed at operation N leaves the trace of the N operations before.
+Installed in a forked child, it is between the run and the operating system. Content goes through its own raw file, so
+that an operation is one `write(2)` and not one call of `file.write`. Each event is appended to the trace as it happens,
+and a child killed at operation N leaves the trace of the N operations before.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _installed: Faults | None = None
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at operation number `at` (from 1), or at every operation of the kinds in `kinds` from there on.
+    """A fault at operation number `at` (from 1), or at every operation of the kinds in `kinds` from there on.
 
     `how` is `before`, `after` or `torn` (half of a write) for a SIGKILL, `pause` for a SIGSTOP, or an errno by name.
-    Of an error that stays, such as a full disk, every later operation of these kinds gets its share.
+    A persistent error, such as a full disk, also affects every later operation of these kinds.
     """
 
     at: int
@@ -58,7 +58,7 @@ class Faults:
         self.count = 0
 
     def install(self) -> None:
-        """Take the place of the functions of `os`, `io` and `builtins` for the rest of this process's life."""
+        """Replace the functions of `os`, `io` and `builtins` until this process ends."""
         global _installed
         _installed = self
         for name in _PATHS:
@@ -68,7 +68,7 @@ class Faults:
         io.open = builtins.open = self._python_open(io.open)
 
     def mark(self, *what: Any) -> None:
-        """Put something that is no operation into the trace."""
+        """Record something in the trace that is not an operation."""
         with self._lock:
             self._record("mark", *what)
 
@@ -177,7 +177,7 @@ class Faults:
             return result
 
     def _lose(self, name: str) -> None:
-        """What a disk does that could not write a file's pages: they are gone, though the file is there."""
+        """Act like a disk that could not write a file's pages: they are lost, although the file exists."""
         path = os.path.join(self._place, name)
         if os.path.isfile(path):
             descriptor = self._real["open"](path, os.O_WRONLY)
@@ -220,7 +220,7 @@ class Faults:
         return os.path.relpath(text, self._place) if text.startswith(self._place + os.sep) else None
 
     def _known(self, descriptor: int, handle: int | None) -> int:
-        # The kernel hands numbers out again: one that has become another file's must not pass for the old one.
+        # The kernel reuses numbers: one that now belongs to another file must not be taken for the old one.
         self._files.pop(descriptor, None)
         if handle is not None:
             self._files[descriptor] = handle
@@ -231,7 +231,7 @@ class Faults:
 
 
 class _Raw(io.FileIO):
-    """A file whose writes are operations."""
+    """A file with writes that count as operations."""
 
     def __init__(self, faults: Faults, file: Any, mode: str, closefd: bool, opener: Any) -> None:
         self._faults = faults
@@ -259,13 +259,13 @@ _PATHS = {
 
 
 def mark(*what: Any) -> None:
-    """Put something that is no operation into this process's trace, if it has one."""
+    """Record something that is not an operation in this process's trace, if it has one."""
     if _installed is not None:
         _installed.mark(*what)
 
 
 def read_trace(path: Path) -> list[Event]:
-    """The events of a trace, in order; one that a kill cut off is left out, and all where it came before the first."""
+    """The events of a trace, in order, without one that a kill cut off; none if the kill came before the first."""
 
     def events() -> Iterator[Event]:
         with path.open("rb") as file:
@@ -279,5 +279,5 @@ def read_trace(path: Path) -> list[Event]:
 
 
 def operations(trace: list[Event]) -> list[Event]:
-    """The events that were to change the disk, in order: number N of a run is the Nth of these."""
+    """The events that should change the disk, in order: number N of a run is the Nth of these."""
     return [event for event in trace if event[0] not in ("mark", "open", "failed")]

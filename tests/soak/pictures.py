@@ -1,4 +1,4 @@
-"""The images of a trial, and what a run of them must end as."""
+"""The images of a trial, and the required result of a run over them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BATCH = 2
 SHARD = 4
 SHARDS = -(-COUNT // SHARD)
 BAD = (5, 12, 13, 14, 15)
-"""Numbers of the images that are none: one, and all of a shard."""
+"""The numbers of the files that are not images: one, and all of a shard."""
 
 
 def draw(folder: Path) -> Path:
@@ -29,7 +29,7 @@ def draw(folder: Path) -> Path:
 
 
 def config(pictures: Path, out: Path, sink: str = "npy", **changes: Any) -> dict[str, Any]:
-    """A run over them: seven shards, two taps, one of them in bfloat16 where the sink can store it."""
+    """A run over them: seven shards, two taps, one of them in bfloat16 if the sink can store it."""
     second: Any = {"layer": "classifier", "name": "classifier"}
     if sink == "npy":
         second["dtype"] = "bfloat16"
@@ -49,7 +49,7 @@ def config(pictures: Path, out: Path, sink: str = "npy", **changes: Any) -> dict
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Every file of an output; only the names of folders, and of manifest and commit records, which tell of times."""
+    """Every file of an output; only the names of folders, and of manifest and commit records, which contain times."""
     found: dict[str, bytes | None] = {}
     for root, folders, files in os.walk(folder):
         below = Path(root).relative_to(folder)
@@ -61,10 +61,10 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def whole_shards() -> set[int]:
-    """How many rows there are after each number of shards."""
+    """The number of rows after each number of shards."""
     return {sum(number not in BAD for number in range(end)) for end in (*range(0, COUNT, SHARD), COUNT)}
 
 
 def shards_seen(seen: dict[str, Any]) -> int:
-    """How many shards a reader has seen."""
+    """The number of shards that a reader has seen."""
     return -(-(seen["rows"] + seen["failed"]) // SHARD) if seen["rows"] is not None else 0

@@ -1,4 +1,4 @@
-"""A disk that is full, or fails: a clean stop, nothing committed that is not there, and the same bytes afterwards."""
+"""A disk that is full, or fails: a clean stop, nothing committed that is missing, and the same bytes afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STORAGE = 7
 
 
 def stopped_by(case: Case, tmp_path, faults: list[Fault]) -> None:
-    """Each fault: the run it ends, and the resume once the disk is well again."""
+    """Each fault: the run that it ends, and the resumed run after the disk has recovered."""
     broken = Broken()
     for number, fault in enumerate(faults):
         with broken.trial(case.named(fault)):
@@ -37,14 +37,14 @@ def stopped_by(case: Case, tmp_path, faults: list[Fault]) -> None:
 
 
 def cut(trace: list[Event]) -> tuple[list[str], list[Event]]:
-    """The commit records made before the first failing operation, and all events after it."""
+    """The commit records made before the first failing operation, and every event after it."""
     at = next(at for at, event in enumerate(trace) if event[0] == "failed")
     made = [event for event in trace[:at] if event[0] in ("link", "rename") and event[2].startswith("out/commits/")]
     return ["record"] * len(made), trace[at + 1 :]
 
 
 def commits(out: Path) -> int:
-    """How many commit records there are."""
+    """The number of commit records."""
     return len(list((out / "commits").glob("?????.json")))
 
 
@@ -99,7 +99,7 @@ def test_full_disk_ends_the_command_with_7_and_one_line(case, tmp_path):
 
 @contextmanager
 def small_disk(path: Path, pages: int) -> Iterator[None]:
-    """A file system of so many pages of 4 KiB."""
+    """A file system of the given number of pages of 4 KiB."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("only root can mount a tmpfs")
     mount = ["mount", "-t", "tmpfs", "-o", f"size={4 * pages}k", "tmpfs", str(path)]

@@ -1,4 +1,4 @@
-"""Ctrl-C: the command ends with 130, soon, alone, and the same command goes on from there."""
+"""Ctrl-C: the command ends with 130, soon and without leftovers, and the same command resumes from there."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SOON, AT_ONCE = 5.0, 1.0
 
 
 def interrupted(case: Case, tmp_path, times: int, number: signal.Signals, code: int, **changes: str) -> int:
-    """Signals at random moments of a command, and the resume after each; how many came in time."""
+    """Signals at random moments of a command, and the resumed run after each; returns how many came in time."""
     chance, hit, slowest, most, broken = random.Random(times), 0, 0.0, 0, Broken()
     for trial in range(times):
         moment = chance.uniform(0, 1.1 * case.seconds)
         with broken.trial(f"{moment:.4f} s"):
             place = Place(case, tmp_path / str(trial), **changes)
             outcome, said = place.command(signals=[(moment, number)])
-            # Once it has said how it went, the interpreter is on its way out, and a signal just ends it.
+            # After it has reported its result, the interpreter is shutting down, and a signal just ends it.
             assert outcome["code"] in (code, *([SOME_FAILED, -number] if "images kept" in said else [])), said
             assert not outcome["orphans"]
             assert "Traceback" not in said

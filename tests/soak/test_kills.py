@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: the same command ends with the bytes of a run that nothing happened to."""
+"""SIGKILL at any moment: the same command ends with the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SINKS = ["npy", "plain"]
 
 
 def killed_at(case: Case, tmp_path, faults: list[Fault]) -> None:
-    """Each kill, and the resume after it."""
+    """Each kill, and the resumed run after it."""
     started, most, broken = time.monotonic(), 0, Broken()
     for number, fault in enumerate(faults):
         with broken.trial(case.named(fault)):
@@ -31,7 +31,7 @@ def killed_at(case: Case, tmp_path, faults: list[Fault]) -> None:
 
 
 def killed_at_random(case: Case, tmp_path, kills: int) -> int:
-    """Kills at random moments of a run, and the resume after each; how many came in time."""
+    """Kills at random moments of a run, and the resumed run after each; returns how many came in time."""
     chance, most, hit, broken = random.Random(kills), 0, 0, Broken()
     for number in range(kills):
         with broken.trial(number):

@@ -11,11 +11,11 @@ import pytest
 from tests.soak.cases import Case, Place
 
 MOST_BYTES = 1024
-"""By which memory may grow an image: the noise of an allocator, and no row, which has 6,312."""
+"""The bytes per image by which memory may grow: the noise of an allocator, but not a row, which has 6,312."""
 
 
 def grown(case: Callable[[str], Case], tmp_path, photographs, count: int) -> None:
-    """Runs over so many images, of which each is one of five, and compares the second quarter with the last."""
+    """Run over the given number of images, each of them one of five, and compare the second quarter with the last."""
     (tmp_path / "images").mkdir()
     for number, photograph in enumerate(photographs):
         photograph.resize((48, 36)).save(tmp_path / f"{number}.jpg")
@@ -31,11 +31,11 @@ def grown(case: Callable[[str], Case], tmp_path, photographs, count: int) -> Non
     second, last = seen[quarter : 2 * quarter], seen[-quarter:]
     images = mean(row[0] for row in last) - mean(row[0] for row in second)
     slope = (mean(row[1] for row in last) - mean(row[1] for row in second)) / images
-    print(f"\n{count} images: memory grows by {slope:.0f} bytes an image")
+    print(f"\n{count} images: memory grows by {slope:.0f} bytes per image")
     for name, column, unit in (("MiB", 1, 2**20), ("descriptors", 2, 1), ("threads", 3, 1)):
         print(f"{name:>12}: {' '.join(str(row[column] // unit) for row in seen[:: len(seen) // 20])}")
     assert slope < MOST_BYTES
-    # At any moment a file is open or not; what stays open shows in the least.
+    # At any moment some file may be open; files that stay open show in the minimum.
     for column in (2, 3):
         assert min(row[column] for row in last) == min(row[column] for row in second)
 

@@ -1,4 +1,4 @@
-"""Anything that can happen to an output, in any order: what a reader sees is true, and a resume ends it."""
+"""Anything that can happen to an output, in any order: a reader sees correct rows, and a resumed run completes it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def machine(case: Case, tmp_path) -> type[RuleBasedStateMachine]:
 
         @rule(images=st.integers(1, COUNT))
         def stop(self, images: int) -> None:
-            """A run that commits some shards and ends with an error of its own."""
+            """A run that commits some shards and ends with its own error."""
             self.ran(self.place.run(extra={"type": "stop", "after": images}), 0, 1)
 
         @rule(moment=moments, how=st.sampled_from(["before", "after", "torn"]))
@@ -54,7 +54,7 @@ def machine(case: Case, tmp_path) -> type[RuleBasedStateMachine]:
 
         @rule(fate=st.sampled_from(FATES), seed=seeds)
         def cut_power(self, fate: str, seed: int) -> None:
-            """The machine goes down, and what is on the disk is all there is."""
+            """The machine goes down, and only the contents of the disk remain."""
             promised = self.disk.promised
             self.place = Place(case, tmp_path / str(next(numbers)))
             self.disk.lay_out(self.place.disk, fate, random.Random(seed))
@@ -64,11 +64,11 @@ def machine(case: Case, tmp_path) -> type[RuleBasedStateMachine]:
         @precondition(lambda self: not self.seen["complete"])
         @rule(starters=st.integers(2, 3))
         def race(self, starters: int) -> None:
-            """Several runs at once, of which one runs."""
+            """Several runs at once, of which only one proceeds."""
             traces = [self.place.new_trace() for _ in range(starters)]
             outcomes = case.trials.race(self.place.config, traces)
             assert sorted(outcome["code"] for outcome in outcomes) == [0] + [5] * (starters - 1)
-            # The losers may have made the folder; all else is the winner's, and came after.
+            # The losers may have made the folder; everything else is the winner's, and came later.
             for outcome, trace in sorted(zip(outcomes, traces, strict=True), key=lambda each: -each[0]["code"]):
                 events = read_trace(trace)
                 self.disk.play(events if outcome["code"] == 0 else [event for event in events if event[0] == "mkdir"])
@@ -76,7 +76,7 @@ def machine(case: Case, tmp_path) -> type[RuleBasedStateMachine]:
         @precondition(lambda self: self.seen["rows"])
         @rule(seed=seeds)
         def damage(self, seed: int) -> None:
-            """A byte that turns over, in a file that holds rows, is found by `verify`, and turns back."""
+            """A flipped byte in a file that holds rows is found by `verify`, and is flipped back."""
             chance = random.Random(seed)
             path = chance.choice([path for path in self.holding_rows() if path.stat().st_size])
             whole = path.read_bytes()
@@ -91,18 +91,18 @@ def machine(case: Case, tmp_path) -> type[RuleBasedStateMachine]:
 
         @rule()
         def resume(self) -> None:
-            """A run that nothing happens to."""
+            """An undisturbed run."""
             self.place.resume()
             self.disk.play(self.place.trace)
 
         @invariant()
         def reader_sees_whole_shards(self) -> None:
-            """Right rows, and never fewer shards than were called committed."""
+            """Correct rows, and never fewer shards than were reported as committed."""
             self.seen = self.place.look()
             assert shards_seen(self.seen) >= self.disk.promised
 
         def teardown(self) -> None:
-            """However it was left, it can be ended."""
+            """Whatever its state, the output can be completed."""
             self.place.resume()
 
         def ran(self, outcome: Outcome, *codes: int) -> None:
@@ -120,7 +120,7 @@ def machine(case: Case, tmp_path) -> type[RuleBasedStateMachine]:
 
 
 def survives(case: Case, tmp_path, examples: int, steps: int) -> None:
-    """So many histories of so many steps."""
+    """The given number of histories of the given number of steps."""
     run_state_machine_as_test(
         machine(case, tmp_path),
         settings=settings(
@@ -128,7 +128,7 @@ def survives(case: Case, tmp_path, examples: int, steps: int) -> None:
             stateful_step_count=steps,
             deadline=None,
             derandomize=True,
-            # A failing history says enough as it is, and a shorter one takes minutes to find.
+            # A failing history is informative enough, and a shorter one takes minutes to find.
             phases=(Phase.generate,),
             report_multiple_bugs=False,
             database=None,

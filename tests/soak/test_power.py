@@ -1,4 +1,4 @@
-"""A power cut at any moment, whatever becomes of what was not synced: no wrong row, and the run goes on."""
+"""A power cut at any moment, whatever happens to unsynced data: no wrong row, and the run resumes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.soak.pictures import shards_seen
 
 
 def resumed(place: Place, disk: Disk, fate: str, seed: str, known: dict[str, int]) -> None:
-    """What a reader sees of such a disk, and the resume after it.
+    """The rows that a reader sees on such a disk, and the resumed run after it.
 
-    Many moments leave the same disk: one trial answers for all of them, by its digest in `known`.
+    Many moments leave the same disk: one trial covers all of them, by its digest in `known`.
     """
     disk.lay_out(place.disk, fate, random.Random(seed))
     digest = place.digest()
@@ -27,7 +27,7 @@ def resumed(place: Place, disk: Disk, fate: str, seed: str, known: dict[str, int
 
 
 def cut_off(case: Case, tmp_path, states: set[tuple[int, str]]) -> None:
-    """Each state that a power cut may leave: what a reader sees of it, and the resume after it."""
+    """Each state that a power cut may leave: the rows that a reader sees, and the resumed run after it."""
     started, broken, disk = time.monotonic(), Broken(), Disk()
     known: dict[str, int] = {}
     for number in cuts(disk, case.trace):
@@ -42,7 +42,7 @@ def cut_off(case: Case, tmp_path, states: set[tuple[int, str]]) -> None:
 def cut_off_after_kill(
     case: Case, tmp_path, shard: int, choose: Callable[[list[Event]], list[int]], seeds: int
 ) -> None:
-    """A kill in the commit of a shard, its record just made, and a power cut at chosen moments of the run after it."""
+    """A kill during the commit of a shard, just after its record was made, and power cuts in the run after it."""
     record = f"out/commits/{shard:05d}.json"
     at = next(number for number, event in enumerate(case.operations, 1) if event[0] == "link" and event[2] == record)
     place, broken = Place(case, tmp_path / "first"), Broken()

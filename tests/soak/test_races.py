@@ -1,4 +1,4 @@
-"""Many runs started at once on one output: one runs, the others end with 5, and the output is the one run's."""
+"""Many runs started at once on one output: one proceeds, the others end with 5, and the output is that one run's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.soak.faults import Fault
 
 LOCKED = 5
 AT_ONCE = 5.0
-"""Seconds in which the others have ended, all of them on this machine together."""
+"""The seconds within which all the others have ended, when they share this machine."""
 
 
 def raced(case: Case, tmp_path, times: int, starters: int = 8) -> None:
@@ -17,7 +17,7 @@ def raced(case: Case, tmp_path, times: int, starters: int = 8) -> None:
     for number in range(times):
         place = Place(case, tmp_path / str(number))
         if number % 2:
-            # Upon an output that a kill has left unfinished.
+            # This starts from an output that a kill has left unfinished.
             place.run(Fault(7 + 5 * number, "before"))
         outcomes = case.trials.race(place.config, [place.new_trace() for _ in range(starters)])
         assert sorted(outcome["code"] for outcome in outcomes) == [0] + [LOCKED] * (starters - 1)
@@ -40,20 +40,20 @@ def test_of_eight_starters_one_runs_twenty_five_times(case, tmp_path):
 
 
 def overtaken(case: Case, tmp_path, numbers: list[int]) -> None:
-    """A run suspended at each operation keeps its output to itself, and goes on when it wakes up."""
+    """A run suspended at each operation keeps its lock on the output, and continues when it is resumed."""
     broken = Broken()
     for number in numbers:
         fault = Fault(number, "pause")
         with broken.trial(case.named(fault)):
             place = Place(case, tmp_path / str(number))
             outcomes = place.overtake(fault)
-            # Before it has the lock, and when it has nothing to do any more, another one may well run.
+            # Before it has the lock, and after it has finished its work, another run is allowed.
             assert outcomes[0]["code"] in (0, LOCKED), outcomes
             assert outcomes[1]["code"] in (0, LOCKED), outcomes
             assert 0 in (outcomes[0]["code"], outcomes[1]["code"])
             place.resume()
             assert place.computed_twice() == 0
-    print(f"\n{len(numbers)} runs suspended while another one came along")
+    print(f"\n{len(numbers)} runs suspended while another one started")
     assert not broken, broken.told()
 
 

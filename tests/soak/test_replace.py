@@ -1,4 +1,4 @@
-"""Replacing an output, and trying its failures again: the old one stands until the new one does, whatever happens."""
+"""Replacing an output, and retrying its failures: the old one exists until the new one does, whatever happens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LATE = "dogs/20.jpg"
 
 @dataclass
 class Replacement:
-    """An output, and a run that is to take its place: the bytes of `after` where those of `before` were."""
+    """An output, and a run that will replace it: the bytes of `after` in the place of those of `before`."""
 
     before: Case
     after: Case
@@ -31,20 +31,20 @@ class Replacement:
     changes: dict[str, Any]
 
     def place(self, root: Path) -> Place:
-        """The old output, in a folder of its own."""
+        """The old output, in its own folder."""
         place = Place(self.after, root, **self.changes)
         shutil.copytree(self.before.whole, place.out)
         return place
 
     def trace(self, root: Path) -> tuple[Place, Disk, list[Event]]:
-        """What replacing it does, upon the disk as it was."""
+        """The operations of replacing it, on the original disk."""
         place = self.place(root)
         disk = Disk.of(place.disk)
         assert place.run(**self.how)["code"] == 0
         return place, disk, place.trace
 
     def stands(self, place: Place) -> str:
-        """Which of the two a reader sees whole; `neither` where there is none at all."""
+        """Which of the two a reader sees completely; `neither` if there is no output at all."""
         before, after = self.after.trials.look(place.out, self.before.whole, self.after.whole)
         if before["rows"] is None:
             assert not place.out.exists()
@@ -54,7 +54,7 @@ class Replacement:
         return "after" if before["wrong"] else "before"
 
     def ends(self, place: Place) -> str:
-        """The run that ends it, after something has happened; what stood before that run."""
+        """The run that completes it after a disturbance; returns which output was there before that run."""
         stood = self.stands(place)
         place.resume(look=None, **self.how)
         twice = place.computed_twice()
@@ -64,7 +64,7 @@ class Replacement:
 
 @pytest.fixture(scope="module")
 def replacement(trials: Trials, pictures, case, tmp_path_factory) -> Callable[[str], Replacement]:
-    """An output of other weights that a run with `mode: new` replaces; one in which an image failed, tried again."""
+    """An output of other weights that a run with `mode: new` replaces; one with a failed image, which is retried."""
     made: dict[str, Replacement] = {}
 
     def make(kind: str) -> Replacement:
@@ -122,7 +122,7 @@ def test_killed_at_every_operation(replacement, tmp_path, kind):
 
 
 def suspended(replacement: Replacement, tmp_path, choose: Callable[[list[Event]], list[int]]) -> None:
-    """Another run comes along while a replacement is suspended at each chosen operation."""
+    """Another run starts while a replacement is suspended at each chosen operation."""
     _, _, trace = replacement.trace(tmp_path / "whole")
     done, broken = operations(trace), Broken()
     for number in choose(done):

@@ -1,6 +1,6 @@
-"""Runs in forked children of one process that has loaded torch already, so that a trial costs a tenth of a second.
+"""Runs in forked children of one process that has already loaded torch, so that a trial costs a tenth of a second.
 
-The process is a helper of its own: neither pytest's threads nor a thread pool of torch's can be in the way of a fork.
+The process is a separate helper, so that neither pytest's threads nor torch's thread pool can disturb a fork.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Outcome = dict[str, Any]
 
 
 class Trials:
-    """Asks the helper for runs. Close it to end the helper."""
+    """Requests runs from the helper. Close it to end the helper."""
 
     def __init__(self) -> None:
-        # One thread in every library: idle ones of a pool do not survive a fork.
+        # One thread in every library: the idle threads of a pool do not survive a fork.
         alone = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._helper = subprocess.Popen(
             [sys.executable, "-m", "tests.soak.trials"],
@@ -48,7 +48,7 @@ class Trials:
         )
 
     def run(self, config: Mapping[str, Any], trace: Path, fault: Fault | None = None, **how: Any) -> Outcome:
-        """One run to its end, or to what `fault` does to it.
+        """One run to its end, or to its `fault`.
 
         The outcome's `code` is 0, the code of the error, or minus the signal; `message` is the error's. `how` may hold
         `retry_failed`; `look`, finished outputs to compare with before the run; `signals`, pairs of seconds to wait
@@ -64,7 +64,7 @@ class Trials:
         return self._ask("one", out=str(out), look=[str(reference) for reference in references])[0]["seen"]
 
     def race(self, config: Mapping[str, Any], traces: Sequence[Path]) -> list[Outcome]:
-        """As many runs as there are traces, all started at once; whoever gets to run waits for the others to end."""
+        """As many runs as there are traces, all started at once; the one that proceeds waits for the others to end."""
         return self._ask("race", config=config, traces=[str(trace) for trace in traces])
 
     def overtake(self, config: Mapping[str, Any], fault: Fault, traces: Sequence[Path], **how: Any) -> list[Outcome]:
@@ -108,21 +108,21 @@ class _Child:
         self._ended = False
 
     def ends_within(self, seconds: float) -> bool:
-        """Whether it is at its end; waits so long for that."""
+        """Whether it has ended; waits up to the given time for that."""
         return bool(_ended([self], 1, seconds))
 
     def fileno(self) -> int:
         return self._reader
 
     def hear(self) -> bool:
-        """Take in what it says, once there is something; whether it is at its end."""
+        """Read its output, once there is any; returns whether it has ended."""
         piece = b"" if self._ended else os.read(self._reader, 65536)
         self._said += piece
         self._ended = not piece
         return self._ended
 
     def outcome(self) -> Outcome:
-        """What became of it, once it is at its end, or has been killed for not coming to one."""
+        """Its outcome, after it has ended or has been killed because it did not end."""
         ended = time.monotonic()
         if hung := not self.ends_within(PATIENCE):
             os.kill(self.pid, signal.SIGKILL)
@@ -135,7 +135,7 @@ class _Child:
 
 
 def _left_by(pid: int) -> bool:
-    """Whether a process of a child's has outlived it, forked or started; such a one is ended."""
+    """Whether a process that a child forked or started has outlived it; such a process is ended."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -152,7 +152,7 @@ def _left_by(pid: int) -> bool:
 
 
 def _ended(children: Sequence[_Child], count: int, seconds: float) -> list[_Child]:
-    """Those of the children that are at their end, as soon as there are `count` of them or the seconds are over."""
+    """The children that have ended, as soon as there are `count` of them or the seconds are over."""
     limit, ended = time.monotonic() + seconds, []
     while len(ended) < count:
         ready, _, _ = select.select([c for c in children if c not in ended], [], [], max(0, limit - time.monotonic()))
@@ -311,7 +311,7 @@ def _serve() -> None:
     os.dup2(2, 1)
     _warm_up()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # One that reaches a child before the program has handlers of its own says nothing of it.
+        # A signal that reaches a child before the program has its own handlers proves nothing about it.
         signal.signal(number, lambda received, _: os._exit(128 + received))
     for line in requests:
         request = json.loads(line)

@@ -1,4 +1,4 @@
-"""What an expert writes in an afternoon: `careful.py IMAGES OUT LAYER`."""
+"""A script that an expert writes in an afternoon: `careful.py IMAGES OUT LAYER`."""
 
 import os
 import sys

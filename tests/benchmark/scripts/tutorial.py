@@ -1,4 +1,4 @@
-"""What one finds everywhere: load all, one forward, save: `tutorial.py IMAGES OUT LAYER`."""
+"""The script in most tutorials: load all, one forward pass, save: `tutorial.py IMAGES OUT LAYER`."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
 """img2vec, 64 images at a time: `with_img2vec.py IMAGES OUT LAYER`; it takes the layer before the last.
 
-It only knows pretrained models: TORCH_HOME holds a file of that name, whose values say nothing about time.
+It supports only pretrained models: TORCH_HOME holds a file of that name; its values do not affect the time.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""timm behind a DataLoader, as its documentation extracts features: `with_timm.py IMAGES OUT LAYER`.
+"""timm with a DataLoader, as its documentation extracts features: `with_timm.py IMAGES OUT LAYER`.
 
-The layer is the model's pooled output: timm has no other door to one that is not a stage.
+The layer is the model's pooled output: timm has no other way to reach a layer that is not a stage.
 """
 
 import os

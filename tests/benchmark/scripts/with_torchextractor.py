@@ -1,4 +1,4 @@
-"""torchextractor behind a DataLoader: `with_torchextractor.py IMAGES OUT LAYER`."""
+"""torchextractor with a DataLoader: `with_torchextractor.py IMAGES OUT LAYER`."""
 
 import os
 import sys
