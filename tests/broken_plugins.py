@@ -16,7 +16,7 @@ import layertap
 
 
 class Sound(layertap.Source):
-    """Breaks nothing; the others change one thing of it."""
+    """Keeps every promise; the others change one thing in it."""
 
     def records(self):
         for number in range(4):
@@ -40,7 +40,7 @@ class Lenient(Sound):
 
 
 class Shuffled(Sound):
-    """Turns round at every call, of any instance."""
+    """Reverses its order at every call, of any instance."""
 
     calls = itertools.count()
 
@@ -49,7 +49,7 @@ class Shuffled(Sound):
 
 
 class Spent(Sound):
-    """Its records come once."""
+    """Yields its records only once."""
 
     def __init__(self, params=None):
         super().__init__(params)
@@ -90,7 +90,7 @@ class Eager(Sound):
 
 
 class Opens(Sound):
-    """Looks into each file to list it."""
+    """Opens each file to list it."""
 
     class Params(layertap.Params):
         path: str = Field(description="a folder")
@@ -110,7 +110,7 @@ class Decodes(Sound):
 
 
 class OneCursor(Sound):
-    """Its records share a place to read from."""
+    """Its records share one read position."""
 
     def records(self):
         cursor = {"at": 0}
@@ -138,7 +138,7 @@ class NoImages(Sound):
 
 
 class Square(layertap.Preprocessor):
-    """Breaks nothing."""
+    """Keeps every promise."""
 
     def prepare(self, image):
         return tensor(image.convert("RGB").resize((8, 8)))
@@ -193,7 +193,7 @@ class OneRow(Square):
 
 
 class Mean(layertap.Reducer):
-    """Breaks nothing."""
+    """Keeps every promise."""
 
     def __call__(self, activation):
         return activation.flatten(1).mean(1, keepdim=True)
@@ -233,7 +233,7 @@ class Drawn(Mean):
 
 
 class Appends(layertap.Sink):
-    """Keeps a shard again when it comes again."""
+    """Stores a repeated shard a second time."""
 
     def __init__(self, params=None):
         super().__init__(params)
@@ -270,7 +270,7 @@ class Loses(Appends):
 
 
 class Raw(layertap.FileSink):
-    """Breaks nothing: one `.npy` file a tap, bfloat16 as its bits, merged at the end."""
+    """Keeps every promise: one `.npy` file per tap, bfloat16 as its bits, merged at the end."""
 
     def save(self, shard, folder):
         for tap, values in shard.values.items():
@@ -361,7 +361,7 @@ class Whole(Raw):
 
 
 class Remembers(Raw):
-    """Merges what this very instance has saved: nothing is left of the shards before a crash."""
+    """Merges only the shards that this very instance has saved, so that those before a crash are lost."""
 
     def __init__(self, params=None):
         super().__init__(params)
@@ -379,7 +379,7 @@ class Remembers(Raw):
 
 
 class Net(layertap.ModelProvider):
-    """Breaks nothing."""
+    """Keeps every promise."""
 
     def load(self):
         import torch
@@ -441,7 +441,7 @@ class ShortDigest(Net):
 
 
 class Quiet(layertap.Observer):
-    """Breaks nothing."""
+    """Keeps every promise."""
 
     def run_finished(self, run, report, error):
         pass

@@ -1,4 +1,4 @@
-"""Photographs to extract from, and a small model to do it with."""
+"""Photographs to extract from, and a small model for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-# Where the tests run in a shell's background, signals are ignored, and what they start would ignore them too.
+# If the tests run in a shell's background, signals are ignored, and the processes they start would ignore them too.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

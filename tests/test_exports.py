@@ -1,4 +1,4 @@
-"""The public names are those of the manual, each of them is there, and none is hidden by a module."""
+"""The public names are those in the manual, all of them exist, and none is hidden by a module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stranger's distribution, really built and installed, and the same file through `--plugin`."""
+"""A third-party distribution, really built and installed, and the same file through `--plugin`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ observers: []
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The folder that the outsider's wheel is installed in, by an installer that asks no index."""
+    """The folder in which the outsider's wheel is installed, by an installer that uses no index."""
     source, target = tmp_path_factory.mktemp("source") / "outsider", tmp_path_factory.mktemp("installed")
     shutil.copytree(OUTSIDER, source, ignore=shutil.ignore_patterns("__pycache__"))
     uv = ["uv", "pip", "install", "--python", sys.executable, "--offline", "--no-cache"]

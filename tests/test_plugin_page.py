@@ -24,13 +24,13 @@ INSTALL = "-m uv pip install --python {python} --offline --no-cache" if find_spe
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
-    """What each block has printed, by its first line; the commands are those of this environment, without a network."""
+    """The output of each block, by its first line; the commands are those of this environment, without a network."""
     folder = tmp_path_factory.mktemp("reader")
     commands, installed = folder / "bin", folder / "installed"
     commands.mkdir()
     install = f"{INSTALL.format(python=sys.executable)} --no-deps --no-build-isolation --target {installed}"
     for name, words in {"layertap": "-m layertap", "pytest": "-m pytest -p no:cacheprovider", "pip": install}.items():
-        # `pip install X` arrives with its own word `install` in front.
+        # `pip install X` already contains the word `install` at its start.
         shift = "shift\n" if name == "pip" else ""
         (commands / name).write_text(f'#!/bin/sh\n{shift}exec {sys.executable} {words} "$@"\n')
         (commands / name).chmod(0o755)

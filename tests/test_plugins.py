@@ -1,4 +1,4 @@
-"""Installed plugins, the user's own, and all that can be wrong with them."""
+"""Installed plugins, the user's own, and everything that can be wrong with them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def register_sources(register):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Installs a distribution: METADATA, entry_points.txt and a module, in a folder of its own on the path."""
+    """Installs a distribution: METADATA, entry_points.txt and a module, in its own folder on the path."""
 
     def install(name, code, entries=("source-x",), version="1.0", metadata=True):
         number = next(NUMBER)
@@ -340,7 +340,7 @@ def test_unknown_type_without_any_plugin_says_so(monkeypatch):
     assert "no plugin is installed: install layertap itself" in refusal(Plugins.load().find, "sink", "npy")
 
 
-# --- what plugins raise
+# --- errors that plugins raise
 
 
 class Raises(layertap.Source):
@@ -391,7 +391,7 @@ def test_missing_package_of_a_first_party_plugin_names_layertap():
         raise ModuleNotFoundError("No module named 'skimage'", name="skimage")
 
 
-# --- what loading costs
+# --- the cost of loading
 
 WATCH = """
 import sys

@@ -1,4 +1,4 @@
-"""The demo: real weights on real photographs, and features that mean something."""
+"""The demo: real weights on real photographs, and meaningful features."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Tiny(layertap.ModelProvider):
 
 
 class Stop(layertap.Observer):
-    """Ends a run after so many images, as a fault would."""
+    """Ends a run after a given number of images, as a fault would."""
 
     class Params(layertap.Params):
         after: int = Field(description="images")

@@ -1,4 +1,4 @@
-"""A plugin file as a user would write it: images with metadata of every type, and sinks of a stranger's."""
+"""A plugin file as a user would write it: images with metadata of every type, and third-party sinks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Typed(layertap.Source):
-    """Small images, each seventh of which is none, with metadata that at times is missing or of another type."""
+    """Small images, with metadata that is sometimes missing or of another type; every seventh is not an image."""
 
     class Params(layertap.Params):
         count: int = Field(20, ge=0, description="how many images")
@@ -47,7 +47,7 @@ class Typed(layertap.Source):
 
 
 class Kept:
-    """A part in memory, of which one can tell how many there are."""
+    """A part in memory; the class knows its live instances."""
 
     alive: ClassVar[weakref.WeakSet[Kept]] = weakref.WeakSet()
 
@@ -65,7 +65,7 @@ class Kept:
 
 
 class Parts(layertap.FileSink):
-    """Keeps its parts, each tap's bits in a folder of its own, and knows neither shapes nor bfloat16."""
+    """Keeps its parts, with the taps' bits in a separate folder, and knows neither shapes nor bfloat16."""
 
     def save(self, shard: layertap.Shard, folder: Path) -> None:
         import math
@@ -84,7 +84,7 @@ class Parts(layertap.FileSink):
 
 
 class Deadly(Parts):
-    """Ends its process, or raises, where the file that `DEADLY` names says so, and the file with it."""
+    """Ends its process, or raises, if the file that `DEADLY` names says so, and removes that file."""
 
     def open(self, run: Any) -> None:
         self.planned = run.planned

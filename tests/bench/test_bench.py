@@ -1,4 +1,4 @@
-"""bench(): what a run costs, stage by stage, what limits it, and that measuring leaves nothing behind."""
+"""bench(): the cost of a run, stage by stage, its limit, and that measuring leaves no files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(photos, place):
-    """A bench of a run whose output is there already."""
+    """A bench of a run that already has an output."""
     run(photos, place / "out")
     before = contents(place / "out")
     measured = bench(config(photos, place / "out"), plugins=[TINY], images=10, rounds=2)
@@ -150,7 +150,7 @@ def test_the_baselines_compute_the_same_values(this, tmp_path):
 
 def test_images_that_cannot_be_sent_to_other_processes_are_reported(this):
     given = layertap.ImageRecord("a", lambda: b"")
-    assert "cannot be handed to other processes" in Images([given], this.forward.preprocessor).why_not_sent()
+    assert "cannot be sent to other processes" in Images([given], this.forward.preprocessor).why_not_sent()
 
 
 def test_a_sink_without_a_folder_is_not_written_to(photos, tmp_path):

@@ -1,4 +1,4 @@
-"""`layertap new plugin`: what it writes builds, installs, is listed, works and passes its own tests."""
+"""`layertap new plugin`: the written plugin builds, installs, is listed, works and passes its own tests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(made, tmp_path_factory):
-    """The folder that all of them are installed in, by an installer that asks no index."""
+    """The folder in which all of them are installed, by an installer that uses no index."""
     target = tmp_path_factory.mktemp("installed")
     uv = ["uv", "pip", "install", "--python", sys.executable, "--offline", "--no-cache"]
     words = ["-m", *(uv if find_spec("uv") else ["pip", "install", "--no-index"])]
@@ -59,7 +59,7 @@ def test_every_kind_is_built_installed_and_listed(installed):
 
 
 def test_every_kind_passes_its_own_tests(made, installed):
-    """As their authors would run them, all six in one process: the tests and the installed modules."""
+    """The tests with the installed modules, as their authors would run them, all six in one process."""
     tests = [f"layertap-my-{kind}/tests" for kind in new.KINDS]
     words = ["-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir", "."]
     done = command(*words, *tests, cwd=made, PYTHONPATH=str(installed))

@@ -1,4 +1,4 @@
-"""What the tests of reducers share: a reducer bound to a tap, and what a tap says about a value."""
+"""The common parts of the reducers' tests: a reducer bound to a tap, and a tap's facts about a value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from layertap import TapInfo
 
 
 def info(activation, known, **about):
-    """A tap whose values are like this one, the axes as the core knows them."""
+    """A tap with values like this one, and the axes as the core knows them."""
     dtype = str(activation.dtype).removeprefix("torch.")
     return TapInfo("tap", "features.3", "output", None, (), tuple(activation.shape[1:]), dtype, known, about)
 

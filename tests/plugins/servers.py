@@ -1,4 +1,4 @@
-"""Local servers that break off, stall and cut short by a seed, in front of a folder or of another server."""
+"""Local servers that disconnect, stall and truncate by a seed, in front of a folder or of another server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FAULTS = ("reset", "stall", "short")
 
 
 class Server(ThreadingHTTPServer):
-    """`share` of the answers to a GET of an image go wrong, the same ones every time; `asked` counts the requests."""
+    """A `share` of the answers to a GET of an image fails, the same ones every time; `asked` counts the requests."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def fault(self, path: str) -> str | None:
-        """What goes wrong with this request; it depends on nothing but the path and how often that was asked for."""
+        """The fault of this request; it depends only on the path and the number of requests for it so far."""
         self.asked[path] = self.asked.get(path, 0) + 1
         chance = random.Random(f"{path} {self.asked[path]}")
         if not path.partition("?")[0].endswith((".jpg", ".zip")) or chance.random() >= self.share:
@@ -46,7 +46,7 @@ class Server(ThreadingHTTPServer):
         return self.faults[-1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that have gone are no news."""
+        """Ignore clients that have disconnected."""
 
 
 class Handler(SimpleHTTPRequestHandler):

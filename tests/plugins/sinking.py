@@ -1,4 +1,4 @@
-"""What the tests of the file sinks share: the sinks, one set of rows, and a child that is killed while it writes."""
+"""The common parts of the file sinks' tests: the sinks, one set of rows, and a child that is killed while writing."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def sink_run(*args: Any, **changes: Any) -> Any:
 
 
 def fated(attempts: list[tuple[dict[str, Any], str | int]]) -> tuple[list[int], str]:
-    """How runs end, each in a process of its own, and what they say.
+    """The results of runs, each in its own process, and their output.
 
     One is killed before a part has its name (`part`) or when a merged file has (`merge`), or may write no more than so
     many bytes into a file.
@@ -96,7 +96,7 @@ def fated(attempts: list[tuple[dict[str, Any], str | int]]) -> tuple[list[int], 
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """Every file of an output but the manifest, which holds times."""
+    """Every file of an output except the manifest, which holds times."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json")
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 

@@ -20,7 +20,7 @@ SIDE = (28, 24)
 
 
 def refusal(listing: Callable[[], object]) -> str:
-    """The one line in which a source refuses to be listed."""
+    """The one line of the error when a source refuses to be listed."""
     with pytest.raises(layertap.ConfigError) as caught:
         listing()
     said = str(caught.value)
@@ -30,7 +30,7 @@ def refusal(listing: Callable[[], object]) -> str:
 
 
 def pictures(photographs: list[Image.Image], root: Path, count: int = 24) -> list[Path]:
-    """So many PNG files of one size in two folders, in the order of their paths."""
+    """A number of PNG files of one size in two folders, in the order of their paths."""
     for number in range(count):
         image = photographs[number % len(photographs)]
         left, top = 17 * number, 5 * number

@@ -1,4 +1,4 @@
-"""Nothing in a checkpoint runs; it is found in its wrappers and under its prefixes; what does not fit is listed."""
+"""Nothing in a checkpoint runs; weights are found in wrappers and under prefixes; those that do not fit are listed."""
 
 from __future__ import annotations
 

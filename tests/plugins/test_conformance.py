@@ -1,4 +1,4 @@
-"""First-party plugins keep the promises that a stranger's are held to. A new one is one line here."""
+"""First-party plugins keep the same promises as third-party ones. A new plugin needs one line here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.plugins.storing import WAYS, pictures
 
 Cases = list[tuple[str, dict[str, Any]]]
 
-# By how the pictures are stored for it; `samples` brings its own.
+# By the way in which the pictures are stored for the source; `samples` has its own.
 SOURCES = ["folder", "csv", "tar", "parquet", "huggingface", "torchvision", "npy", "npz", "hdf5", "samples"]
 PREPROCESSORS: Cases = [
     ("imagenet", {}),
@@ -47,9 +47,9 @@ FILE_SINKS: Cases = [(name, {"path": "out"}) for name in ("npy", "safetensors", 
 MODELS: Cases = [("torchvision", {"name": "squeezenet1_1", "weights": "random"})]
 OBSERVERS: Cases = [("progress", {}), ("metrics", {"path": "PROM"})]
 
-# Their files hold an identity of their own; their values are compared.
+# Their files contain a unique identity, so that their values are compared.
 NOT_THE_SAME_BYTES = {"lance"}
-# Slow to build, and held by tests of their own.
+# These are slow to build, and have their own tests.
 ELSEWHERE = {("model", "timm"), ("model", "transformers"), ("model", "open_clip")}
 
 

@@ -1,4 +1,4 @@
-"""A folder gives every image once, in byte order, under an id that says where it lies."""
+"""A folder gives every image once, in byte order, under an id that says where it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from layertap_plugins.sources.folder import FolderSource
 
 
 def make(root, *names):
-    """Files and, where the name ends in /, folders."""
+    """Files and, if the name ends in /, folders."""
     for name in names:
         path = os.path.join(os.fsencode(root), os.fsencode(name))
         if path.endswith(b"/"):
@@ -104,7 +104,7 @@ def test_links_to_files_are_taken_and_links_to_folders_are_not(tmp_path):
 
 
 def reasons(root, **params):
-    """What the records say that fail as soon as they are asked for."""
+    """The messages of the records that fail when they are read."""
     found = {}
     for record in FolderSource.of(path=str(root), **params).records():
         if callable(record.data):

@@ -1,4 +1,4 @@
-"""A model built for a file is the one built in the ordinary way to the bit; where it cannot be, it is built so."""
+"""A model built for a file equals one built in the ordinary way, bit for bit, or else is built in the ordinary way."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ for timm_name in ("test_vit", "test_resnet", "test_efficientnet", "test_vit3", "
 
 
 def whole(module):
-    """All tensors that a module holds, saved or not, and which of them are one."""
+    """All tensors that a module holds, saved or not, and which of them are shared."""
     tensors, ids = {}, {}
     for path, layer in module.named_modules(remove_duplicate=False):
         plain = {key: value for key, value in vars(layer).items() if isinstance(value, torch.Tensor)}
@@ -56,7 +56,7 @@ def assert_same(module, other):
 
 
 def trained(module, seed=5):
-    """A state that fits, with no value that a module has from the start."""
+    """A state that fits, without any of a module's initial values."""
     draw = torch.Generator().manual_seed(seed)
     state = module.state_dict()
     for key, value in state.items():
@@ -71,7 +71,7 @@ def ordinary(build):
 
 
 def counted(build):
-    """`build`, and how often it was called: once where the model is built without values, and else twice."""
+    """`build`, and how often it was called: once if the model is built without values, otherwise twice."""
     calls = []
 
     def counting():
@@ -132,7 +132,7 @@ def test_tied_frozen_and_listed_parameters_stay_one():
 
 
 class Drawn(nn.Linear):
-    """A buffer that no file holds, drawn after the weights."""
+    """A buffer that is not in the file, drawn after the weights."""
 
     def __init__(self):
         super().__init__(3, 3)
@@ -166,7 +166,7 @@ class Mask(nn.Linear):
 
 
 class Recurrent(nn.Module):
-    """One that others refer to from aside."""
+    """A module with weights that it also refers to by other attributes."""
 
     def __init__(self):
         super().__init__()
@@ -174,7 +174,7 @@ class Recurrent(nn.Module):
 
 
 class Looked(nn.Linear):
-    """A constructor that looks at its own values."""
+    """A constructor that reads its own values."""
 
     def __init__(self):
         super().__init__(3, 3)

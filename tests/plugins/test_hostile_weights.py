@@ -1,4 +1,4 @@
-"""Weights that attack or are broken are refused at the door of a run: one line, nothing run, nothing written."""
+"""Hostile or broken weights are refused before a run: one line, nothing executed, nothing written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.pipeline.test_pipeline import config
 
 CANARY = Path("canary")
 HOSTILE = {name: (content, code) for name, content, code in hostile.checkpoints(CANARY)}
-# Not too tight for a busy machine; one takes under half a second.
+# This allows for a busy machine; one attempt takes under half a second.
 MOST_SECONDS, MOST_BYTES = 10, 200 * 2**20
 
 
@@ -45,7 +45,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def attempt(photos, tmp_path):
-    """Runs with a file as weights; what it raises, whose message is one line, and nothing is written before it."""
+    """Runs with a file as weights; returns the error, which is one line and comes before anything is written."""
 
     def run(path, error=layertap.LayertapError, **model):
         model = {"type": "torchvision", "name": "squeezenet1_1", "weights": str(path), **model}
@@ -93,7 +93,7 @@ def test_the_same_run_with_an_honest_file_succeeds(honest, photos):
 
 
 def odd_paths(folder):
-    """Paths that are no regular file, or one that no memory holds."""
+    """Paths that are not regular files, or a file that does not fit into memory."""
     os.mkfifo(folder / "fifo.pth")
     (folder / "folder.pth").mkdir()
     (folder / "zero.pth").symlink_to("/dev/zero")
@@ -171,7 +171,7 @@ sink: {{type: npy, path: {tmp_path / "out"}}}
     (tmp_path / "c.yaml").write_text(text)
     code, said = hostile_configs.command("run", tmp_path / "c.yaml")
     assert (code, said.count("\n")) == (2, 1)
-    # A number of 63 digits is a number: YAML is told to quote it.
+    # 63 digits make a number, so that the error says to quote it in YAML.
     assert said.startswith(f"{tmp_path / 'c.yaml'}:5:3: model.weights_sha256: should be a valid string, not 0")
     code, said = hostile_configs.command("run", tmp_path / "c.yaml", f"model.weights_sha256={'0' * 64}")
     assert (code, said.count("\n")) == (8, 1)

@@ -1,4 +1,4 @@
-"""What the cache has is used as it is; what cannot be fetched says so at once and names the ways out."""
+"""Files in the cache are used unchanged; files that cannot be fetched are reported at once, with the ways out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cache(tmp_path, monkeypatch):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What a hub answers for the files of owner/name, as far as its client looks at it."""
+    """A hub's answers for the files of owner/name, as far as its client uses them."""
 
     files: ClassVar[dict[str, bytes]] = {}
     asked: ClassVar[list[str]] = []

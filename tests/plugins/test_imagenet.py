@@ -1,4 +1,4 @@
-"""The split preprocessing is bit for bit torchvision's preset, and refuses what it cannot serve."""
+"""The split preprocessing is bit for bit torchvision's preset, and refuses images that it cannot handle."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_scaled_photograph_gives_much_the_same(photographs, exif):
     assert (preprocessor.prepare(image).double() - whole).abs().mean() < 3
 
 
-# How each of the eight orientations is stored, so that turned as it says it is the upright image.
+# The stored form of each of the eight orientations, which becomes the upright image when rotated accordingly.
 STORED = {
     1: None,
     2: Transpose.FLIP_LEFT_RIGHT,

@@ -1,4 +1,4 @@
-"""The metrics observer: a file that Prometheus's own parser reads, whole at every moment, true at the end."""
+"""The metrics observer: a file that Prometheus's own parser reads, complete at every moment, correct at the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def register_observers(register):
 
 
 def samples(text):
-    """What a scraper would keep: each value under its name and labels."""
+    """The values that a scraper would keep, each under its name and labels."""
     found = {}
     for family in text_string_to_metric_families(text):
         assert family.documentation
@@ -120,7 +120,7 @@ def test_unwritable_path_is_reported_before_the_first_image(photos, tmp_path):
 
 
 def test_disk_that_fails_later_does_not_stop_a_run(photos, path, tmp_path):
-    """The file's place is taken by a folder once the run has started."""
+    """A folder takes the place of the file after the run has started."""
     plugin = tmp_path / "spoil.py"
     plugin.write_text(
         READER.replace("shard_committed(self, number)", "batch_done(self)")

@@ -39,7 +39,7 @@ def load(name, **params):
 
 
 def seeded(name="ViT-B-32", args=VIT):
-    """The whole model that open_clip builds from seed 0, its towers made small."""
+    """The whole model that open_clip builds from seed 0, with small towers."""
     config = open_clip.get_model_config(name)
     args = {**args}
     embed_dim = args.pop("embed_dim")
@@ -109,7 +109,7 @@ def test_every_kind_of_config_gives_open_clips_bits_in_every_mode(resize_mode, s
     numbers |= {"resize_mode": resize_mode, "fill_color": 0}
     theirs = open_clip.image_transform(size, is_train=False, **numbers)
     images = pictures()
-    # The library takes an image as it was opened, and converts it after resizing.
+    # The library takes an image in its own mode, and converts it after resizing.
     ours = as_we_do(OpenClipTransform.of(size=size, **numbers), images)
     assert torch.equal(ours, torch.stack([theirs(image) for image in images]))
 

@@ -1,4 +1,4 @@
-"""Letterbox, squash and identity give the bits that one would by hand, and share what is done to odd images."""
+"""Letterbox, squash and identity give the same bits as code by hand, and treat odd images alike."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def prepared(preprocessor, images):
 
 
 def floats(image, mean=(0.0,) * 3, std=(1.0,) * 3):
-    """One RGB image as torchvision's ToTensor and Normalize have it."""
+    """One RGB image as torchvision's ToTensor and Normalize give it."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
     column = [torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (mean, std)]
     return pixels.sub(column[0]).div(column[1])
 
 
 def boxed(image, width, height, resample, fill=(114, 114, 114)):
-    """A letterbox by Pillow alone."""
+    """A letterbox with Pillow only."""
     ratio = min(width / image.width, height / image.height)
     size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
     canvas = Image.new("RGB", (width, height), fill)
@@ -227,14 +227,14 @@ def test_orientation_and_depth_are_followed_where_asked_for(preprocessor):
 
 
 def transparent(mode):
-    """A picture with transparency as a file has it, and its colours and alpha by themselves."""
+    """A picture with transparency as in a file, and its colours and alpha separately."""
     colours = np.array(picture(64, 48, "L" if mode in ("LA", "L") else "RGB"))
     alpha = np.array(picture(64, 48, "L", seed=1))
     alpha[:10], alpha[10:20] = 0, 255
     if mode in ("RGBA", "LA"):
         image = Image.fromarray(np.dstack([colours, alpha]), mode)
     else:
-        # One level or colour stands for transparent, or every colour of a palette has an alpha.
+        # One level or colour means transparent, or every colour of a palette has an alpha.
         image = Image.fromarray(colours).convert(mode)
         key = {"RGB": (1, 2, 3), "L": 17}.get(mode, bytes(np.arange(256, dtype=np.uint8)))
         if mode == "RGB":

@@ -1,4 +1,4 @@
-"""A pipeline in a configuration is torchvision's own, bit for bit, and says what it does not take."""
+"""A pipeline in a configuration equals torchvision's own, bit for bit, and reports invalid arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLOAT = {"ToDtype": {"dtype": "float32", "scale": True}}
 NORMALIZE = {"Normalize": {"mean": MEAN, "std": STD}}
 INTERPOLATION = v2.InterpolationMode
 
-# As one writes it in YAML, and as one would in Python.
+# Each pipeline as written in YAML, and as written in Python.
 PIPELINES = {
     "imagenet": (
         [{"Resize": {"size": 256, "antialias": True}}, {"CenterCrop": 224}, FLOAT, NORMALIZE],
@@ -149,7 +149,7 @@ def test_enough_is_what_is_only_made_smaller():
     assert enough({"CenterCrop": 224}) is None
 
 
-# Which transforms there are
+# The available transforms
 
 
 def exported():

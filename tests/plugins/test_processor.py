@@ -1,4 +1,4 @@
-"""The preprocessor gives what transformers' own processors give, bit for bit, in two halves where it can."""
+"""The preprocessor gives the same as transformers' own processors, bit for bit, in two halves if possible."""
 
 from __future__ import annotations
 

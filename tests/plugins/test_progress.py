@@ -1,4 +1,4 @@
-"""Progress counts what is done, on a terminal as a bar and elsewhere in a few lines."""
+"""Progress counts the images, on a terminal as a bar and elsewhere in a few lines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def record(name="a.jpg"):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until a test moves it."""
+    """A clock that does not move until a test moves it."""
 
     class Clock:
         now = 1_000.0
@@ -46,13 +46,13 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def lines(capsys):
-    """A function that gives the lines on stderr since it was last called."""
+    """A function that gives the lines on stderr since its last call."""
     return lambda: capsys.readouterr().err.splitlines()
 
 
 @contextmanager
 def terminal(monkeypatch):
-    """A real pseudo-terminal as stderr; yields a function that gives what it has shown when it is over."""
+    """A real pseudo-terminal as stderr; yields a function that ends it and gives its contents."""
     master, slave = os.openpty()
     shown = bytearray()
 
@@ -61,7 +61,7 @@ def terminal(monkeypatch):
             while piece := os.read(master, 4_096):
                 shown.extend(piece)
         except OSError:
-            pass  # Linux says so when the other end is closed
+            pass  # Linux reports this when the other end is closed
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -177,7 +177,7 @@ def test_the_bar_is_closed_when_a_run_fails(monkeypatch):
         assert sys.stderr is before
     for thread in threading.enumerate():
         if type(thread).__module__.startswith("rich"):
-            thread.join(timeout=5)  # told to end, but not waited for
+            thread.join(timeout=5)  # it has been asked to end, but nothing has waited for it
             assert not thread.is_alive()
     assert "stopped after" in shown.decode()
     assert shown.decode().endswith("\x1b[?25h")

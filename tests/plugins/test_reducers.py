@@ -1,4 +1,4 @@
-"""What every reducer promises: one row an image, float32 inside, the dtype back, and nothing of the activation kept."""
+"""The promises of every reducer: one row per image, float32 inside, the dtype restored, the activation not kept."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_reducer_computes_in_float32(cls, params, axes, shape, row, dtype):
 @computing
 def test_reducer_loses_nothing_of_float64(cls, params, axes, shape, row):
     activation = noise(3, *shape).abs().double() + 1
-    # Lost in float32, whose steps are 2**-23 at 1 and more above.
+    # Lost in float32, which has steps of 2**-23 at 1 and larger ones above.
     finer = activation * (1 + 2**-40)
     whole, close = (reduced(cls, value, axes, VIT, **params) for value in (activation, finer))
     if cls is L2Normalise:

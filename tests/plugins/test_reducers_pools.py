@@ -1,4 +1,4 @@
-"""Pools over maps and tokens: right values, whatever the layout, and no guess about it."""
+"""Pools over maps and tokens: correct values, whatever the layout, without guessing the layout."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ seeds = st.integers(0, 1000)
 
 
 def whole_numbers(*shape, seed):
-    """Values whose sums are exact in any order."""
+    """Values with sums that are exact in any order."""
     return torch.randint(-9, 10, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
@@ -46,7 +46,7 @@ def test_flatten_keeps_the_order_of_the_axes_in_channels_last():
     assert torch.equal(Flatten()(activation.to(memory_format=torch.channels_last)), activation.flatten(1))
 
 
-# --- one value a channel
+# --- one value per channel
 
 
 @pytest.mark.parametrize(("axes", "shape", "dims"), [("NCHW", (2, 3, 4, 5), (2, 3)), ("NHWC", (2, 4, 5, 3), (1, 2))])

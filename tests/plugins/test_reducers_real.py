@@ -1,4 +1,4 @@
-"""Reducers on layers of real architectures, one after the other."""
+"""Reducers on layers of real architectures, one after another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGES = noise(2, 3, 64, 64)
 
 
 def together(model, layer, about=None, **reduce):
-    """One layer's value as it is and reduced in several ways, out of one forward after the first."""
+    """One layer's value, unreduced and reduced in several ways, from one forward pass after the first."""
     taps = {"whole": layer, **{name: {"layer": layer, "reduce": spec} for name, spec in reduce.items()}}
     with layertap.TappedModel(model, taps, about=about or {}) as taps:
         taps.run(IMAGES)

@@ -1,4 +1,4 @@
-"""Tokens: which are the class, registers and patches is known from the model or the user, and never guessed."""
+"""Tokens: the model or the user says which are the class, registers and patches, and nothing is guessed."""
 
 from __future__ import annotations
 

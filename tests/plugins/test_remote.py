@@ -1,4 +1,4 @@
-"""A folder behind a URL gives the rows of the same folder on this machine, whatever its server does on the way."""
+"""A folder at a URL gives the rows of the same folder on this machine, whatever faults its server has."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_a_page_that_changed_has_its_reason(tmp_path):
 
 
 class Answers(Handler):
-    """A status or a trick a path."""
+    """One status or fault per path."""
 
     def answer(self):
         name = self.path.strip("/")
@@ -260,7 +260,7 @@ def test_headers_of_the_user_are_sent_and_nothing_compressed_is_asked_for():
 
 
 class Dripping(Handler):
-    """One byte at a time, of a file without end."""
+    """Sends an endless file, one byte at a time."""
 
     def do_GET(self):
         self.send_response_only(200)

@@ -1,4 +1,4 @@
-"""What cannot be reached is told before anything is written, and no secret gets into the manifest."""
+"""Unreachable sources are reported before anything is written, and no secret gets into the manifest."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_only_plain_data_is_taken():
 
 
 class Empty(Handler):
-    """A server with a page that lists nothing, and nothing else."""
+    """A server with only a page that lists nothing."""
 
     def answer(self):
         if self.path.rstrip("/") == "/empty":
@@ -121,7 +121,7 @@ def test_missing_credentials_are_reported(bucket, monkeypatch, tmp_path):  # noq
     _, name, options = bucket
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    # Other options than those of the other tests, which have found their credentials already.
+    # These options differ from those of the other tests, which have already found their credentials.
     source = {"type": "folder", "path": f"s3://{name}/photos/", "storage_options": {**options, "use_ssl": False}}
     with pytest.raises(layertap.ConfigError, match=r"credentials; check .*anon: true"):
         run(tmp_path, tmp_path / "out", source=source)

@@ -1,4 +1,4 @@
-"""Images in a zip archive give the rows of the unpacked ones; a hostile one fails by the member, and writes nothing."""
+"""Images in a zip archive give the rows of the unpacked ones; hostile members fail one by one, and write nothing."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_an_archive_that_changed_fails_its_images(archive):
 
 
 def hostile(path):
-    """Members that would do harm, each under a name that says what; and a good one."""
+    """Harmful members, each under a name that says what it does, and a good one."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file.writestr("good.jpg", b"good")

@@ -1,4 +1,4 @@
-"""What the sinks write is what numpy would have written, whole or in parts."""
+"""The sinks write the same as numpy would, whole or in parts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DTYPES = ["f2", "f4", "f8", ">f4", "i1", "i8", "u1", "u2", "?", "c8"]
 
 @st.composite
 def partitions(draw):
-    """An array of any dtype, row shape and memory order, and how many rows each of its parts takes."""
+    """An array of any dtype, row shape and memory order, and the number of rows in each of its parts."""
     row = tuple(draw(st.lists(st.integers(0, 4), max_size=3)))
     parts = draw(st.lists(st.integers(0, 6), min_size=1, max_size=5))
     shape = (sum(parts), *row)

@@ -1,4 +1,4 @@
-"""A file sink that is killed or runs out of disk goes on to the same output; one that is damaged says so."""
+"""A file sink that is killed or runs out of disk resumes to the same output; damage is reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.plugins.sinking import SINKS, fated, sink_config, sink_run, tree, val
 
 @pytest.fixture(scope="module")
 def wholes(photos, tmp_path_factory):
-    """An output of each sink that nothing has disturbed."""
+    """An undisturbed output of each sink."""
     root = tmp_path_factory.mktemp("whole")
     for kind in SINKS:
         sink_run(kind, photos, root / kind)
@@ -23,7 +23,7 @@ def wholes(photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def killed(photos, tmp_path_factory):
-    """An output of each sink killed in the middle of a part, gone on with, and killed in the middle of its merger."""
+    """An output of each sink killed in the middle of a part, resumed, and killed in the middle of its merge."""
     root = tmp_path_factory.mktemp("killed")
     attempts = [(sink_config(kind, photos, root / kind), fate) for kind in SINKS for fate in ("part", "merge")]
     ends, said = fated(attempts)
@@ -36,10 +36,10 @@ def test_killed_run_reads_as_far_as_it_came_and_ends_as_if_it_had_not_been(photo
     out = killed / kind
     unfinished = layertap.open(out)
     assert not unfinished.is_complete
-    assert values(out) == values(wholes / kind)  # all is committed, and half is in its place
+    assert values(out) == values(wholes / kind)  # everything is committed, and half of it is in its place
     assert sink_run(kind, photos, out).kept == 20
     assert values(out) == values(wholes / kind)
-    if kind != "lance":  # whose files have random names
+    if kind != "lance":  # its files have random names
         assert tree(out) == tree(wholes / kind)
     verdict = verify(out, rows=2, plugins=[TINY])
     assert (verdict.complete, verdict.faults) == (True, [])
@@ -59,7 +59,7 @@ def test_interrupted_run_shows_its_commits(photos, wholes, tmp_path, kind):
 
 
 def test_new_output_takes_the_place_of_one_with_folders(photos, tmp_path):
-    # One that is begun beside it and killed half in place has to go, too.
+    # An output that was begun next to it and killed half in place must be removed, too.
     attempts = []
     for kind in SINKS:
         sink_run(kind, photos, tmp_path / kind, taps=["features.0"])
@@ -74,7 +74,7 @@ def test_new_output_takes_the_place_of_one_with_folders(photos, tmp_path):
 
 
 def test_full_disk_is_a_clean_stop_and_the_run_resumes(photos, wholes, tmp_path):
-    # The first limit is less than a part takes; the second more, and less than the merged output where there is one.
+    # The first limit is less than a part needs; the second is more, but less than any merged output needs.
     attempts = [(sink_config(kind, photos, tmp_path / kind), limit) for kind in SINKS for limit in (30_000, 100_000)]
     ends, said = fated(attempts)
     expected = {"safetensors": 0, "parquet": 0, "hdf5": 7, "zarr": 7, "lance": 7}
@@ -120,6 +120,6 @@ def test_damaged_file_is_named(wholes, tmp_path, kind, name, spot):
     with pytest.raises(layertap.StoreError) as told:
         values(tmp_path / "out")
     assert "\n" not in str(told.value)
-    # A file of its own, or the array or table that it belongs to.
+    # The file itself, or the array or table that it belongs to.
     whole = {"zarr": 2, "lance": 1}.get(kind, 9)
     assert f"{tmp_path / 'out' / '/'.join(name.split('/')[:whole])}: " in str(told.value)

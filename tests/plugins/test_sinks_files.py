@@ -1,4 +1,4 @@
-"""Every file sink gives back what it was given, bit for bit, whole or in parts, and reads no more than is asked for."""
+"""Every file sink gives back its values, bit for bit, whole or in parts, and reads no more than is requested."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def merged(root, sink, parts):
 
 
 def noise(dtype, shape):
-    """Values of any bits, among them NaNs of every kind."""
+    """Values of any bits, including NaNs of every kind."""
     dtype = np.dtype(dtype)
     if dtype.kind == "b":
         return np.random.default_rng(0).integers(0, 2, shape).astype(bool)
@@ -119,7 +119,7 @@ def holed(photos, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(holed, tmp_path_factory):
-    """What the npy sink makes of them."""
+    """The npy sink's output for them."""
     out = tmp_path_factory.mktemp("plain") / "out"
     run(holed, out, taps=TAPS)
     return out

@@ -1,4 +1,4 @@
-"""What the file sinks write is read by the libraries that people have, without layertap."""
+"""Common libraries read the files of the sinks, without layertap."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAT = [tap["name"] for tap in TAPS]
 
 @pytest.fixture(scope="module")
 def plain(photos, tmp_path_factory):
-    """The same rows as the npy sink writes them."""
+    """The same rows as written by the npy sink."""
     out = tmp_path_factory.mktemp("plain") / "out"
     run(photos, out, taps=TAPS)
     return layertap.open(out)

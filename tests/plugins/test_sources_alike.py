@@ -1,4 +1,4 @@
-"""The same pictures give the same features to the bit, whatever source they come from, and stay the same ones."""
+"""The same pictures give the same features, bit for bit, from every source, and later changes are detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays of images are read a row at a time, in the axes that their shape tells, and are bytes or refused."""
+"""Arrays of images are read a row at a time, with the axes that follow from their shape, and must be bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A table gives its rows in order, and says in which line something is wrong."""
+"""A table gives its rows in order, and reports the line of a mistake."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_links_out_of_the_root_are_refused_unless_they_are_to_be_followed(tmp_pa
 
 @pytest.fixture
 def served(tmp_path):
-    """A folder, and the URL that it is served under."""
+    """A folder, and the URL at which it is served."""
     folder = tmp_path / "served"
     folder.mkdir()
 

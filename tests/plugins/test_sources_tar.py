@@ -1,4 +1,4 @@
-"""A tar gives its samples as they lie in it: nothing is unpacked, and what is wrong with it is one line."""
+"""A tar gives its samples in place: nothing is unpacked, and any fault is reported in one line."""
 
 from __future__ import annotations
 

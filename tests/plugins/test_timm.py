@@ -1,4 +1,4 @@
-"""The provider gives timm's own models and transforms, bit for bit, and fetches nothing behind our back."""
+"""The provider gives timm's own models and transforms, bit for bit, and fetches nothing unasked."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ needs_mobilenet = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path, monkeypatch):
-    """An empty cache, and no way to any network: the proxy is a port that nobody listens on."""
+    """An empty cache, without network access: the proxy is a port without a listener."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
@@ -46,7 +46,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mobilenet():
-    """torchvision's own file, out of the package that ships it."""
+    """torchvision's own file, from the package that ships it."""
     return Path(importlib.util.find_spec(CARRIER).submodule_search_locations[0], "weights", MOBILENET)
 
 

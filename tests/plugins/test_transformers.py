@@ -1,4 +1,4 @@
-"""The provider gives the library's own models, every value of them from the file, and runs no code of a hub."""
+"""The provider gives the library's own models, with every value from the file, and runs no code from a hub."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def seeded(kind, **fields):
 
 
 def saved(model, folder, processor=None):
-    """The folder, holding the model as the library saves it."""
+    """The folder, with the model as the library saves it."""
     transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder)
     if processor is not None:
@@ -161,7 +161,7 @@ def test_a_saved_folder_gives_its_base_model_and_its_own_processor(tmp_path):
     processor = transformers.ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3])
     loaded = load(saved(theirs, tmp_path / "vit", processor))
     assert same(loaded.module, theirs.vit.state_dict())
-    # A pooler that no file has values for would be random: there is none.
+    # There is no pooler, because without values in the file it would be random.
     assert layers(loaded.module) == layers(theirs.vit)
     assert not any(name.startswith("pooler") for name in layers(loaded.module))
     images = pictures()
@@ -308,7 +308,7 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path):
     with pytest.raises(UnsafeError, match="code of its own") as error:
         load(folder)
     assert one_line(error)
-    # A type that the library knows is built by the library, whatever the folder brings along.
+    # A type that the library knows is built by the library, whatever else the folder contains.
     saved(seeded("vit", **VIT), folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "auto_map": auto}))

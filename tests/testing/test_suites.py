@@ -1,4 +1,4 @@
-"""The conformance suites: a sound plugin passes, and a broken promise fails the test that holds it and is named."""
+"""The conformance suites: a sound plugin passes, and a broken promise fails its test and is named."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUITES = {name: getattr(layertap.testing, name) for name in layertap.testing.__a
 
 
 def check(suite, cls, test, params, request):
-    """One test of a suite on a plugin, as a stranger's subclass would run it."""
+    """One test of a suite on a plugin, as an author's subclass would run it."""
 
     class Tested(SUITES[suite]):
         def plugin(self):
