@@ -84,7 +84,7 @@ class Parts(layertap.FileSink):
 
 
 class Deadly(Parts):
-    """Ends its process, or raises, if the file that `DEADLY` names says so, and removes that file."""
+    """Ends its process, or raises, at the step in the file that `DEADLY` names, and removes that file first."""
 
     def open(self, run: Any) -> None:
         self.planned = run.planned

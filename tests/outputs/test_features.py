@@ -113,7 +113,7 @@ def test_manifest_cannot_lead_out_of_its_folder(photos, tmp_path, stem):
     run(photos, tmp_path / "out")
     manifest = tmp_path / "out/manifest.json"
     manifest.write_text(manifest.read_text().replace('"file": "classifier"', f'"file": "{stem}"'))
-    with pytest.raises(layertap.StoreError, match="no run of layertap writes"):
+    with pytest.raises(layertap.StoreError, match="not a name that a run of layertap writes"):
         layertap.open(tmp_path / "out")
 
 
