@@ -1,1 +1,1 @@
-"""The first-party plugins: what a stranger could have written, through the same door."""
+"""The first-party plugins, which use only the public interface that third-party plugins use."""

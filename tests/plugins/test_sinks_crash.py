@@ -117,9 +117,9 @@ def test_damaged_file_is_named(wholes, tmp_path, kind, name, spot):
     else:
         data[spot] ^= 0x55
         file.write_bytes(data)
-    with pytest.raises(layertap.StoreError) as told:
+    with pytest.raises(layertap.StoreError) as caught:
         values(tmp_path / "out")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
     # The file itself, or the array or table that it belongs to.
     whole = {"zarr": 2, "lance": 1}.get(kind, 9)
-    assert f"{tmp_path / 'out' / '/'.join(name.split('/')[:whole])}: " in str(told.value)
+    assert f"{tmp_path / 'out' / '/'.join(name.split('/')[:whole])}: " in str(caught.value)

@@ -205,7 +205,9 @@ def test_missing_package_is_reported_before_anything_is_written(photos, tmp_path
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(layertap.PluginError, match=rf"needs the package .*: pip install 'layertap\[{extra}\]'") as told:
+    with pytest.raises(
+        layertap.PluginError, match=rf"needs the package .*: pip install 'layertap\[{extra}\]'"
+    ) as caught:
         layertap.run(sink_config(kind, photos, tmp_path / "out"), plugins=[TINY])
-    assert told.value.code == 2
+    assert caught.value.code == 2
     assert not (tmp_path / "out").exists()

@@ -59,12 +59,12 @@ def test_every_source_gives_the_same_features_to_the_bit(way, stored, expected):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_records_come_again_the_same_and_survive_a_trip_to_another_process(way, stored):
-    def told(source):
+    def facts_of(source):
         return [(record.id, dict(record.meta)) for record in source.records()]
 
     source = built(stored(way))
     again = pickle.loads(pickle.dumps(source))
-    assert told(source) == told(source) == told(again) == told(built(stored(way)))
+    assert facts_of(source) == facts_of(source) == facts_of(again) == facts_of(built(stored(way)))
     *_, last = source.records()
     assert type(pickle.loads(pickle.dumps(last.data))) is type(last.data)
 

@@ -22,7 +22,7 @@ def records(path, **params):
     return list(ManifestSource.of(path=str(path), **params).records())
 
 
-def told(path, **params):
+def rows(path, **params):
     return [(record.id, dict(record.meta)) for record in records(path, **params)]
 
 
@@ -39,11 +39,11 @@ def written(tmp_path, text, name="list.csv"):
 def test_delimited_tables_keep_their_columns_as_text(tmp_path):
     expected = [("b.jpg", {"label": "1", "note": "x, y"}), ("a/ü.jpg", {"label": "", "note": 'say "z"'})]
     comma = 'path,label,note\nb.jpg,1,"x, y"\n\na/ü.jpg,,"say ""z"""\n'
-    assert told(written(tmp_path, comma)) == expected
-    assert told(written(tmp_path, comma.encode("utf-8-sig").replace(b"\n", b"\r\n"))) == expected
+    assert rows(written(tmp_path, comma)) == expected
+    assert rows(written(tmp_path, comma.encode("utf-8-sig").replace(b"\n", b"\r\n"))) == expected
     tabs = 'path\tlabel\tnote\nb.jpg\t1\tx, y\na/ü.jpg\t\t"say ""z"""\n'
-    assert told(written(tmp_path, tabs, "list.tsv")) == expected
-    assert told(written(tmp_path, comma, "list.txt"), format="csv") == expected
+    assert rows(written(tmp_path, tabs, "list.tsv")) == expected
+    assert rows(written(tmp_path, comma, "list.txt"), format="csv") == expected
 
 
 def test_json_lines_keep_their_types_and_have_the_same_keys_everywhere(tmp_path):
@@ -52,7 +52,7 @@ def test_json_lines_keep_their_types_and_have_the_same_keys_everywhere(tmp_path)
         {"path": "b.jpg", "label": "three", "boxes": {"x": 1}, "late": None},
     ]
     path = written(tmp_path, "\n\n".join(map(json.dumps, lines)), "list.jsonl")
-    assert told(path) == [
+    assert rows(path) == [
         ("a.jpg", {"label": 3, "score": 0.5, "ok": True, "late": None}),
         ("b.jpg", {"label": "three", "score": None, "ok": None, "late": None}),
     ]
@@ -62,8 +62,8 @@ def test_a_parquet_table_keeps_its_types(tmp_path):
     columns = {"file": ["a.jpg", "b.jpg"], "label": [1, None], "id": ["x", "y"], "box": [[1], [2]]}
     pq.write_table(pa.table(columns), tmp_path / "list.parquet", row_group_size=1)
     path = tmp_path / "list.parquet"
-    assert told(path, column="file") == [("a.jpg", {"label": 1, "id_": "x"}), ("b.jpg", {"label": None, "id_": "y"})]
-    assert told(path, column="file", id="id") == [("x", {"label": 1}), ("y", {"label": None})]
+    assert rows(path, column="file") == [("a.jpg", {"label": 1, "id_": "x"}), ("b.jpg", {"label": None, "id_": "y"})]
+    assert rows(path, column="file", id="id") == [("x", {"label": 1}), ("y", {"label": None})]
 
 
 def test_paths_start_at_the_table_or_at_the_root(tmp_path):
@@ -158,7 +158,7 @@ def test_urls_that_cannot_be_opened_are_reported_before_anything_is_read(tmp_pat
 
 def test_ids_may_have_a_column_of_their_own(tmp_path):
     path = written(tmp_path, "path,name\na.jpg,1\na.jpg,2\n")
-    assert told(path, id="name") == [("1", {}), ("2", {})]
+    assert rows(path, id="name") == [("1", {}), ("2", {})]
 
 
 @pytest.mark.parametrize(

@@ -42,13 +42,13 @@ class Gate(layertap.Observer):
     """Reports that a run has started, and holds it until it may continue."""
 
     class Params(layertap.Params):
-        told: int = Field(description="a descriptor to write to")
+        started: int = Field(description="a descriptor to write to")
         wait: int = Field(description="a descriptor to read from, to its end")
 
     params: Params
 
     def run_started(self) -> None:
-        os.write(self.params.told, b"!")
+        os.write(self.params.started, b"!")
         os.read(self.params.wait, 1)
 
 
@@ -69,7 +69,7 @@ class Stuck(layertap.Preprocessor):
     """Reports that it has begun, and hangs."""
 
     class Params(layertap.Params):
-        told: int = Field(description="a descriptor to write to")
+        started: int = Field(description="a descriptor to write to")
 
     params: Params
 
@@ -77,7 +77,7 @@ class Stuck(layertap.Preprocessor):
         import torch
 
         if threading.current_thread() is not threading.main_thread():
-            os.write(self.params.told, b"!")
+            os.write(self.params.started, b"!")
             time.sleep(60)
         return torch.zeros(3, 16, 16)
 

@@ -180,7 +180,7 @@ class Broken(list[str]):
         except AssertionError as error:
             self.append(f"{name}: {' '.join(str(error).split())[:400]}")
 
-    def told(self) -> str:
+    def report(self) -> str:
         """All of them, one line each."""
         return "\n".join([f"{len(self)} went wrong", *self])
 

@@ -55,8 +55,8 @@ def contents(folder: Path) -> dict[str, bytes | None]:
         below = Path(root).relative_to(folder)
         found |= {f"{below / name}/": None for name in folders}
         for name in files:
-            told = name == "manifest.json" or below.name == "commits"
-            found[str(below / name)] = None if told else (folder / below / name).read_bytes()
+            has_times = name == "manifest.json" or below.name == "commits"
+            found[str(below / name)] = None if has_times else (folder / below / name).read_bytes()
     return found
 
 

@@ -33,7 +33,7 @@ def stopped_by(case: Case, tmp_path, faults: list[Fault]) -> None:
             assert commits(place.out) <= before.count("record")
             place.resume()
     print(f"\n{case.sink}: {len(faults)} times {faults[0].how}, a clean stop and the same bytes after it")
-    assert not broken, broken.told()
+    assert not broken, broken.report()
 
 
 def cut(trace: list[Event]) -> tuple[list[str], list[Event]]:
@@ -140,4 +140,4 @@ def test_file_system_of_sixteen_sizes_that_are_too_small(case, tmp_path, sink):
                 enlarge(place.disk)
                 place.resume()
     print(f"\n{sink}: full at {sizes} of {large} pages needed, resumed to the same bytes each time")
-    assert not broken, broken.told()
+    assert not broken, broken.report()

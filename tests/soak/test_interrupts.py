@@ -35,7 +35,7 @@ def interrupted(case: Case, tmp_path, times: int, number: signal.Signals, code: 
     print(
         f"\n{hit} of {times} runs ended by {number.name}, within {slowest:.2f} s; {most} shards computed twice at most"
     )
-    assert not broken, broken.told()
+    assert not broken, broken.report()
     return hit
 
 
@@ -54,7 +54,7 @@ def test_interrupted_while_processes_decode(case, tmp_path):
     interrupted(case("npy"), tmp_path, 20, signal.SIGINT, INTERRUPTED, isolation="process")
 
 
-STUCK = "preprocess={type: stuck, told: TOLD}"
+STUCK = "preprocess={type: stuck, started: STARTED}"
 
 
 def test_second_interrupt_ends_a_run_that_hangs_at_once(case, tmp_path):

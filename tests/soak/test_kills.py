@@ -27,7 +27,7 @@ def killed_at(case: Case, tmp_path, faults: list[Fault]) -> None:
             assert place.computed_twice() <= MOST_TWICE
     took = time.monotonic() - started
     print(f"\n{case.sink}: {len(faults)} kills around operations, at most {most} shards computed twice, {took:.0f} s")
-    assert not broken, broken.told()
+    assert not broken, broken.report()
 
 
 def killed_at_random(case: Case, tmp_path, kills: int) -> int:
@@ -41,7 +41,7 @@ def killed_at_random(case: Case, tmp_path, kills: int) -> int:
             most = max(most, place.computed_twice())
             assert place.computed_twice() <= MOST_TWICE
     print(f"\n{case.sink}: {hit} of {kills} runs killed at random, at most {most} shards computed twice")
-    assert not broken, broken.told()
+    assert not broken, broken.report()
     return hit
 
 
@@ -91,4 +91,4 @@ def test_killed_again_and_again(case, tmp_path):
             assert place.computed_twice() <= MOST_TWICE * kills
             most = max(most, kills)
     print(f"\n20 outputs, killed up to {most} times each")
-    assert not broken, broken.told()
+    assert not broken, broken.report()

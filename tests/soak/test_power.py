@@ -36,7 +36,7 @@ def cut_off(case: Case, tmp_path, states: set[tuple[int, str]]) -> None:
                 resumed(Place(case, tmp_path / f"{number}-{fate}"), disk, fate, f"{number} {fate}", known)
     took = time.monotonic() - started
     print(f"\n{case.sink}: {len(states)} power cuts, {len(known)} different disks, {took:.0f} s")
-    assert not broken, broken.told()
+    assert not broken, broken.report()
 
 
 def cut_off_after_kill(
@@ -58,7 +58,7 @@ def cut_off_after_kill(
                 place = Place(case, tmp_path / f"{number}-{fate}-{seed}")
                 resumed(place, disk, fate, f"{number} {fate} {seed}", known)
     print(f"\n{case.sink}: {len(known)} different disks after a kill and a power cut")
-    assert not broken, broken.told()
+    assert not broken, broken.report()
 
 
 def first_link(done: list[Event]) -> list[int]:

@@ -54,7 +54,7 @@ def overtaken(case: Case, tmp_path, numbers: list[int]) -> None:
             place.resume()
             assert place.computed_twice() == 0
     print(f"\n{len(numbers)} runs suspended while another one started")
-    assert not broken, broken.told()
+    assert not broken, broken.report()
 
 
 def test_suspended_run_keeps_its_output(case, tmp_path):

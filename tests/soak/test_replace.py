@@ -43,7 +43,7 @@ class Replacement:
         assert place.run(**self.how)["code"] == 0
         return place, disk, place.trace
 
-    def stands(self, place: Place) -> str:
+    def visible(self, place: Place) -> str:
         """Which of the two a reader sees completely; `neither` if there is no output at all."""
         before, after = self.after.trials.look(place.out, self.before.whole, self.after.whole)
         if before["rows"] is None:
@@ -55,11 +55,11 @@ class Replacement:
 
     def ends(self, place: Place) -> str:
         """The run that completes it after a disturbance; returns which output was there before that run."""
-        stood = self.stands(place)
+        seen = self.visible(place)
         place.resume(look=None, **self.how)
         twice = place.computed_twice()
-        assert twice <= (MOST_TWICE if stood == "before" else SHARDS), f"{twice} shards computed twice"
-        return stood
+        assert twice <= (MOST_TWICE if seen == "before" else SHARDS), f"{twice} shards computed twice"
+        return seen
 
 
 @pytest.fixture(scope="module")
@@ -92,15 +92,15 @@ def killed(replacement: Replacement, tmp_path, choose: Callable[[list[Event]], l
     _, _, trace = replacement.trace(tmp_path / "whole")
     done, broken = operations(trace), Broken()
     faults = [*(Fault(number, "before") for number in choose(done)), Fault(len(done), "after")]
-    stood = []
+    seen = []
     for number, fault in enumerate(faults):
         with broken.trial(f"{fault.how} {fault.at} {done[fault.at - 1][:3]}"):
             place = replacement.place(tmp_path / str(number))
             assert place.run(fault, **replacement.how)["code"] == KILLED
-            stood.append(replacement.ends(place))
-    tally = {name: stood.count(name) for name in ("before", "after", "neither")}
+            seen.append(replacement.ends(place))
+    tally = {name: seen.count(name) for name in ("before", "after", "neither")}
     print(f"\n{len(faults)} kills around {len(done)} operations; a reader saw {tally}")
-    assert not broken, broken.told()
+    assert not broken, broken.report()
 
 
 def switches(done: list[Event]) -> list[int]:
@@ -131,9 +131,9 @@ def suspended(replacement: Replacement, tmp_path, choose: Callable[[list[Event]]
             outcomes = place.overtake(Fault(number, "pause"), **replacement.how)
             assert {outcome["code"] for outcome in outcomes} <= {0, LOCKED}, outcomes
             assert 0 in [outcome["code"] for outcome in outcomes]
-            assert replacement.stands(place) == "after"
+            assert replacement.visible(place) == "after"
             assert [path.name for path in place.disk.iterdir()] == ["out"]
-    assert not broken, broken.told()
+    assert not broken, broken.report()
 
 
 @pytest.mark.parametrize("kind", ["new"])
@@ -163,4 +163,4 @@ def test_power_cut_after_every_operation(replacement, tmp_path, kind):
                     known.add(place.digest())
                     this.ends(place)
     print(f"\n{kind}: {states} power cuts, {len(known)} different disks")
-    assert not broken, broken.told()
+    assert not broken, broken.report()

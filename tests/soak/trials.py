@@ -53,7 +53,7 @@ class Trials:
         The outcome's `code` is 0, the code of the error, or minus the signal; `message` is the error's. `how` may hold
         `retry_failed`; `look`, finished outputs to compare with before the run; `signals`, pairs of seconds to wait
         and a signal to send, the first counted from the start; `arguments`, a command line to run instead of
-        `layertap.run`, and `output`, the file for what it prints. A TOLD in it is a descriptor: the signals wait for a
+        `layertap.run`, and `output`, the file for what it prints. STARTED in it is a descriptor: the signals wait for a
         byte written there.
         """
         return self._ask("one", config=config, trace=str(trace), fault=vars(fault) if fault else None, **how)[0]
@@ -114,7 +114,7 @@ class _Child:
     def fileno(self) -> int:
         return self._reader
 
-    def hear(self) -> bool:
+    def poll_output(self) -> bool:
         """Read its output, once there is any; returns whether it has ended."""
         piece = b"" if self._ended else os.read(self._reader, 65536)
         self._said += piece
@@ -158,7 +158,7 @@ def _ended(children: Sequence[_Child], count: int, seconds: float) -> list[_Chil
         ready, _, _ = select.select([c for c in children if c not in ended], [], [], max(0, limit - time.monotonic()))
         if not ready:
             break
-        ended += [child for child in ready if child.hear()]
+        ended += [child for child in ready if child.poll_output()]
     return ended
 
 
@@ -228,13 +228,13 @@ def _look(out: Path, reference: str) -> Outcome:
 def _one(request: Mapping[str, Any]) -> list[Outcome]:
     for reference in request.get("look") or ():
         _whole(reference)
-    told, tell = os.pipe()
-    arguments = [word.replace("TOLD", str(tell)) for word in request.get("arguments", ())]
-    child = _Child(lambda writer: _perform(request | {"arguments": arguments}, writer), [told])
-    os.close(tell)
-    if "TOLD" in str(request.get("arguments")):
-        os.read(told, 1)
-    os.close(told)
+    listen, notify = os.pipe()
+    arguments = [word.replace("STARTED", str(notify)) for word in request.get("arguments", ())]
+    child = _Child(lambda writer: _perform(request | {"arguments": arguments}, writer), [listen])
+    os.close(notify)
+    if "STARTED" in str(request.get("arguments")):
+        os.read(listen, 1)
+    os.close(listen)
     for delay, number in request.get("signals", ()):
         if child.ends_within(delay):
             break
@@ -244,9 +244,9 @@ def _one(request: Mapping[str, Any]) -> list[Outcome]:
 
 def _race(request: Mapping[str, Any]) -> list[Outcome]:
     go, start = os.pipe()
-    told, tell = os.pipe()
+    listen, notify = os.pipe()
     wait, release = os.pipe()
-    gate = {"type": "gate", "told": tell, "wait": wait}
+    gate = {"type": "gate", "started": notify, "wait": wait}
     config = request["config"] | {"observers": [*request["config"]["observers"], gate]}
 
     def starter(trace: str) -> Callable[[int], None]:
@@ -256,14 +256,14 @@ def _race(request: Mapping[str, Any]) -> list[Outcome]:
 
         return perform
 
-    children = [_Child(starter(trace), (start, told, release)) for trace in request["traces"]]
+    children = [_Child(starter(trace), (start, listen, release)) for trace in request["traces"]]
     os.close(start)
     started = time.monotonic()
     ended = _ended(children, len(children) - 1, 10.0)
     seconds = time.monotonic() - started
     os.close(release)
     outcomes = [child.outcome() | {"ran": child not in ended, "others": seconds} for child in children]
-    for descriptor in (go, told, tell, wait):
+    for descriptor in (go, listen, notify, wait):
         os.close(descriptor)
     return outcomes
 

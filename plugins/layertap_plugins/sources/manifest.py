@@ -71,7 +71,7 @@ class ManifestSource(layertap.Source):
             if seen is not None and seen.setdefault(record_id, number) != number:
                 raise layertap.ConfigError(
                     f"source.path: {self.params.path!r} lists {record_id!r} twice, in {unit}s {seen[record_id]} and "
-                    f"{number}; " + ("every image needs an id of its own" if id_column else "leave one out")
+                    f"{number}; " + ("every image needs its own id" if id_column else "leave one out")
                 )
             meta = {key: tables.plain(row.get(name)) for name, key in keys.items()}
             yield layertap.ImageRecord(record_id, data_of(path), meta)
