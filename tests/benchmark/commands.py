@@ -47,7 +47,7 @@ class Peer:
 PEERS = [
     Peer("careful DataLoader script", "careful", "classifier.5"),
     Peer("careful DataLoader script", "careful", "features.2"),
-    Peer("tutorial: load all, one forward pass", "tutorial", "classifier.5"),
+    Peer("tutorial: load all, one forward", "tutorial", "classifier.5"),
     Peer("torchextractor + DataLoader", "with_torchextractor", "classifier.5", beside="torchextractor"),
     Peer("timm + DataLoader", "with_timm", "global_pool", RESNET),
     Peer("img2vec", "with_img2vec", "classifier.5", beside="img2vec-pytorch"),

@@ -61,7 +61,7 @@ def sequential(tool: Tool, *also: str) -> bool:
     return same(value_of(tool, model, "0", x, *also), model[0](x))
 
 
-@case("the same, and a later layer requested too")
+@case("the same, and a later layer asked for too")
 def sequential_and_later(tool: Tool) -> bool:
     return sequential(tool, "3")
 
@@ -74,7 +74,7 @@ def alexnet(tool: Tool, *also: str) -> bool:
     return same(value_of(tool, model, "features.0", x, *also), model.features[0](x))
 
 
-@case("AlexNet `features.0`, and `features.2` requested too")
+@case("AlexNet `features.0`, and `features.2` asked for too")
 def alexnet_and_later(tool: Tool) -> bool:
     return alexnet(tool, "features.2")
 
@@ -89,7 +89,7 @@ def resnet18(tool: Tool, *also: str) -> bool:
     return same(value_of(tool, model, "layer1.0.bn2", x, *also), expected)
 
 
-@case("ResNet-18 `layer1.0.bn2`, and `layer1.0` requested too")
+@case("ResNet-18 `layer1.0.bn2`, and `layer1.0` asked for too")
 def resnet18_and_later(tool: Tool) -> bool:
     return resnet18(tool, "layer1.0")
 
@@ -113,7 +113,7 @@ def densenet(tool: Tool, *also: str) -> bool:
     return same(value_of(tool, model, "features.norm5", x, *also), out_of_place(model).features(x))
 
 
-@case("DenseNet `features.norm5`, and `classifier` requested too")
+@case("DenseNet `features.norm5`, and `classifier` asked for too")
 def densenet_and_later(tool: Tool) -> bool:
     return densenet(tool, "classifier")
 
@@ -259,7 +259,7 @@ def _hooks(model: nn.Module) -> int:
     return sum(len(layer._forward_hooks) + len(layer._forward_pre_hooks) for layer in model.modules())
 
 
-@case("no hook left on the model after the tool has finished")
+@case("no hook left on the model once the tool is gone")
 def hooks_left(tool: Tool) -> bool:
     model = chain()
     value_of(tool, model, "0", noise(2, 3, 8, 7))
@@ -267,7 +267,7 @@ def hooks_left(tool: Tool) -> bool:
     return _hooks(model) == 0
 
 
-@case("no hook left after a forward pass that raised")
+@case("no hook left after a forward that raised")
 def hooks_left_after_an_error(tool: Tool) -> bool:
     model = chain()
     try:

@@ -40,7 +40,7 @@ def measure(rounds: int = 31) -> dict[tuple[str, str], list[float]]:
 
     kinds: dict[str, Callable[[], None]] = {
         "plain": plain,
-        "the plain forward pass again": plain,
+        "the plain forward again": plain,
         "inside a tap": tapped,
         "after a tap was closed": plain,
     }
@@ -62,7 +62,7 @@ def measure(rounds: int = 31) -> dict[tuple[str, str], list[float]]:
 
 def shown(ratios: dict[tuple[str, str], list[float]]) -> list[str]:
     """A table of medians and quartiles, in percent over the plain forward pass."""
-    lines = ["| forward pass | time | median | quartiles | pairs |", "|---|---|---|---|---|"]
+    lines = ["| forward | time | median | quartiles | pairs |", "|---|---|---|---|---|"]
     for (name, clock), found in ratios.items():
         low, middle, high = ((value - 1) * 100 for value in statistics.quantiles(found, n=4))
         lines.append(f"| {name} | {clock} | {middle:+.2f} % | {low:+.2f} % to {high:+.2f} % | {len(found)} |")
