@@ -24,8 +24,13 @@ CHECKED = [
     ".github",
     "configs/*.yaml",
 ]
-CHECKED += ["plugins/README.md", "tests/comparison/README.md", "tests/benchmark/README.md", "tests/*/publish.py"]
-CHECKED += ["tests/comparison/compare.py"]
+CHECKED += ["plugins/README.md"]
+CHECKED += [
+    f"plugins/layertap_plugins/{kind}" for kind in ("sources", "sinks", "reducers", "preprocessors", "observers")
+]
+CHECKED += ["layertap/testing", "layertap/bench", "layertap/cli/templates", "tests/benchmark", "tests/comparison"]
+CHECKED += [f"layertap/store/{name}.py" for name in ("durable", "lock", "replace", "safe_files", "filenames", "dtypes")]
+CHECKED += ["layertap/store/manifest.py", "tests/soak", "tests/outsider", "tests/bench"]
 
 SUFFIXES = {".md", ".py", ".yaml", ".yml", ".toml", ".tmpl", ""}
 

@@ -15,7 +15,7 @@ _ODD = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 class NotRegular(OSError):
-    """Something other than a regular file is in the place of one."""
+    """Something is not a regular file where one was expected."""
 
 
 def is_inside(name: str) -> bool:

@@ -106,7 +106,7 @@ class Suite(Generic[P]):
         done = _imported_alone(module)
         promise(
             done.returncode == 0,
-            f"{module} cannot be imported by itself: {done.stderr.strip()[-300:]}",
+            f"{module} cannot be imported on its own: {done.stderr.strip()[-300:]}",
             "import everything that it needs inside it",
         )
         loaded = done.stdout.split()

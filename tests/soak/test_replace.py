@@ -23,7 +23,7 @@ LATE = "dogs/20.jpg"
 
 @dataclass
 class Replacement:
-    """An output, and a run that will replace it: the bytes of `after` in the place of those of `before`."""
+    """An output, and a run that will replace it: the bytes of `after` instead of those of `before`."""
 
     before: Case
     after: Case
