@@ -9,6 +9,9 @@
     ├── StoreError        7   storage; 5 locked by a live run, 6 the output is another run's or not ours
     └── UnsafeError       8   refused for safety
 
+A command that raises nothing exits with 0, with 3 if it finished and some images failed, and with 130 or 143 if a
+signal stopped it.
+
 A message is one line: what, where, what to do.
 """
 
@@ -22,10 +25,15 @@ if TYPE_CHECKING:
     import pydantic
 
 
+# Every exit code of the command line but 0.
+BUG, CONFIG, SOME_FAILED, STOPPED, LOCKED, FOREIGN, STORAGE, UNSAFE = 1, 2, 3, 4, 5, 6, 7, 8
+INTERRUPTED, TERMINATED = 130, 143
+
+
 class LayertapError(Exception):
     """Base of every error that layertap raises on purpose; `code` is the exit code of the command line."""
 
-    code: int = 1
+    code: int = BUG
 
     def __init__(self, message: str, *, code: int | None = None) -> None:
         super().__init__(message)
@@ -36,25 +44,25 @@ class LayertapError(Exception):
 class ConfigError(LayertapError):
     """The configuration is wrong, or asks for something that this machine does not have."""
 
-    code = 2
+    code = CONFIG
 
 
 class TapError(LayertapError):
     """A tap names no layer, never fired, is ambiguous, or its value is not one row an image."""
 
-    code = 2
+    code = CONFIG
 
 
 class WeightsError(LayertapError):
     """Weights are missing, unreadable, or do not fit the model."""
 
-    code = 2
+    code = CONFIG
 
 
 class PluginError(LayertapError):
     """A plugin or a model raised, or two plugins claim one type name."""
 
-    code = 1
+    code = BUG
 
 
 class ImageError(LayertapError):
@@ -63,7 +71,7 @@ class ImageError(LayertapError):
     A preprocessor raises it to refuse an image: the record is listed in `failures.csv` and the run goes on.
     """
 
-    code = 4
+    code = STOPPED
 
     def __init__(self, reason: str, message: str | None = None) -> None:
         super().__init__(message or reason)
@@ -73,13 +81,13 @@ class ImageError(LayertapError):
 class StoreError(LayertapError):
     """The output folder cannot be written, or belongs to something else."""
 
-    code = 7
+    code = STORAGE
 
 
 class UnsafeError(LayertapError):
     """Refused, because going on could run code or trust data that nobody vouched for."""
 
-    code = 8
+    code = UNSAFE
 
 
 def did_you_mean(wrong: str, known: Iterable[str], *, most: int = 3, cutoff: float = 0.6) -> str:

@@ -21,7 +21,7 @@ import pluggy
 
 from layertap import hookspecs
 from layertap.contracts import ModelProvider, Observer, Params, Plugin, Preprocessor, Reducer, Sink, Source
-from layertap.errors import ConfigError, LayertapError, PluginError, did_you_mean
+from layertap.errors import CONFIG, ConfigError, LayertapError, PluginError, did_you_mean
 
 GROUP = "layertap"
 LIMIT = "LAYERTAP_PLUGINS"
@@ -157,7 +157,7 @@ class Plugins:
                 raise PluginError(
                     f"two plugins register the {new.kind} type {new.type_name!r}: {old.plugin} ({old.file}) and "
                     f"{new.plugin} ({new.file}); uninstall one, or name those to load in {LIMIT}",
-                    code=ConfigError.code,
+                    code=CONFIG,
                 )
 
 
@@ -249,7 +249,7 @@ def guard(plugin: Plugin | type[Plugin]) -> Iterator[None]:
         if isinstance(error, ModuleNotFoundError) and cls.extra is not None:
             dist = _distribution_of(cls)
             message = f"{_label(cls)} needs the package {error.name!r}: pip install '{dist}[{cls.extra}]'"
-            raise PluginError(message, code=ConfigError.code) from error
+            raise PluginError(message, code=CONFIG) from error
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise PluginError(f"{_label(cls)} raised {_said(error)} (at {last.filename}:{last.lineno})") from error
 

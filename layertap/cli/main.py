@@ -26,9 +26,7 @@ from layertap.cli.format import (
     verdict_text,
 )
 from layertap.cli.signals import Stopped, catch_signals, let_signals_end
-from layertap.errors import ConfigError, LayertapError, StoreError
-
-SOME_FAILED = 3
+from layertap.errors import CONFIG, SOME_FAILED, STORAGE, ConfigError, LayertapError
 
 # What a wrong command line raises: click's ClickException. Newer versions of typer carry a click of their own inside,
 # and then it is not that of the package click, which may not be installed at all.
@@ -181,7 +179,7 @@ def verify(
         _print_json(verdict_data(found))
     else:
         typer.echo(verdict_text(found))
-    return StoreError.code if found.faults else 0
+    return STORAGE if found.faults else 0
 
 
 @app.command()
@@ -335,7 +333,7 @@ def main() -> NoReturn:
         code = typer.main.get_command(app).main(standalone_mode=False)
     except _UsageFault as error:
         error.show()
-        code = error.exit_code
+        code = CONFIG
     except LayertapError as error:
         typer.echo(" ".join(str(error).splitlines()), err=True)
         code = error.code

@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import NoReturn
 
-INTERRUPTED, TERMINATED = 130, 143
+from layertap.errors import INTERRUPTED, TERMINATED
 
 # Seconds from the first signal to the end, whatever is still going on.
 _PATIENCE = 4.0

@@ -18,7 +18,7 @@ import numpy as np
 import pydantic
 
 from layertap.contracts import FileSink
-from layertap.errors import ConfigError, StoreError, did_you_mean, first_fault
+from layertap.errors import FOREIGN, ConfigError, StoreError, did_you_mean, first_fault
 from layertap.outputs.export_manifest import carried, run_info
 from layertap.outputs.foreign_formats import LAYOUTS, Layout
 from layertap.outputs.output import Output
@@ -27,7 +27,7 @@ from layertap.records import Failure, Gathered, ImageRecord, Shard
 from layertap.store import durable, replace, safe_files
 from layertap.store.commits import Commit, digest
 from layertap.store.lock import Lock
-from layertap.store.manifest import FOREIGN, MANIFEST, FileFacts, Manifest, ShardFacts, read_manifest
+from layertap.store.manifest import MANIFEST, FileFacts, Manifest, ShardFacts, read_manifest
 from layertap.store.store import FAILURES, INDEX, Store, storage
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from layertap.errors import StoreError
+from layertap.errors import FOREIGN, StoreError
 from layertap.images.failure_codes import may_pass
 from layertap.images.plan import Plan
 from layertap.outputs.output import Output
 from layertap.records import Failure, Gathered, ImageRecord, Planned, Shard
 from layertap.store.commits import digest
-from layertap.store.manifest import FOREIGN, ShardFacts
+from layertap.store.manifest import ShardFacts
 
 
 class Retry:

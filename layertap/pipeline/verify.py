@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layertap.config.loading import load_config
-from layertap.errors import LayertapError, StoreError
+from layertap.errors import FOREIGN, LayertapError, StoreError
 from layertap.images.plan import Plan
 from layertap.outputs.features import Features, open_output
 from layertap.pipeline import fingerprint
@@ -24,7 +24,7 @@ from layertap.plugins import Plugins
 from layertap.records import Planned
 from layertap.store import safe_files
 from layertap.store.commits import PARTS, Commits, digest
-from layertap.store.manifest import FILES, FOREIGN, FileFacts, Manifest, ShardFacts, read_output
+from layertap.store.manifest import FILES, FileFacts, Manifest, ShardFacts, read_output
 
 # Where another machine, thread count or version may change the last bits: by this share of a tap's largest value.
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-1}

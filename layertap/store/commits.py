@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from layertap.errors import StoreError
+from layertap.errors import FOREIGN, StoreError
 from layertap.records import Gathered, Tally
 from layertap.store import durable, safe_files
-from layertap.store.manifest import FOREIGN, Count, Counts, Digest, Facts, FileFacts, FileName, ShardFacts, parsed
+from layertap.store.manifest import Count, Counts, Digest, Facts, FileFacts, FileName, ShardFacts, parsed
 
 PARTS, COMMITS = "parts", "commits"
 

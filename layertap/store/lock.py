@@ -9,11 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from layertap.errors import StoreError
+from layertap.errors import LOCKED, StoreError
 from layertap.store.manifest import read_manifest
 from layertap.store.replace import staging
-
-LOCKED = 5
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 

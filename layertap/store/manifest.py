@@ -12,16 +12,13 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 import pydantic
 from pydantic import AfterValidator, ConfigDict, Field
 
-from layertap.errors import StoreError, first_fault
+from layertap.errors import FOREIGN, StoreError, first_fault
 from layertap.store import safe_files
 
 _PLAIN = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-
-FOREIGN = 6
-"""The exit code for an output that is not layertap's, or belongs to another run."""
 
 Dtype: TypeAlias = Literal[
     "float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool",

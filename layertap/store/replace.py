@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from layertap.errors import StoreError
+from layertap.errors import FOREIGN, StoreError
 from layertap.store import durable, safe_files
 from layertap.store.commits import COMMITS, PARTS, Commits
-from layertap.store.manifest import FOREIGN, MANIFEST, read_manifest
+from layertap.store.manifest import MANIFEST, read_manifest
 
 
 def staging(path: Path) -> Path:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from layertap.contracts import FileSink
-from layertap.errors import StoreError
+from layertap.errors import FOREIGN, LOCKED, StoreError
 from layertap.plugins import guard
 from layertap.records import Gathered, Tally
 from layertap.store import durable, replace, safe_files
 from layertap.store.commits import COMMITS, PARTS, Commit, Commits, meta_types
-from layertap.store.lock import LOCKED, Lock
-from layertap.store.manifest import FILES, FOREIGN, MANIFEST, FileFacts, Manifest, Owner, Totals, read_manifest
+from layertap.store.lock import Lock
+from layertap.store.manifest import FILES, MANIFEST, FileFacts, Manifest, Owner, Totals, read_manifest
 
 INDEX, FAILURES = "index.csv", "failures.csv"
 
