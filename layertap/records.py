@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -194,6 +194,17 @@ class Tally:
     def kept(self) -> int:
         """Images with a row."""
         return self.planned - self.failed
+
+    def count_images(self, planned: int, reasons: Iterable[str]) -> None:
+        """Add images, and the reasons of those among them that failed."""
+        self.planned += planned
+        self.reasons.update(reasons)
+
+    def count_shard(self, nonfinite: Mapping[str, int], notes: Mapping[str, int]) -> None:
+        """Add a shard whose images are counted."""
+        self.shards += 1
+        self.nonfinite.update(nonfinite)
+        self.notes.update(notes)
 
     def report(self, info: RunInfo, seconds: float, *, stored: bool) -> Report:
         """How the run ended that these are the counts of."""

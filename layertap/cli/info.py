@@ -49,15 +49,11 @@ def summary_text(path: Path, manifest: Manifest) -> str:
 
 
 def _tally(path: Path, manifest: Manifest) -> Tally:
-    tally = Tally()
     if manifest.counts:
-        tally.planned, tally.shards = manifest.counts.planned, manifest.counts.shards
-        tally.reasons.update(manifest.failures)
-        tally.notes.update(manifest.notes)
-        tally.nonfinite.update({name: tap.nonfinite or 0 for name, tap in manifest.taps.items()})
-    else:
-        for commit in Commits(path):
-            commit.count_into(tally)
+        return manifest.tally()
+    tally = Tally()
+    for commit in Commits(path):
+        commit.count_into(tally)
     return tally
 
 

@@ -26,9 +26,10 @@ from layertap.plugins import Plugins, guard
 from layertap.records import Failure, Gathered, ImageRecord, Shard
 from layertap.store import durable, replace, safe_files
 from layertap.store.commits import Commit, digest
+from layertap.store.listings import FAILURES, INDEX
 from layertap.store.lock import Lock
 from layertap.store.manifest import MANIFEST, FileFacts, Manifest, ShardFacts, read_manifest
-from layertap.store.store import FAILURES, INDEX, Store, storage
+from layertap.store.store import Store, storage
 
 
 class _Damaged(StoreError):

@@ -21,8 +21,9 @@ from layertap.errors import StoreError, did_you_mean
 from layertap.outputs.rows import Rows
 from layertap.plugins import guard
 from layertap.store import safe_files
-from layertap.store.commits import PARTS, Commit, Commits, meta_types
+from layertap.store.commits import Commit, Commits, add_meta_types
 from layertap.store.dtypes import numpy_dtype
+from layertap.store.listings import FAILURES, INDEX
 from layertap.store.manifest import Manifest, TapFacts
 
 _READ: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": lambda text: text == "True"}
@@ -102,7 +103,7 @@ class Output:
     def failures(self) -> list[dict[str, str]]:
         """One mapping a failed image: `id`, `stage` and `reason`, in the order of the plan."""
         if self.is_complete:
-            return list(self._csv("failures.csv"))
+            return list(self._csv(FAILURES))
         return [failed.model_dump() for commit in self._commits() for failed in commit.failures]
 
     @property
@@ -115,11 +116,11 @@ class Output:
         if self.is_complete:
             count = 0
             with readable(self.path):
-                for row in self._csv("index.csv"):
+                for row in self._csv(INDEX):
                     yield self._typed(row)
                     count += 1
             if count != sum(self._counts):
-                raise StoreError(f"{self.path}: index.csv has {count} rows, and its manifest says {sum(self._counts)}")
+                raise StoreError(f"{self.path}: {INDEX} has {count} rows, and its manifest says {sum(self._counts)}")
             return
         kept = (row for commit in self._commits() for row in commit.kept)
         yield from ({"row": number, "id": row.id, **row.meta} for number, row in enumerate(kept))
@@ -129,7 +130,10 @@ class Output:
         """The metadata columns and the name of their type: `str`, `int`, `float`, `bool`, `null` where all are None."""
         if self.is_complete:
             return dict(self._known.meta)
-        return meta_types(row for commit in self._commits() for row in commit.kept)
+        types: dict[str, str] = {}
+        for commit in self._commits():
+            add_meta_types(types, commit.kept)
+        return types
 
     def chosen(self, taps: str | Sequence[str] | None) -> list[str]:
         """The taps asked for, in the order of `taps`; all where none are named."""
@@ -145,20 +149,19 @@ class Output:
     @cached_property
     def _folders(self) -> list[Path]:
         """The folders that hold a part each, once all that lies there is found to be files and folders of its own."""
-        commits = Commits(self.path)
         with readable(self.path):
             if self.is_complete:
                 for name in self._known.files:
                     safe_files.regular(self.path, name)
             else:
                 for commit in self._commits():
-                    for name in commit.files:
-                        safe_files.regular(self.path, f"{PARTS}/{commits.part(commit.shard).name}/{name}")
+                    for name in commit.placed_files():
+                        safe_files.regular(self.path, name)
             if self._is_merged:
                 for name in {name.partition("/")[0] for name in self._known.files if "/" in name}:
                     _refuse_links(self.path / name)
                 return [self.path]
-            folders = [commits.part(number) for number in range(self._shards)]
+            folders = [Commits(self.path).part(number) for number in range(self._shards)]
             for folder in folders:
                 _refuse_links(folder)
         return folders

@@ -23,7 +23,7 @@ from layertap.pipeline.shards import to_numpy
 from layertap.plugins import Plugins
 from layertap.records import Planned
 from layertap.store import safe_files
-from layertap.store.commits import PARTS, Commits, digest
+from layertap.store.commits import Commits, digest
 from layertap.store.manifest import FILES, FileFacts, Manifest, ShardFacts, read_output
 
 # Where another machine, thread count or version may change the last bits: by this share of a tap's largest value.
@@ -89,10 +89,8 @@ def _check_files(path: Path, manifest: Manifest, verdict: Verdict) -> None:
 
 
 def _committed_files(path: Path) -> Iterator[tuple[str, FileFacts]]:
-    commits = Commits(path)
-    for commit in commits:
-        for name, facts in commit.files.items():
-            yield f"{PARTS}/{commits.part(commit.shard).name}/{name}", facts
+    for commit in Commits(path):
+        yield from commit.placed_files().items()
 
 
 def _check_rows(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -19,6 +20,8 @@ from layertap.store import durable, safe_files
 from layertap.store.manifest import Count, Counts, Digest, Facts, FileFacts, FileName, ShardFacts, parsed
 
 PARTS, COMMITS = "parts", "commits"
+
+_TYPES: Mapping[type, str] = {bool: "bool", int: "int", float: "float", str: "str", type(None): "null"}
 
 
 class KeptRow(Facts):
@@ -87,11 +90,29 @@ class Commit(Facts):
 
     def count_into(self, tally: Tally) -> None:
         """Add this shard to what has become of the images."""
-        tally.planned += self.planned
-        tally.shards += 1
-        tally.reasons.update(failure.reason for failure in self.failures)
-        tally.nonfinite.update(self.nonfinite)
-        tally.notes.update(self.notes)
+        tally.count_images(self.planned, (failure.reason for failure in self.failures))
+        tally.count_shard(self.nonfinite, self.notes)
+
+    def placed_files(self) -> dict[str, FileFacts]:
+        """Its files, by their names in the output folder."""
+        return {f"{_part(self.shard)}/{name}": facts for name, facts in self.files.items()}
+
+
+class Committed:
+    """What the committed shards come to. Each is added when it is committed, or found sound at a resume."""
+
+    def __init__(self, taps: Iterable[str]) -> None:
+        self.tally = Tally(nonfinite=Counter(dict.fromkeys(taps, 0)))
+        self.shards: list[ShardFacts] = []
+        self.files: dict[str, FileFacts] = {}
+        self.meta: dict[str, str] = {}
+
+    def add(self, record: Commit) -> None:
+        """The next shard."""
+        record.count_into(self.tally)
+        self.shards.append(record.facts())
+        self.files |= record.placed_files()
+        add_meta_types(self.meta, record.kept)
 
 
 class Commits:
@@ -127,7 +148,8 @@ class Commits:
 
     def create(self, record: Commit) -> None:
         """Make a shard true. Raises `FileExistsError` where it is already."""
-        durable.create(self._path(record.shard), lambda file: _dump(record.model_dump(), file))
+        with durable.creating(self._path(record.shard)) as file:
+            _dump(record.model_dump(), file)
 
     def remove(self, number: int) -> None:
         """Make a shard untrue again, its part being gone."""
@@ -142,7 +164,7 @@ class Commits:
 
     def part(self, number: int) -> Path:
         """The folder of a shard's files."""
-        return self._output / PARTS / f"{number:05d}"
+        return self._output / _part(number)
 
     def _path(self, number: int) -> Path:
         return self._output / COMMITS / f"{number:05d}.json"
@@ -153,21 +175,26 @@ def digest(values: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data).hexdigest()
 
 
-def meta_types(kept: Iterator[KeptRow]) -> dict[str, str]:
-    """The metadata columns and their type's name, by which a reader turns text back into values."""
-    types: dict[str, str] = {}
+def add_meta_types(types: dict[str, str], kept: Iterable[KeptRow]) -> None:
+    """Add to the metadata columns and their type's name, by which a reader turns text back into values."""
     for row in kept:
         for key, value in row.meta.items():
             types[key] = _type(types.get(key), value)
-    return types
 
 
 def _type(known: str | None, value: Any) -> str:
     """The one type of a column so far, `null` while it has held nothing, `str` where types differ."""
-    found = "null" if value is None else type(value).__name__
+    found = _TYPES.get(type(value))
+    if found is None:
+        # A source may give a subclass, such as NumPy's float64, which comes back from a record as the plain type.
+        found = next(name for kind, name in _TYPES.items() if isinstance(value, kind))
     if known in (None, "null", found):
         return found
     return known if known is not None and found == "null" else "str"
+
+
+def _part(number: int) -> str:
+    return f"{PARTS}/{number:05d}"
 
 
 def _dump(value: Any, file: IO[str]) -> None:

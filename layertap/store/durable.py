@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -21,18 +22,22 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def replace(path: Path, write: Callable[[IO[str]], object]) -> None:
-    """Replace the content of `path` with the output of `write`: at any moment it is the old or the new one, whole."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    _fill(temporary, write)
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """A file to write, which replaces `path` when the block ends: at any moment it is the old or the new one, whole."""
+    temporary = _temporary(path)
+    with _synced(temporary) as file:
+        yield file
     os.replace(temporary, path)
     sync(path.parent)
 
 
-def create(path: Path, write: Callable[[IO[str]], object]) -> None:
-    """Create `path` with the output of `write`. Raises `FileExistsError` if it exists."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    _fill(temporary, write)
+@contextmanager
+def creating(path: Path) -> Iterator[IO[str]]:
+    """A file to write, which becomes `path` when the block ends. Raises `FileExistsError` if `path` exists then."""
+    temporary = _temporary(path)
+    with _synced(temporary) as file:
+        yield file
     try:
         os.link(temporary, path)
     finally:
@@ -106,10 +111,15 @@ def prune(folder: Path) -> None:
         folder.rmdir()
 
 
-def _fill(path: Path, write: Callable[[IO[str]], object]) -> None:
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp")
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[IO[str]]:
     # Do not write through a link that somebody has put there.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     with open(descriptor, "w", encoding="utf-8", newline="") as file:
-        write(file)
+        yield file
         file.flush()
         os.fsync(file.fileno())

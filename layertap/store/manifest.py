@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
@@ -13,6 +14,7 @@ import pydantic
 from pydantic import AfterValidator, ConfigDict, Field
 
 from layertap.errors import FOREIGN, StoreError, first_fault
+from layertap.records import Tally
 from layertap.store import safe_files
 
 _PLAIN = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
@@ -166,6 +168,24 @@ class Manifest(Facts):
     shards: list[ShardFacts] = Field(
         default=[], description="the shards of a complete output, in the order of the plan"
     )
+
+    def tally(self) -> Tally:
+        """What a complete output comes to."""
+        counts = self.counts or Totals(planned=0, kept=0, failed=0, shards=0)
+        return Tally(
+            planned=counts.planned,
+            shards=counts.shards,
+            reasons=Counter(self.failures),
+            nonfinite=Counter({name: tap.nonfinite or 0 for name, tap in self.taps.items()}),
+            notes=Counter(self.notes),
+        )
+
+    def count(self, tally: Tally) -> None:
+        """Keep what the output comes to, as it is being completed."""
+        self.counts = Totals(planned=tally.planned, kept=tally.kept, failed=tally.failed, shards=tally.shards)
+        self.failures, self.notes = dict(sorted(tally.reasons.items())), dict(sorted(tally.notes.items()))
+        for name, tap in self.taps.items():
+            tap.nonfinite = tally.nonfinite[name]
 
     def different(self, other: Manifest, besides: tuple[str, ...] = ()) -> list[str]:
         """The differences of the fingerprint from that of `other`, in words; keys in `besides` do not count."""

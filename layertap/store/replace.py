@@ -13,7 +13,10 @@ from pathlib import Path
 from layertap.errors import FOREIGN, StoreError
 from layertap.store import durable, safe_files
 from layertap.store.commits import COMMITS, PARTS, Commits
+from layertap.store.listings import FAILURES, INDEX
 from layertap.store.manifest import MANIFEST, read_manifest
+
+MERGE = "merge.tmp"
 
 
 def staging(path: Path) -> Path:
@@ -76,11 +79,10 @@ def discard(folder: Path) -> None:
     discard_shards(folder, committed)
     commits.tidy()
     # Files that a run was about to write when it was stopped have these names and no others.
-    for begun in (commits.part(committed), commits.part(committed).with_suffix(".tmp"), folder / "merge.tmp"):
+    for begun in (commits.part(committed), commits.part(committed).with_suffix(".tmp"), folder / MERGE):
         durable.clear_folder(begun)
-    tables = ("index.csv", "failures.csv")
-    temporary = [f"{COMMITS}/{committed:05d}.json.tmp", *(f"{name}.tmp" for name in (*tables, MANIFEST))]
-    remove_files(folder, [*manifest.files, *tables, *temporary])
+    temporary = [f"{COMMITS}/{committed:05d}.json.tmp", *(f"{name}.tmp" for name in (INDEX, FAILURES, MANIFEST))]
+    remove_files(folder, [*manifest.files, INDEX, FAILURES, *temporary])
     for name in (PARTS, COMMITS):
         durable.prune(folder / name)
     # The manifest goes last: without it nothing would show to whom the rest belongs.

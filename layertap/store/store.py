@@ -10,28 +10,25 @@ A commit: temporary name, write, fsync, rename, fsync of the folder, commit reco
 
 from __future__ import annotations
 
-import csv
+import copy
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from layertap.contracts import FileSink
 from layertap.errors import FOREIGN, LOCKED, StoreError
 from layertap.plugins import guard
 from layertap.records import Gathered, Tally
 from layertap.store import durable, replace, safe_files
-from layertap.store.commits import COMMITS, PARTS, Commit, Commits, meta_types
+from layertap.store.commits import COMMITS, PARTS, Commit, Commits, Committed
+from layertap.store.listings import FAILURES, INDEX, write_listings
 from layertap.store.lock import Lock
-from layertap.store.manifest import FILES, MANIFEST, FileFacts, Manifest, Owner, Totals, read_manifest
-
-INDEX, FAILURES = "index.csv", "failures.csv"
-
-_MERGE = "merge.tmp"
+from layertap.store.manifest import FILES, MANIFEST, FileFacts, Manifest, Owner, read_manifest
 
 
 class Store:
@@ -43,6 +40,7 @@ class Store:
         self.commits = Commits(path)
         self._sink = sink
         self._target = target
+        self._committed = Committed(manifest.taps)
         sink.stems = {name: tap.file for name, tap in manifest.taps.items()}
 
     @property
@@ -51,18 +49,8 @@ class Store:
         return self.manifest.status == "complete"
 
     def tally(self) -> Tally:
-        """What the committed shards add up to."""
-        tally = Tally()
-        tally.nonfinite.update(dict.fromkeys(self.manifest.taps, 0))
-        if self.is_complete and self.manifest.counts:
-            tally.planned, tally.shards = self.manifest.counts.planned, self.manifest.counts.shards
-            tally.reasons.update(self.manifest.failures)
-            tally.notes.update(self.manifest.notes)
-            tally.nonfinite.update({name: tap.nonfinite or 0 for name, tap in self.manifest.taps.items()})
-            return tally
-        for commit in self.commits:
-            commit.count_into(tally)
-        return tally
+        """What the committed shards add up to, as the caller's own to go on counting with."""
+        return self.manifest.tally() if self.is_complete else copy.deepcopy(self._committed.tally)
 
     def begin(self, holds: Callable[[Commit], bool]) -> None:
         """Say who writes here, and go back to before the first shard that is not whole, or not the plan's.
@@ -75,27 +63,27 @@ class Store:
             for name in (PARTS, COMMITS):
                 durable.make_folder(self.path / name)
             self.commits.tidy()
-            committed = list(range(len(self.commits)))
-            sound = next((n for n in committed if not self._is_sound(n, holds)), len(committed))
-            for number in reversed(committed[sound:]):
+            for number in range(len(self.commits)):
+                record = self._sound(number, holds)
+                if record is None:
+                    break
+                self._committed.add(record)
+            for number in reversed(range(len(self._committed.shards), len(self.commits))):
                 self.commits.remove(number)
             # A power cut must not bring back what is gone here when later records stand already.
             durable.sync(self.path / COMMITS)
 
-    def _is_sound(self, number: int, holds: Callable[[Commit], bool]) -> bool:
+    def _sound(self, number: int, holds: Callable[[Commit], bool]) -> Commit | None:
         try:
             record = self.commits.read(number)
-            place = self.commits.part(number).relative_to(self.path).as_posix()
-            return (
-                record is not None
-                and holds(record)
-                and all(
-                    FileFacts.of(safe_files.regular(self.path, f"{place}/{name}")) == facts
-                    for name, facts in record.files.items()
-                )
-            )
+            if record is None or not holds(record):
+                return None
+            for name, facts in record.placed_files().items():
+                if FileFacts.of(safe_files.regular(self.path, name)) != facts:
+                    return None
         except (OSError, StoreError):
-            return False
+            return None
+        return record
 
     def commit(self, gathered: Gathered, source: str) -> None:
         """Make a shard durable, then true by its commit record. Raises `StoreError` for a full or broken disk.
@@ -113,27 +101,25 @@ class Store:
             durable.clear_folder(part)
             os.rename(temporary, part)
             durable.sync(part.parent)
+            record = Commit.of(gathered, source, files)
             try:
-                self.commits.create(Commit.of(gathered, source, files))
+                self.commits.create(record)
             except FileExistsError as error:
                 number = gathered.shard.number
                 raise StoreError(f"{self.path}: another run has committed shard {number}", code=LOCKED) from error
+        self._committed.add(record)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Merge the parts, write index and failures, and mark the output complete. May be repeated after a crash."""
-        manifest, tally = self.manifest, self.tally()
+        manifest, committed = self.manifest, self._committed
         manifest.merged = type(self._sink).merge is not FileSink.merge
         with storage(self.path):
-            manifest.shards = [commit.facts() for commit in self.commits]
-            manifest.files = self._merge(len(manifest.shards)) if manifest.merged else self._parts()
-            manifest.meta = meta_types(row for commit in self.commits for row in commit.kept)
-            durable.replace(self.path / INDEX, lambda file: _write_index(file, self.commits, manifest.meta))
-            durable.replace(self.path / FAILURES, lambda file: _write_failures(file, self.commits))
+            manifest.shards = committed.shards
+            manifest.files = self._merge(len(manifest.shards)) if manifest.merged else committed.files
+            manifest.meta = committed.meta
+            write_listings(self.path, self.commits, list(manifest.meta))
             manifest.files |= {name: FileFacts.of(self.path / name) for name in (INDEX, FAILURES)}
-            for name, tap in manifest.taps.items():
-                tap.nonfinite = tally.nonfinite[name]
-            manifest.counts = Totals(planned=tally.planned, kept=tally.kept, failed=tally.failed, shards=tally.shards)
-            manifest.failures, manifest.notes = dict(sorted(tally.reasons.items())), dict(sorted(tally.notes.items()))
+            manifest.count(committed.tally)
             for key, value in facts.items():
                 setattr(manifest, key, value)
             manifest.status, manifest.finished, manifest.owner = "complete", _now(), None
@@ -165,7 +151,7 @@ class Store:
             replace.discard_shards(self.path, len(self.manifest.shards))
 
     def _merge(self, count: int) -> dict[str, FileFacts]:
-        folder = self.path / _MERGE
+        folder = self.path / replace.MERGE
         durable.fresh_folder(folder)
         with guard(self._sink), storage(self.path):
             self._sink.merge([self.commits.part(number) for number in range(count)], folder)
@@ -179,17 +165,9 @@ class Store:
         durable.move_into(folder, self.path)
         return files
 
-    def _parts(self) -> dict[str, FileFacts]:
-        parts = ((self.commits.part(commit.shard), commit) for commit in self.commits)
-        return {
-            f"{part.relative_to(self.path).as_posix()}/{name}": facts
-            for part, commit in parts
-            for name, facts in commit.files.items()
-        }
-
     def _write_manifest(self) -> None:
-        text = self.manifest.model_dump_json(indent=2)
-        durable.replace(self.path / MANIFEST, lambda file: file.write(f"{text}\n"))
+        with durable.replacing(self.path / MANIFEST) as file:
+            file.write(f"{self.manifest.model_dump_json(indent=2)}\n")
 
 
 @contextmanager
@@ -301,19 +279,6 @@ def _refuse_foreign(path: Path) -> None:
 def _facts(folder: Path) -> dict[str, FileFacts]:
     """Make all of a folder durable; what its files are."""
     return {file.relative_to(folder).as_posix(): FileFacts.of(file) for file in durable.sync_tree(folder)}
-
-
-def _write_index(file: IO[str], commits: Iterable[Commit], keys: Iterable[str]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "id", *keys])
-    rows = (row for commit in commits for row in commit.kept)
-    writer.writerows([number, row.id, *(row.meta.get(key) for key in keys)] for number, row in enumerate(rows))
-
-
-def _write_failures(file: IO[str], commits: Iterable[Commit]) -> None:
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["id", "stage", "reason"])
-    writer.writerows([failed.id, failed.stage, failed.reason] for commit in commits for failed in commit.failures)
 
 
 def _now() -> str:
