@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -261,3 +262,37 @@ def test_crash_while_sweeping_is_swept_by_the_next_run(photos, tmp_path):
     assert run(photos, tmp_path / "out", shard_rows=4).already
     assert contents(tmp_path / "out") == before
     assert not (tmp_path / "out/parts").exists()
+
+
+def test_commit_records_are_read_once_to_resume_and_once_to_finish(photos, tmp_path, monkeypatch):
+    stop(photos, tmp_path / "out")
+    read: Counter[str] = Counter()
+    real = os.open
+
+    def opened(path, *args, **kwargs):
+        if str(path).endswith(".json") and Path(path).parent.name == "commits":
+            read[Path(path).name] += 1
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", opened)
+    run(photos, tmp_path / "out", shard_rows=4)
+    # Once more each, for the names of the parts that are removed after the merge.
+    assert read == {f"{number:05d}.json": 3 if number < 2 else 2 for number in range(5)}
+
+
+def test_metadata_of_a_subclass_has_the_plain_type_that_it_is_stored_as(tmp_path, photos):
+    (tmp_path / "scored.py").write_text(
+        "from pathlib import Path\nimport numpy as np\nimport layertap\n"
+        "class Scored(layertap.Source):\n"
+        "    def records(self):\n"
+        f"        for number, path in enumerate(sorted(Path({str(photos)!r}).rglob('*.jpg'))):\n"
+        "            meta = {'score': np.float64(number / 7), 'word': np.str_('a') if number else None}\n"
+        "            yield layertap.ImageRecord(path.name, path, meta)\n"
+        "@layertap.hookimpl\n"
+        "def register_sources(register): register('scored', Scored)\n"
+    )
+    whole = config(photos, tmp_path / "out", source="scored", shard_rows=4)
+    layertap.run(whole, plugins=[TINY, str(tmp_path / "scored.py")])
+    features = layertap.open(tmp_path / "out")
+    assert features.manifest["meta"] == {"score": "float", "word": "str"}
+    assert features.index[1] == {"row": 1, "id": features.ids[1], "score": 1 / 7, "word": "a"}
