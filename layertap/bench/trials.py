@@ -19,6 +19,7 @@ from layertap.pipeline import fingerprint, pipeline
 from layertap.pipeline.events import Events
 from layertap.pipeline.prepare import Prepared
 from layertap.pipeline.shards import default_rows
+from layertap.pipeline.work import WholePlan
 from layertap.pipeline.writer import Destination, FolderDestination, SinkDestination
 from layertap.records import Batch, RunInfo, Shard
 from layertap.store.store import open_store, storage
@@ -56,7 +57,8 @@ class Trial:
         clock = _Clock()
         with self.output() as (sink, info, output):
             this = dataclasses.replace(self.this, sink=sink, events=Events([clock]), info=info)
-            pipeline.Walk(this, output, time.monotonic(), Stopwatch()).walk()
+            work = WholePlan(this.plan, info.shard_rows)
+            pipeline.Walk(this, output, work, time.monotonic(), Stopwatch()).walk()
         return clock.read(self.this.plan.count)
 
     @contextmanager

@@ -10,11 +10,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydantic
 
 from layertap.contracts import FileSink
@@ -22,18 +20,14 @@ from layertap.errors import FOREIGN, ConfigError, StoreError, did_you_mean, firs
 from layertap.outputs.export_manifest import carried, run_info
 from layertap.outputs.foreign_formats import LAYOUTS, Layout
 from layertap.outputs.output import Output
+from layertap.outputs.stored import Damaged, StoredShards
 from layertap.plugins import Plugins, guard
-from layertap.records import Failure, Gathered, ImageRecord, Shard
 from layertap.store import durable, replace, safe_files
-from layertap.store.commits import Commit, digest
+from layertap.store.commits import Commit
 from layertap.store.listings import FAILURES, INDEX
 from layertap.store.lock import Lock
 from layertap.store.manifest import MANIFEST, FileFacts, Manifest, ShardFacts, read_manifest
 from layertap.store.store import Store, storage
-
-
-class _Damaged(StoreError):
-    """What is to be exported is not what its run has written."""
 
 
 def export(features: Output, type_name: str, path: Path, taps: Sequence[str], plugins: Plugins) -> Path:
@@ -66,7 +60,8 @@ def _in_layout(
         )
     layout.check(features, taps[0])
     with _staged(features.path, path, lambda folder: False) as folder, storage(folder):
-        layout.write(features, taps[0], (gathered.shard for gathered in _gathered(features, shards)), folder)
+        stored = StoredShards(features, shards, taps)
+        layout.write(features, taps[0], (found.shard for found in stored.gathered(range(len(stored)))), folder)
         durable.sync_tree(folder)
 
 
@@ -89,7 +84,8 @@ def _by_sink(
         info = run_info(manifest, path, tally.planned)
         with guard(sink):
             sink.open(info)
-        for gathered in _gathered(features, shards, tally.shards):
+        stored = StoredShards(features, shards, list(manifest.taps))
+        for gathered in stored.gathered(range(tally.shards, len(stored))):
             store.commit(gathered, shards[gathered.shard.number].source)
         store.finish(facts)
         with guard(sink):
@@ -132,7 +128,7 @@ def _staged(source: Path, path: Path, goes_on: Callable[[Path], bool]) -> Iterat
                 stack.enter_context(Lock(folder))
         try:
             yield folder
-        except _Damaged:
+        except Damaged:
             with storage(folder):
                 _clear(folder)
             raise
@@ -192,44 +188,16 @@ def _of_taps(facts: ShardFacts, taps: Sequence[str]) -> ShardFacts:
     return facts.model_copy(update={"values": only(facts.values), "nonfinite": only(facts.nonfinite)})
 
 
-def _gathered(features: Output, shards: Sequence[ShardFacts], start: int = 0) -> Iterator[Gathered]:
-    """The shards from number `start` on, each compared with its digests."""
-    rows, failures = features.rows(), iter(features.failures)
-    stored = {tap: features[tap] for tap in (shards[0].values if shards else ())}
-    row = first = 0
-    for number, facts in enumerate(shards):
-        records = tuple(_record(found) for found in islice(rows, facts.kept))
-        failed = tuple(_failure(found) for found in islice(failures, facts.planned - facts.kept))
-        if number >= start:
-            # The arrays are the sink's to keep and to change: not views of a file.
-            values = {tap: np.array(found[row : row + facts.kept]) for tap, found in stored.items()}
-            for tap, found in values.items():
-                if digest(found) != facts.values[tap]:
-                    raise _Damaged(f"{features.path}: the rows of {tap!r} in shard {number} are damaged")
-            shard = Shard(number, records, values)
-            yield Gathered(shard, first, facts.planned, failed, facts.nonfinite, facts.notes)
-        row += facts.kept
-        first += facts.planned
-
-
 def _refuse_damaged(features: Output, source: Manifest, taps: Sequence[str]) -> None:
     """Raise `StoreError` for what is wrong with an output and can be told without reading all of it."""
     path = features.path
     for tap in taps:
         if len(features[tap]) != sum(facts.kept for facts in source.shards):
-            raise _Damaged(f"{path}: {tap!r} has {len(features[tap])} rows, and its manifest tells of others")
+            raise Damaged(f"{path}: {tap!r} has {len(features[tap])} rows, and its manifest tells of others")
     for name in (INDEX, FAILURES):
         try:
             sound = FileFacts.of(safe_files.regular(path, name)) == source.files.get(name)
         except OSError as error:
-            raise _Damaged(f"{path / name}: {error.strerror or error}") from error
+            raise Damaged(f"{path / name}: {error.strerror or error}") from error
         if not sound:
-            raise _Damaged(f"{path / name}: is damaged: its sha256 is not the one it was written with")
-
-
-def _record(row: Mapping[str, object]) -> ImageRecord:
-    return ImageRecord(str(row["id"]), b"", {key: row[key] for key in row if key not in ("row", "id")})  # type: ignore[misc]
-
-
-def _failure(failed: Mapping[str, str]) -> Failure:
-    return Failure(ImageRecord(failed["id"], b""), failed["stage"], failed["reason"])
+            raise Damaged(f"{path / name}: is damaged: its sha256 is not the one it was written with")

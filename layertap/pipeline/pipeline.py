@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -26,9 +25,10 @@ from layertap.pipeline.prepare import Prepared, prepared
 from layertap.pipeline.retry import Retry
 from layertap.pipeline.shards import gather, nonfinite
 from layertap.pipeline.tensors import AsTheyAre, ready_tensors
+from layertap.pipeline.work import WholePlan, Work
 from layertap.pipeline.writer import Destination, FolderDestination, SinkDestination, Writer
 from layertap.plugins import Plugins, guard
-from layertap.records import Activations, Batch, Failure, Gathered, Planned, Report, RunInfo, Tally
+from layertap.records import Activations, Batch, Failure, Planned, Report, RunInfo, Tally
 from layertap.store.commits import Commit
 from layertap.store.store import beside, open_store
 from layertap.taps.grammar import TapsLike
@@ -72,27 +72,25 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
         with stopwatch.measure("start"):
             this = stack.enter_context(prepared(config, plugins))
         sink, info = this.sink, this.info
+        work: Work = WholePlan(this.plan, info.shard_rows)
         if not isinstance(sink, FileSink):
             if retry_failed:
                 raise ConfigError(
                     f"the sink {config.sink.type} keeps no output folder, so nothing in it can be retried"
                 )
-            return Walk(this, SinkDestination(sink), started, stopwatch).walk()
+            return Walk(this, SinkDestination(sink), work, started, stopwatch).walk()
         path, manifest = Path(sink.params.path), fingerprint.manifest(this)
         holds = partial(_is_planned, this.plan)
         store = stack.enter_context(open_store(path, sink, manifest, mode=config.mode, retry=retry_failed, holds=holds))
-        output, retry = FolderDestination(store, this.plan, store.manifest.unknown(manifest)), None
+        if store.is_complete and retry_failed:
+            retry = Retry(Output(store.path, store.manifest, sink), store.manifest.shards, this.plan)
+            if retry:
+                work = retry
+                store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run, holds))
+        output = FolderDestination(store, this.plan, store.manifest.unknown(manifest))
         if store.is_complete:
-            if retry_failed:
-                features = Output(store.path, store.manifest, sink)
-                retry = Retry(features, store.manifest.shards, this.plan)
-            if retry is None or not retry.numbers:
-                return _report(info, output.tally(), output, sink, 0.0, already=True)
-            store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run, holds))
-            output = FolderDestination(store, this.plan)
-            if store.is_complete:
-                return _report(info, output.tally(), output, sink, 0.0, already=True)
-        return Walk(this, output, started, stopwatch, retry).walk()
+            return _report(info, output.tally(), output, sink, 0.0, already=True)
+        return Walk(this, output, work, started, stopwatch).walk()
 
 
 def extract(
@@ -177,9 +175,9 @@ class Walk:
 
     run: Prepared
     output: Destination
+    work: Work
     started: float
     stopwatch: Stopwatch
-    retry: Retry | None = None
 
     def walk(self) -> Report:
         sink, events, tally = self.run.sink, self.run.events, self.output.tally()
@@ -201,27 +199,19 @@ class Walk:
         return report
 
     def _extract(self, info: RunInfo, tally: Tally) -> None:
-        forward, first, retry = self.run.forward, tally.shards, self.retry
-        planned = retry.planned(first) if retry else self.run.plan.records(first * info.shard_rows)
-        stream = self.run.batches(planned, self.stopwatch)
-        numbers = (number for number in retry.numbers if number >= first) if retry else itertools.count(first)
+        forward, events, work, first = self.run.forward, self.run.events, self.work, tally.shards
+        stream = self.run.batches(work.planned(first), self.stopwatch)
         activations = forward.activations(stream, info.columns, self.stopwatch)
         with closing(stream), closing(activations), Writer(self.output, self.stopwatch) as writer:
             done = self._watched(activations, info, tally)
-            computed = gather(done, info.columns, min(info.shard_rows, info.planned), numbers)
-            for gathered in retry.shards(computed, first) if retry else computed:
-                if retry and gathered.shard.number not in retry.numbers:
-                    self._copied(gathered, info, tally)
-                tally.nonfinite.update(gathered.nonfinite)
-                tally.notes.update(gathered.notes)
-                tally.shards += 1
+            computed = gather(done, info.columns, min(info.shard_rows, info.planned), work.numbers(first))
+            for gathered in work.shards(computed, first):
+                if not work.is_computed(gathered.shard.number):
+                    tally.count_images(gathered.planned, (failure.reason for failure in gathered.failures))
+                    events.batch_done(info, gathered.planned)
+                tally.count_shard(gathered.nonfinite, gathered.notes)
                 self._committed(writer.put(gathered), info)
             self._committed(writer.wait(), info)
-
-    def _copied(self, gathered: Gathered, info: RunInfo, tally: Tally) -> None:
-        tally.planned += gathered.planned
-        tally.reasons.update(failure.reason for failure in gathered.failures)
-        self.run.events.batch_done(info, gathered.planned)
 
     def _watched(
         self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally
@@ -230,8 +220,8 @@ class Walk:
         most = config.max_failures
         most = most if isinstance(most, int) else max(_FEWEST_FAILURES, int(most * info.planned))
         for batch, activations in done:
+            tally.count_images(len(batch.records), (failure.reason for failure in batch.failures.values()))
             for failure in batch.failures.values():
-                tally.reasons[failure.reason] += 1
                 events.image_failed(info, failure.record, failure.reason)
                 if config.on_error == "fail":
                     raise _refused(failure)
@@ -240,7 +230,6 @@ class Walk:
                 raise ImageError("max_failures", reason)
             if config.nonfinite == "fail":
                 _refuse_nonfinite(activations)
-            tally.planned += len(batch.records)
             events.batch_done(info, len(batch.records))
             yield batch, activations
 

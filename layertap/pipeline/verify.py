@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,13 +16,14 @@ from layertap.config.loading import load_config
 from layertap.errors import FOREIGN, LayertapError, StoreError
 from layertap.images.plan import Plan
 from layertap.outputs.features import Features, open_output
+from layertap.outputs.stored import Damaged, StoredShards
 from layertap.pipeline import fingerprint
 from layertap.pipeline.prepare import Prepared, prepared
 from layertap.pipeline.shards import to_numpy
 from layertap.plugins import Plugins
 from layertap.records import Planned
 from layertap.store import safe_files
-from layertap.store.commits import Commits, digest
+from layertap.store.commits import Commits
 from layertap.store.manifest import FILES, FileFacts, Manifest, ShardFacts, read_output
 
 # Where another machine, thread count or version may change the last bits: by this share of a tap's largest value.
@@ -108,17 +108,17 @@ def _check_rows(
             verdict.faults.append("an id stands more than once in index.csv and failures.csv")
         if verdict.complete and planned != manifest.planned:
             verdict.faults.append(f"the manifest accounts for {planned} of {manifest.planned} planned images")
+        stored = StoredShards(features, shards, features.taps)
         for tap in features.taps:
-            stored, start = features[tap], 0
-            if len(stored) != kept:
-                verdict.faults.append(f"{tap}: has {len(stored)} rows, and the index {kept}")
+            if len(stored.rows(tap)) != kept:
+                verdict.faults.append(f"{tap}: has {len(stored.rows(tap))} rows, and the index {kept}")
                 continue
-            for number, facts in enumerate(shards):
-                if digest(stored[start : start + facts.kept]) != facts.values.get(tap):
-                    verdict.faults.append(
-                        f"{tap}: the rows {start} to {start + facts.kept - 1} (shard {number}) are damaged"
-                    )
-                start += facts.kept
+            for shard in stored:
+                try:
+                    stored.values(shard, tap)
+                except Damaged:
+                    rows = f"the rows {shard.start} to {shard.stop - 1} (shard {shard.number})"
+                    verdict.faults.append(f"{tap}: {rows} are damaged")
         verdict.shards = len(shards)
     except LayertapError as error:
         verdict.faults.append(str(error))
@@ -145,7 +145,8 @@ def _compute_again(
                 "check the files alone with --rows 0",
                 code=FOREIGN,
             )
-        wanted = dict(_places(verdict.rows, shards, features, this.plan))
+        stored = StoredShards(features, shards, features.taps)
+        wanted = dict(_places(verdict.rows, stored, features, this.plan))
         for row in set(verdict.rows) - set(wanted.values()):
             verdict.faults.append(f"row {row} ({_id(features, row)!r}): its source gives no such image there")
         if not wanted:
@@ -158,16 +159,12 @@ def _compute_again(
             verdict.faults.append(f"row {row} ({_id(features, row)!r}): its image cannot be used any more")
 
 
-def _places(
-    rows: Sequence[int], shards: Sequence[ShardFacts], features: Features, plan: Plan
-) -> Iterator[tuple[int, int]]:
-    """The places in the plan of the images behind `rows`, and the rows."""
-    ends = list(itertools.accumulate(facts.kept for facts in shards))
-    firsts = [0, *itertools.accumulate(facts.planned for facts in shards)]
+def _places(rows: Sequence[int], stored: StoredShards, features: Features, plan: Plan) -> Iterator[tuple[int, int]]:
+    """The places in the plan of the images of `rows`, and the rows."""
     for row in rows:
-        number = next(number for number, end in enumerate(ends) if row < end)
+        shard = next(shard for shard in stored if row < shard.stop)
         record_id = _id(features, row)
-        for place, (planned, _) in enumerate(plan.entries(firsts[number], firsts[number + 1]), firsts[number]):
+        for place, (planned, _) in enumerate(plan.entries(shard.first, shard.end), shard.first):
             if planned == record_id:
                 yield place, row
 
