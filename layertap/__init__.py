@@ -27,8 +27,12 @@ if TYPE_CHECKING:
         TapError,
         UnsafeError,
         WeightsError,
+        missing_extra,
     )
     from layertap.hookspecs import hookimpl
+    from layertap.images.exif import exif_orientation
+    from layertap.images.files import file_stamp, open_regular
+    from layertap.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
     from layertap.outputs.features import open_output as open
     from layertap.pipeline.pipeline import extract, run
     from layertap.records import Activations, Batch, Failure, ImageRecord, Report, RunInfo, Shard, TapInfo
@@ -64,12 +68,18 @@ _HOMES = {
         "TapError",
         "UnsafeError",
         "WeightsError",
+        "missing_extra",
     ),
+    "images.exif": ("exif_orientation",),
+    "images.files": ("file_stamp", "open_regular"),
+    "images.limits": ("MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"),
 }
 _PUBLIC = {name: (home, name) for home, names in _HOMES.items() for name in names}
 _PUBLIC |= {"open": ("outputs.features", "open_output"), "layers": ("taps.survey", "survey")}
 
 __all__ = [
+    "MAX_IMAGE_BYTES",
+    "MAX_IMAGE_PIXELS",
     "Activations",
     "Batch",
     "ConfigError",
@@ -98,10 +108,14 @@ __all__ = [
     "TappedModel",
     "UnsafeError",
     "WeightsError",
+    "exif_orientation",
     "extract",
+    "file_stamp",
     "hookimpl",
     "layers",
+    "missing_extra",
     "open",
+    "open_regular",
     "run",
     "tap",
 ]

@@ -96,6 +96,17 @@ def did_you_mean(wrong: str, known: Iterable[str], *, most: int = 3, cutoff: flo
     return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
+def missing_extra(who: str, package: str | None, extra: str, distribution: str = "layertap") -> str:
+    """What to say of an import that failed: `who` needs `package`, which comes with an extra of `distribution`."""
+    needed = f"the package {package!r}" if package else "another package"
+    return f"{who} needs {needed}: {install_command(extra, distribution)}"
+
+
+def install_command(extra: str, distribution: str = "layertap") -> str:
+    """The command that installs what an extra of `distribution` stands for."""
+    return f"pip install '{distribution}[{extra}]'"
+
+
 def first_fault(error: pydantic.ValidationError) -> tuple[tuple[int | str, ...], str]:
     """Where the first fault of a pydantic validation lies, and what it is, in one line for the user."""
     faults = error.errors(include_url=False)

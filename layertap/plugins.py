@@ -21,7 +21,7 @@ import pluggy
 
 from layertap import hookspecs
 from layertap.contracts import ModelProvider, Observer, Params, Plugin, Preprocessor, Reducer, Sink, Source
-from layertap.errors import CONFIG, ConfigError, LayertapError, PluginError, did_you_mean
+from layertap.errors import CONFIG, ConfigError, LayertapError, PluginError, did_you_mean, missing_extra
 
 GROUP = "layertap"
 LIMIT = "LAYERTAP_PLUGINS"
@@ -247,8 +247,7 @@ def guard(plugin: Plugin | type[Plugin]) -> Iterator[None]:
     # A plugin that calls sys.exit(0) must not end half a run as if all were well.
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and cls.extra is not None:
-            dist = _distribution_of(cls)
-            message = f"{_label(cls)} needs the package {error.name!r}: pip install '{dist}[{cls.extra}]'"
+            message = missing_extra(_label(cls), error.name, cls.extra, _distribution_of(cls))
             raise PluginError(message, code=CONFIG) from error
         last = traceback.extract_tb(error.__traceback__)[-1]
         raise PluginError(f"{_label(cls)} raised {_said(error)} (at {last.filename}:{last.lineno})") from error

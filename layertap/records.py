@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     ImageData: TypeAlias = "bytes | Path | Image.Image | Callable[[], bytes | Image.Image]"
 
 MetaValue: TypeAlias = str | int | float | bool | None
+
+FloatDtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
+"""What a tap can be cast to, by torch's names."""
+
+Dtype: TypeAlias = Literal[
+    FloatDtype, "uint8", "int8", "int16", "int32", "int64", "bool",
+    "complex64", "complex128", "uint16", "uint32", "uint64",
+]  # fmt: skip
+"""What can be stored, by torch's names."""
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """A tensor's dtype by torch's name for it, as records and manifests have it."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)

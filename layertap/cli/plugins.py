@@ -13,6 +13,7 @@ from typing import Any
 import pydantic_core
 
 from layertap.cli.format import PLUGIN_COLUMNS as COLUMNS
+from layertap.errors import install_command
 from layertap.plugins import Registered
 
 _LONGEST_DEFAULT = 32
@@ -40,7 +41,7 @@ def install(plugin: Registered) -> str | None:
     """
     if plugin.cls.extra is None or all(map(_is_installed, _needed(plugin.distribution, plugin.cls.extra))):
         return None
-    return f"pip install '{plugin.distribution}[{plugin.cls.extra}]'"
+    return install_command(plugin.cls.extra, plugin.distribution)
 
 
 def print_plugins(plugins: Iterable[Registered]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from layertap.errors import ImageError
+from layertap.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 
 REASONS: Mapping[str, str] = {
     # read
@@ -13,7 +14,7 @@ REASONS: Mapping[str, str] = {
     "permission": "the file may not be read",
     "path_too_long": "the path is longer than the system allows",
     "io_error": "the system could not read the file",
-    "file_too_large": "the file is larger than 512 MiB",
+    "file_too_large": f"the file is larger than {MAX_IMAGE_BYTES // 2**20} MiB",
     "empty": "there are 0 bytes, or 0 pixels",
     "vanished": "the source gave it when the run was planned, and not any more when its turn came",
     "changed": "its file is not the one that the run was planned with: another size, modification time or ETag",
@@ -30,7 +31,7 @@ REASONS: Mapping[str, str] = {
     "truncated": "the data ends before the image does",
     "corrupt": "the data is damaged",
     "unsupported_mode": "a variant of its format that is not read, such as a 12-bit JPEG or a floating-point TIFF",
-    "too_large": "more than 89,478,485 pixels",
+    "too_large": f"more than {MAX_IMAGE_PIXELS:,} pixels",
     "metadata_too_large": "text or a colour profile that unpacks to more than Pillow allows",
     # prepare
     "shape": "prepared to another shape or dtype than the other images",

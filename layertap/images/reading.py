@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from pathlib import Path
 
 from PIL import Image
 
 from layertap.errors import ImageError, LayertapError, PluginError
 from layertap.images.failure_codes import refusal
+from layertap.images.files import file_stamp, open_regular
+from layertap.images.limits import MAX_IMAGE_BYTES
 from layertap.records import ImageRecord, Planned
-
-# The decoders need a file in one piece, so it costs its size on every worker at once. The largest image under the pixel
-# cap is 341 MiB without any compression (a 32-bit BMP), which leaves room for metadata.
-MAX_BYTES = 512 * 2**20
 
 GONE = "gone"
 """The stamp of a file that was not there."""
@@ -45,7 +42,7 @@ def stamp_of(record: ImageRecord) -> str | None:
     if not isinstance(record.data, Path):
         return _given(record)
     try:
-        return _stamp(record.data.stat())
+        return file_stamp(record.data.stat())
     except (OSError, ValueError):
         return GONE
 
@@ -78,7 +75,7 @@ def read(planned: Planned) -> bytes | Image.Image:
         raise ImageError("error", f"error: the source gave {type(data).__name__}, not bytes or an image")
     if not data:
         raise refusal("empty")
-    if len(data) > MAX_BYTES:
+    if len(data) > MAX_IMAGE_BYTES:
         raise refusal("file_too_large")
     return data
 
@@ -91,22 +88,9 @@ def _given(record: ImageRecord) -> str | None:
     return stamp
 
 
-def _stamp(facts: os.stat_result) -> str:
-    return f"{facts.st_size} {facts.st_mtime_ns}"
-
-
 def _read_file(path: Path, stamp: str | None) -> bytes:
-    # Opening a FIFO that nobody writes to must not hang, and only a descriptor tells surely what the file is.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise refusal("not_regular")
-        if stamp not in (None, _stamp(facts)):
-            raise refusal("changed")
-        if facts.st_size > MAX_BYTES:
+    with open(open_regular(path, stamp), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_IMAGE_BYTES:
             raise refusal("file_too_large")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(facts.st_size)
-    finally:
-        os.close(descriptor)
+        return file.read(size)

@@ -14,7 +14,7 @@ from layertap.errors import ConfigError
 from layertap.outputs.output import Output
 from layertap.outputs.tables import array, kinds, needing
 from layertap.records import Shard
-from layertap.store.dtypes import numpy_dtype
+from layertap.store.dtypes import numpy_dtype, widened
 from layertap.store.manifest import TapFacts
 
 _NAMES, _FEATURES = "file_names.txt", "features.npy"
@@ -84,21 +84,16 @@ def _metadata(shard: Shard, columns: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def _plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """A dtype that numpy itself knows: float32 holds every bfloat16 exactly."""
-    return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
-
-
 def _write_header(file: BinaryIO, rows: int, facts: TapFacts) -> None:
     """The head of a `.npy` file, so that its rows can follow a piece at a time."""
     from numpy.lib import format
 
-    described = format.dtype_to_descr(_plain(numpy_dtype(facts.dtype)))
+    described = format.dtype_to_descr(widened(numpy_dtype(facts.dtype)))
     format.write_array_header_1_0(file, {"descr": described, "fortran_order": False, "shape": (rows, *facts.shape)})
 
 
 def _write_rows(file: BinaryIO, values: NDArray[Any]) -> None:
-    rows = np.ascontiguousarray(values, _plain(values.dtype))
+    rows = np.ascontiguousarray(values, widened(values.dtype))
     file.write(rows.reshape(-1).view(np.uint8).data)
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layertap.errors import ConfigError, StoreError
+from layertap.errors import ConfigError, StoreError, missing_extra
 from layertap.outputs.output import Output
 from layertap.outputs.rows import Rows
+from layertap.store.dtypes import widened
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -100,9 +101,7 @@ def needing(package: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"this needs the package {error.name or package!r}: pip install 'layertap[{extra}]'"
-        ) from error
+        raise ConfigError(missing_extra("this", error.name or package, extra)) from error
 
 
 def _tensors(rows: Rows, tap: str) -> pyarrow.ChunkedArray:
@@ -110,7 +109,7 @@ def _tensors(rows: Rows, tap: str) -> pyarrow.ChunkedArray:
 
     if rows.dtype.kind == "c":
         raise StoreError(f"{tap!r} holds complex numbers, which Arrow does not know; read it as an array")
-    kind = pyarrow.from_numpy_dtype(np.dtype(np.float32) if rows.dtype.name == "bfloat16" else rows.dtype)
+    kind = pyarrow.from_numpy_dtype(widened(rows.dtype))
     shape = rows.shape[1:]
     if not shape:
         return pyarrow.chunked_array([_values(chunk, kind) for chunk in rows.chunks()], kind)
@@ -124,4 +123,4 @@ def _values(chunk: NDArray[Any], kind: pyarrow.DataType) -> pyarrow.Array:
     import pyarrow
 
     flat = np.ascontiguousarray(chunk).reshape(-1)
-    return pyarrow.array(flat.astype(np.float32) if flat.dtype.name == "bfloat16" else flat, kind)
+    return pyarrow.array(flat.astype(widened(flat.dtype), copy=False), kind)

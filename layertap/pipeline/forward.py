@@ -17,7 +17,7 @@ from layertap.images.batches import Slot
 from layertap.pipeline import malloc
 from layertap.pipeline.transfer import Transfer, Values, transfer_for
 from layertap.plugins import guard
-from layertap.records import Activations, Batch, Column
+from layertap.records import Activations, Batch, Column, dtype_name
 from layertap.store.filenames import stems
 from layertap.taps.tapped import TappedModel
 from layertap.timing import Stopwatch
@@ -49,7 +49,7 @@ class ForwardPass:
             if value.shape[1:] != few[name].shape[1:] or value.dtype != few[name].dtype:
                 raise TapError(f"tap {name!r}: its values change shape or dtype with the number of images")
         infos, files = self.tapped.infos, stems(more)
-        return {n: Column(infos[n], tuple(v.shape[1:]), _dtype(v), files[n]) for n, v in more.items()}
+        return {n: Column(infos[n], tuple(v.shape[1:]), dtype_name(v), files[n]) for n, v in more.items()}
 
     def activations(
         self, batches: Iterable[Batch], columns: Mapping[str, Column], stopwatch: Stopwatch | None = None
@@ -118,7 +118,11 @@ def _as_probed(values: Values, batch: Batch, columns: Mapping[str, Column], numb
     """The values, if they are as the probe has seen them. Raises `TapError`."""
     for name, column in columns.items():
         value = values.get(name)
-        if value is None or tuple(value.shape) != (len(batch.records), *column.shape) or _dtype(value) != column.dtype:
+        if (
+            value is None
+            or tuple(value.shape) != (len(batch.records), *column.shape)
+            or dtype_name(value) != column.dtype
+        ):
             raise TapError(f"tap {name!r} gave {_shown(value)} in batch {number}, and {column.shape} in the probe")
     return values
 
@@ -161,12 +165,8 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
     )
 
 
-def _dtype(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
-
-
 def _shown(value: Tensor | None) -> str:
-    return "nothing" if value is None else f"{tuple(value.shape)} {_dtype(value)}"
+    return "nothing" if value is None else f"{tuple(value.shape)} {dtype_name(value)}"
 
 
 def _not_the_batch(name: str, of_two: tuple[int, ...], of_three: tuple[int, ...]) -> str:

@@ -21,7 +21,7 @@ from layertap.contracts import LoadedModel, ModelProvider, Plugin, Preprocessor,
 from layertap.errors import ConfigError, PluginError, first_fault
 from layertap.pipeline.tensors import image_of
 from layertap.plugins import Plugins, guard
-from layertap.records import ImageRecord
+from layertap.records import ImageRecord, dtype_name
 from layertap.taps.grammar import Spec
 
 Item: TypeAlias = "ImageRecord | str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Tensor"
@@ -181,7 +181,7 @@ def _in_memory(item: object, where: str) -> bytes | Image.Image:
     if isinstance(item, (bytes, Image.Image)):
         return item
     if isinstance(item, Tensor):
-        _check_bytes(str(item.dtype).removeprefix("torch."), where)
+        _check_bytes(dtype_name(item), where)
         return _image(item.detach().cpu().numpy(), where, channels_first=True)
     if isinstance(item, np.ndarray):
         _check_bytes(str(item.dtype), where)

@@ -7,6 +7,11 @@ from typing import Any
 import numpy as np
 
 
+def widened(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """A dtype that numpy itself has: float32 holds every bfloat16 exactly."""
+    return np.dtype(np.float32) if dtype.name == "bfloat16" else dtype
+
+
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """The numpy dtype of a torch dtype's name; bfloat16 is `ml_dtypes.bfloat16`."""
     if name == "bfloat16":

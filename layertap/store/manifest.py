@@ -14,7 +14,7 @@ import pydantic
 from pydantic import AfterValidator, ConfigDict, Field
 
 from layertap.errors import FOREIGN, StoreError, first_fault
-from layertap.records import Tally
+from layertap.records import Dtype, Tally
 from layertap.store import safe_files
 
 _PLAIN = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
@@ -22,10 +22,6 @@ _PLAIN = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
 FORMAT = 1
 MANIFEST = "manifest.json"
 
-Dtype: TypeAlias = Literal[
-    "float16", "bfloat16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool",
-    "complex64", "complex128", "uint16", "uint32", "uint64",
-]  # fmt: skip
 M = TypeVar("M", bound=pydantic.BaseModel)
 
 Count: TypeAlias = Annotated[int, Field(ge=0)]

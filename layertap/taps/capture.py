@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from layertap.contracts import Reducer
 from layertap.errors import ConfigError, LayertapError, TapError, first_fault
 from layertap.plugins import Plugins, guard
-from layertap.records import TapInfo
+from layertap.records import TapInfo, dtype_name
 from layertap.taps.axes import axes_of
 from layertap.taps.grammar import Tap
 from layertap.taps.nested import Received, item_of, tensors_of
@@ -268,7 +268,7 @@ class Capture:
             call=call if self.tap.call == "all" else self.tap.call,
             select=self.tap.select,
             shape=tuple(tensor.shape[1:]),
-            dtype=str(tensor.dtype).removeprefix("torch."),
+            dtype=dtype_name(tensor),
             axes=axes_of(tuple(tensor.shape), self._layer, forward.model, forward.about),
             about=forward.about,
             reduce=tuple(spec.type for spec in self.tap.reduce),

@@ -17,6 +17,7 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, StrictStr
 
 from layertap.errors import TapError, first_fault
+from layertap.records import FloatDtype
 
 REGEX = "re:"
 ROOT = "."
@@ -96,7 +97,7 @@ class Tap(pydantic.BaseModel):
     select: tuple[Key, ...] = Field((), description="the way to one tensor in a structure")
     name: Text | None = Field(None, description="the values' name; the tap's string by default")
     reduce: tuple[Spec, ...] = Field((), description="reducers, applied in order on the device")
-    dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = Field(None, description="how it is stored")
+    dtype: FloatDtype | None = Field(None, description="how it is stored")
 
     @pydantic.model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layertap.errors import TapError
+from layertap.records import dtype_name
 from layertap.taps.hooks import refuse_unhookable
 from layertap.taps.nested import tensors_of
 
@@ -84,7 +85,7 @@ def _begin(seen: _Seen, counter: FlopCounterMode) -> Callable[..., None]:
 def _end(seen: _Seen, counter: FlopCounterMode) -> Callable[..., None]:
     def hook(module: nn.Module, args: Any, output: Any) -> None:
         if not seen.done:
-            seen.tensors = {path: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for path, t in _outputs(output)}
+            seen.tensors = {path: (tuple(t.shape), dtype_name(t)) for path, t in _outputs(output)}
         seen.done.append((seen.began.pop(), counter.get_total_flops()))
 
     return hook

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from layertap.errors import ImageError
-from layertap.images.decoding.decode import MAX_PIXELS, decode
+from layertap.images.decoding.decode import decode
 from layertap.images.decoding.formats import STANDARD
 from layertap.images.failure_codes import REASONS
+from layertap.images.limits import MAX_IMAGE_PIXELS
 
 PHOTO = Image.merge("RGB", [Image.effect_noise((48, 32), sigma) for sigma in (20, 40, 60)])
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -146,7 +147,7 @@ def test_decode_loads_an_image_that_the_source_opened(tmp_path):
         assert decode(image).tobytes() == decode(JPEG).tobytes()
     with Image.open(tmp_path / "cut.jpg") as image:
         assert reason_of(image) == "truncated"
-    assert reason_of(Image.new("1", (MAX_PIXELS + 1, 1))) == "too_large"
+    assert reason_of(Image.new("1", (MAX_IMAGE_PIXELS + 1, 1))) == "too_large"
 
 
 # Bad data
@@ -259,10 +260,10 @@ def test_an_image_over_the_pixel_cap_is_refused_from_its_header(data):
 
 
 def test_the_pixel_cap_is_where_pillow_would_warn():
-    assert MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+    assert MAX_IMAGE_PIXELS == Image.MAX_IMAGE_PIXELS
     width = 9_459
-    assert reason_of(png(width, MAX_PIXELS // width + 1, pixels=b"")) == "too_large"
-    assert reason_of(png(width, MAX_PIXELS // width, pixels=b"")) == "truncated"
+    assert reason_of(png(width, MAX_IMAGE_PIXELS // width + 1, pixels=b"")) == "too_large"
+    assert reason_of(png(width, MAX_IMAGE_PIXELS // width, pixels=b"")) == "truncated"
 
 
 def text_chunk(size):
@@ -371,7 +372,7 @@ def test_mutated_bytes_give_an_image_or_a_known_reason(data):
         except ImageError as error:
             assert error.reason in REASONS  # noqa: PT017
         else:
-            assert image.width * image.height <= MAX_PIXELS
+            assert image.width * image.height <= MAX_IMAGE_PIXELS
             assert image.getpixel((0, 0)) is not None
     assert not caught
 

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from layertap.errors import ConfigError, ImageError, PluginError
-from layertap.images.reading import GONE, MAX_BYTES, read, stamp_of
+from layertap.images.limits import MAX_IMAGE_BYTES
+from layertap.images.reading import GONE, read, stamp_of
 from layertap.records import ImageRecord, Planned
 
 PHOTO = Image.new("RGB", (8, 6), (200, 100, 50))
@@ -60,7 +61,7 @@ def test_a_file_that_cannot_be_read_gets_its_reason(tmp_path):
     os.mkfifo(tmp_path / "fifo.jpg")
     with open(tmp_path / "sparse.jpg", "wb") as sparse:
         sparse.write(JPEG)
-        sparse.truncate(MAX_BYTES + 1)
+        sparse.truncate(MAX_IMAGE_BYTES + 1)
     with socket.socket(socket.AF_UNIX) as server:
         here = os.open(tmp_path, os.O_RDONLY)  # a socket's path has to be short
         server.bind(f"/proc/self/fd/{here}/socket.jpg" if os.path.isdir("/proc/self/fd") else "socket.jpg")

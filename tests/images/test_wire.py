@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, ImagePalette
 
 from layertap.errors import ImageError
-from layertap.images.decoding.bounds import MAX_PIXELS
 from layertap.images.decoding.wire import receive, send_failure, send_image
+from layertap.images.limits import MAX_IMAGE_PIXELS
 
 MODES = [
     *("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"),
@@ -153,7 +153,10 @@ def test_the_answer_that_the_next_test_spoils_is_good():
     [
         *({"failure": "a reason of its own"}, {"failure": ["truncated"]}, [], None, 1, "failure", {}),
         *(GOOD | {"mode": mode} for mode in ("BGR;15", "", None, ["L"], {})),
-        *(GOOD | {"size": size} for size in ([2**20, 2**20], [MAX_PIXELS + 1, 1], [-2, -2], [2.0, 2.0], [2], 4, "22")),
+        *(
+            GOOD | {"size": size}
+            for size in ([2**20, 2**20], [MAX_IMAGE_PIXELS + 1, 1], [-2, -2], [2.0, 2.0], [2], 4, "22")
+        ),
         *(GOOD | {"size": size} for size in ([True, 4], [2, 3], [2, 10**30])),
         *(GOOD | {"format": form} for form in ("EPS", 1, ["PNG"])),
         *(GOOD | {"notes": notes} for notes in (["anything"], [["cmyk"]], 1)),

@@ -9,9 +9,8 @@ from typing import Any
 from PIL import AvifImagePlugin, Image
 
 from layertap.images.decoding.boxes import boxes
+from layertap.images.exif import ORIENTATION
 from layertap.images.failure_codes import refusal
-
-_ORIENTATION = 0x0112
 
 
 def opened(data: bytes) -> tuple[Image.Image, set[str]]:
@@ -47,6 +46,6 @@ class _Avif(AvifImagePlugin.AvifImageFile):
             self.info["icc_profile"] = profile
         if orientation != 1:
             exif = Image.Exif()
-            exif[_ORIENTATION] = orientation
+            exif[ORIENTATION] = orientation
             self.info["exif"] = exif.tobytes()
         self.seek(0)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from layertap.images.failure_codes import refusal
-
-# Where Pillow starts to warn of a decompression bomb: 256 MiB as RGB.
-MAX_PIXELS = 89_478_485
+from layertap.images.limits import MAX_IMAGE_PIXELS
 
 
 def check_pixels(width: int, height: int) -> None:
     """Raise `ImageError`, `too_large`, for more pixels than are opened."""
-    if width * height > MAX_PIXELS:
+    if width * height > MAX_IMAGE_PIXELS:
         raise refusal("too_large")

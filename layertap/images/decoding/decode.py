@@ -28,7 +28,6 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from layertap.errors import ConfigError, ImageError
-from layertap.images.decoding.bounds import MAX_PIXELS as MAX_PIXELS
 from layertap.images.decoding.bounds import check_pixels
 from layertap.images.decoding.formats import format_of, reason_against
 from layertap.images.decoding.notes import note

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Mapping
 
 from PIL import Image
+
+from layertap.images.exif import entry, exif_orientation
 
 NOTES: Mapping[str, str] = {
     "alpha": "it has transparency, which is dropped and not laid over a background",
@@ -25,9 +26,7 @@ _KEY = "layertap"
 _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
 _MODES = {"CMYK": "cmyk", "F": "float", "I": "depth32"}
 
-_ORIENTATION = 0x0112
 _MP_IMAGES = 0xB001
-_NUMBERS = {3: "H", 4: "L"}
 
 
 def note(image: Image.Image, words: Iterable[str]) -> None:
@@ -52,8 +51,7 @@ def notes(image: Image.Image) -> tuple[str, ...]:
         found.add("icc_profile")
     if _several_frames(image):
         found.add("frames")
-    exif = info.get("exif")
-    if isinstance(exif, bytes) and _entry(exif, _ORIENTATION) in range(2, 9):
+    if exif_orientation(image) != 1:
         found.add("exif_orientation")
     return tuple(sorted(found))
 
@@ -64,25 +62,4 @@ def _several_frames(image: Image.Image) -> bool:
     if isinstance(count, int) and count > 1:
         return True
     index = image.info.get("mp")  # a JPEG with further ones behind it
-    return isinstance(index, bytes) and (_entry(index, _MP_IMAGES) or 0) > 1
-
-
-def _entry(block: bytes, wanted: int) -> int | None:
-    """The number under a tag of the first directory of an EXIF or MPF block; None where there is none, or no sense.
-
-    Pillow's own reader warns of what it cannot make out.
-    """
-    tiff = memoryview(block)[6 * block.startswith(b"Exif\0\0") :]
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
-    if order is None:
-        return None
-    try:
-        (at,) = struct.unpack_from(f"{order}L", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, at)
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            tag, kind, length = struct.unpack_from(f"{order}HHL", tiff, entry)
-            if tag == wanted and length == 1 and kind in _NUMBERS:
-                return int(struct.unpack_from(f"{order}{_NUMBERS[kind]}", tiff, entry + 8)[0])
-    except struct.error:
-        pass  # it ends before it says so
-    return None
+    return isinstance(index, bytes) and (entry(index, _MP_IMAGES) or 0) > 1

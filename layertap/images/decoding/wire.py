@@ -14,11 +14,10 @@ from typing import Any, BinaryIO, TypeAlias
 
 from PIL import Image
 
-from layertap.images.decoding.bounds import MAX_PIXELS
 from layertap.images.decoding.formats import OPTIONAL, STANDARD
 from layertap.images.decoding.notes import NOTES
 from layertap.images.failure_codes import REASONS, refusal
-from layertap.images.reading import MAX_BYTES
+from layertap.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 
 Decoded: TypeAlias = tuple[Image.Image, tuple[str, ...]]
 """An image, and the words of `layertap.images.decoding.notes.NOTES` that are true of it."""
@@ -98,7 +97,11 @@ def _received(pipe: BufferedReader, header: Mapping[str, Any], room: bytearray) 
     mode, form, notes = header["mode"], header["format"], tuple(header["notes"])
     width, height = header["size"]
     _check(mode in _BITS and (form is None or form in STANDARD or form in OPTIONAL) and NOTES.keys() >= set(notes))
-    _check(_is_count(width, MAX_PIXELS) and _is_count(height, MAX_PIXELS) and width * height <= MAX_PIXELS)
+    _check(
+        _is_count(width, MAX_IMAGE_PIXELS)
+        and _is_count(height, MAX_IMAGE_PIXELS)
+        and width * height <= MAX_IMAGE_PIXELS
+    )
     info: dict[str | tuple[int, int], Any] = {}
     for key, number in header["numbers"].items():
         value = tuple(number) if isinstance(number, list) else number
@@ -144,7 +147,7 @@ def _row_bytes(mode: str, width: int) -> int:
     return (width * _BITS[mode] + 7) // 8
 
 
-def _exactly(pipe: BinaryIO, length: object, most: int = MAX_BYTES) -> bytes:
+def _exactly(pipe: BinaryIO, length: object, most: int = MAX_IMAGE_BYTES) -> bytes:
     _check(_is_count(length, most))
     assert isinstance(length, int)
     data = pipe.read(length)

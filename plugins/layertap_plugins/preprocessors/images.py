@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING
 
 import layertap
@@ -10,18 +9,14 @@ import layertap
 if TYPE_CHECKING:
     from PIL import Image
 
-# Above this Pillow itself warns of a decompression bomb; resizing could bring a strip one pixel wide to that size.
-MAX_PIXELS = 89_478_485
-
-_ORIENTATION, _SHORT = 0x0112, 3
-
 
 def refuse_strip(image: Image.Image, side: int | None) -> None:
     """Raise `ImageError`: `empty` for no pixels, `aspect` for too many after resizing the shorter side to `side`."""
     short, long = sorted(image.size)
     if short == 0:
         raise layertap.ImageError("empty")
-    if side is not None and side * int(side * long / short) > MAX_PIXELS:
+    # Resizing could bring a strip one pixel wide to that size.
+    if side is not None and side * int(side * long / short) > layertap.MAX_IMAGE_PIXELS:
         raise layertap.ImageError("aspect")
 
 
@@ -91,25 +86,5 @@ def upright(image: Image.Image) -> Image.Image:
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-    method = methods.get(_orientation(image.info.get("exif")))
+    method = methods.get(layertap.exif_orientation(image))
     return image if method is None else image.transpose(method)
-
-
-def _orientation(exif: object) -> int:
-    """The orientation in an EXIF block, 1 if it has none. Pillow's own reader warns of faulty blocks."""
-    if not isinstance(exif, bytes):
-        return 1
-    tiff = memoryview(exif)[6 * exif.startswith(b"Exif\0\0") :]
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
-    if order is None:
-        return 1
-    try:
-        (at,) = struct.unpack_from(f"{order}L", tiff, 4)
-        (count,) = struct.unpack_from(f"{order}H", tiff, at)
-        for entry in range(at + 2, at + 2 + 12 * count, 12):
-            tag, kind, length, value = struct.unpack_from(f"{order}HHLH", tiff, entry)
-            if (tag, kind, length) == (_ORIENTATION, _SHORT, 1):
-                return int(value)
-    except struct.error:
-        pass  # the block ends before the orientation
-    return 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 from pydantic import Field
 
 import layertap
-from layertap_plugins.preprocessors.images import MAX_PIXELS, refuse_strip
+from layertap_plugins.preprocessors.images import refuse_strip
 from layertap_plugins.preprocessors.policies import Policies
 from layertap_plugins.preprocessors.steps import Resizing, Step
 
@@ -137,7 +137,8 @@ def _applied(transforms: Sequence[tuple[Step, Transform]], image: Any) -> Tensor
 def _refuse_growth(size: tuple[int, int], how: Resizing, is_tensor: bool) -> None:
     """Raise `ImageError`, `aspect`, for a strip that would become empty or too large; tensors resize across first."""
     width, height = _resized(size, how)
-    if min(width, height) == 0 or width * (max(height, size[1]) if is_tensor else height) > MAX_PIXELS:
+    tallest = max(height, size[1]) if is_tensor else height
+    if min(width, height) == 0 or width * tallest > layertap.MAX_IMAGE_PIXELS:
         raise layertap.ImageError("aspect")
 
 

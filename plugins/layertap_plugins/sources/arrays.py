@@ -48,7 +48,7 @@ class Array:
 
 def arrays_of(path: str, stamp: str) -> dict[str, Array]:
     """The arrays in a file by name; the one array of an npy file has the name "". Raises `ConfigError`."""
-    with _understood(path), os.fdopen(files.opened(path, stamp), "rb") as file:
+    with _understood(path), os.fdopen(layertap.open_regular(path, stamp), "rb") as file:
         start = file.read(8)
         if start == _HDF5 or os.path.splitext(path)[1].lower() in _SUFFIXES:
             return _of_hdf5(path, stamp)
@@ -108,7 +108,7 @@ class _Compressed(Array):
 
         with self._lock:
             if self._unpacked is None:
-                descriptor = files.opened(self._path, self._stamp)
+                descriptor = layertap.open_regular(self._path, self._stamp)
                 with os.fdopen(descriptor, "rb") as file, zipfile.ZipFile(file) as archive:
                     if self._member.file_size > _MOST_UNPACKED:
                         raise layertap.ImageError("file_too_large")
@@ -131,8 +131,7 @@ class _Dataset(Array):
     def row(self, number: int) -> NDArray[Any]:
         import numpy as np
 
-        if files.stamp_of(os.stat(self._path)) != self._stamp:
-            raise layertap.ImageError("changed")
+        files.refuse_changed(self._path, self._stamp)
         with self._lock:
             return np.asarray(self._dataset[number])
 

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 
 import layertap
 
-# What an image may cost on every worker at once, as for a file of its own.
-_MOST_BYTES = 512 * 2**20
-
 _MOST_FILES = 100_000
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -32,9 +29,8 @@ class Piece:
 
     def __call__(self) -> bytes:
         """The bytes. Raises `ImageError` if the file has changed since it was listed, or ends too early."""
-        if self.size > _MOST_BYTES:
-            raise layertap.ImageError("file_too_large")
-        descriptor = opened(self.path, self.stamp)
+        refuse_large(self.size)
+        descriptor = layertap.open_regular(self.path, self.stamp)
         try:
             data = os.pread(descriptor, self.size, self.offset)
             while len(data) < self.size and (
@@ -48,28 +44,16 @@ class Piece:
         return data
 
 
-def opened(path: str, stamp: str | None = None) -> int:
-    """A descriptor of a regular file, to be closed by the caller.
-
-    Raises `OSError`, and `ImageError` if it is not a regular file or does not have that stamp.
-    """
-    # Opening a pipe without a writer must not hang, and only a descriptor shows reliably what kind of file it is.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise layertap.ImageError("not_regular")
-        if stamp not in (None, stamp_of(facts)):
-            raise layertap.ImageError("changed")
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+def refuse_large(size: int | None) -> None:
+    """Raise `ImageError`, `file_too_large`, if an image has more encoded bytes than that; None is a size not known yet."""
+    if size is not None and size > layertap.MAX_IMAGE_BYTES:
+        raise layertap.ImageError("file_too_large")
 
 
-def stamp_of(facts: os.stat_result) -> str:
-    """What identifies a file's version: its size and modification time."""
-    return f"{facts.st_size} {facts.st_mtime_ns}"
+def refuse_changed(path: str, stamp: str | None) -> None:
+    """Raise `ImageError`, `changed`, if the file no longer has that stamp. Raises `OSError` if there is none."""
+    if layertap.file_stamp(os.stat(path)) != stamp:
+        raise layertap.ImageError("changed")
 
 
 def stamped(path: str) -> str:
@@ -81,7 +65,7 @@ def stamped(path: str) -> str:
         raise unusable(path, getattr(error, "strerror", None) or error) from error
     if not stat.S_ISREG(facts.st_mode):
         raise unusable(path, "it is not a regular file")
-    return stamp_of(facts)
+    return layertap.file_stamp(facts)
 
 
 def unusable(path: str, why: object) -> layertap.ConfigError:

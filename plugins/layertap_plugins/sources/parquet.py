@@ -129,8 +129,7 @@ class _Windows:
         return _Windows, (self._column,)
 
     def read(self, cell: Cell) -> bytes:
-        if files.stamp_of(os.stat(cell.path)) != cell.stamp:
-            raise layertap.ImageError("changed")
+        files.refuse_changed(cell.path, cell.stamp)
         with self._lock:
             data = self._value(cell).as_py()
         if data is None:

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import layertap
+from layertap_plugins.sources.files import refuse_large
 from layertap_plugins.sources.remote_faults import Broken
-from layertap_plugins.sources.remote_service import HTTP, MOST_BYTES, S3, Remote
+from layertap_plugins.sources.remote_service import HTTP, S3, Remote
 
 _PIECE = 2**18
 
@@ -29,7 +30,7 @@ _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "crea
 
 def body(remote: Remote, path: str, stamp: str | None, size: int | None) -> bytes:
     """The bytes of an object, in one attempt. Raises `ImageError` if no retry can help, else the original error."""
-    _refuse_large(size)
+    refuse_large(size)
     filesystem = remote.filesystem()
     if remote.protocol in HTTP | S3:
         read = _over_http if remote.protocol in HTTP else _from_s3
@@ -98,8 +99,8 @@ async def _from_s3(filesystem: Any, path: str, stamp: str | None, timeout: float
 def _from_any(filesystem: Any, path: str, stamp: str | None, size: int | None, timeout: float) -> bytes:
     """The object read through fsspec, which does not notice a change while it reads, so that is checked afterwards."""
     size = info_of(filesystem, path, timeout).get("size") if size is None else size
-    _refuse_large(size)
-    part = {} if size is not None else {"start": 0, "end": MOST_BYTES + 1}
+    refuse_large(size)
+    part = {} if size is not None else {"start": 0, "end": layertap.MAX_IMAGE_BYTES + 1}
     if filesystem.async_impl:
         limit = timeout + (size or 0) / _SLOWEST
         data: bytes = run(filesystem, filesystem._cat_file, path, timeout=limit, **part)
@@ -109,19 +110,19 @@ def _from_any(filesystem: Any, path: str, stamp: str | None, size: int | None, t
         filesystem.invalidate_cache()
         if stamp_of(info_of(filesystem, path, timeout)) != stamp:
             raise layertap.ImageError("changed")
-    _refuse_large(len(data))
+    refuse_large(len(data))
     return _complete(data, size)
 
 
 async def _whole(read: Callable[[int], Awaitable[bytes]], promised: int | None, timeout: float) -> bytes:
     import asyncio
 
-    _refuse_large(promised)
+    refuse_large(promised)
     pieces, count, start = [], 0, time.monotonic()
     while piece := await asyncio.wait_for(read(_PIECE), timeout):
         pieces.append(piece)
         count += len(piece)
-        _refuse_large(count)
+        refuse_large(count)
         if time.monotonic() - start > timeout + count / _SLOWEST:
             raise TimeoutError(f"only {count} bytes arrived in {time.monotonic() - start:.0f} seconds")
     return _complete(b"".join(pieces), promised)
@@ -131,11 +132,6 @@ def _complete(data: bytes, promised: int | None) -> bytes:
     if promised is not None and len(data) != promised:
         raise Broken(f"{len(data)} bytes arrived instead of {promised}")
     return data
-
-
-def _refuse_large(size: int | None) -> None:
-    if size is not None and size > MOST_BYTES:
-        raise layertap.ImageError("file_too_large")
 
 
 def _asking(filesystem: Any) -> dict[str, Any]:

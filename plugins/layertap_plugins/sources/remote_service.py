@@ -15,9 +15,6 @@ from layertap_plugins.sources.remote_faults import tried
 
 T = TypeVar("T")
 
-# What an image may cost on every worker at once, as for a local file.
-MOST_BYTES = 512 * 2**20
-
 HTTP = frozenset({"http", "https"})
 S3 = frozenset({"s3", "s3a"})
 _GCS = frozenset({"gs", "gcs"})
@@ -121,10 +118,10 @@ def _class(protocol: str, location: str) -> Any:
         return fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
-        package = f" the package {missing.name!r}" if missing.name else ""
-        known = protocol in HTTP | S3 | _GCS or missing.name == "fsspec"
-        advice = f"pip install 'layertap[{extra}]'" if known else str(error)
-        raise layertap.ConfigError(f"{location!r} needs{package or ' another package'}: {advice}") from error
+        if protocol in HTTP | S3 | _GCS or missing.name == "fsspec":
+            raise layertap.ConfigError(layertap.missing_extra(repr(location), missing.name, extra)) from error
+        package = f"the package {missing.name!r}" if missing.name else "another package"
+        raise layertap.ConfigError(f"{location!r} needs {package}: {error}") from error
     except ValueError as error:
         raise layertap.ConfigError(
             f"cannot use {location!r}: unknown protocol {protocol!r}; some known ones are s3://, gs://, https:// and zip://"

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import layertap
+from layertap_plugins.sources import files
 from layertap_plugins.sources.remote_faults import tried
 from layertap_plugins.sources.remote_reading import info_of, stamp_of
-from layertap_plugins.sources.remote_service import MOST_BYTES, Remote
+from layertap_plugins.sources.remote_service import Remote
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class Archive:
     def at(cls, location: str, remote: Remote | None) -> Archive:
         """The archive at a path or URL. Raises `OSError`, and `ImageError` if it cannot be reached."""
         if remote is None:
-            return cls(location, None, _stamp(os.stat(location)))
+            return cls(location, None, layertap.file_stamp(os.stat(location)))
         info = remote.tried(lambda: info_of(remote.filesystem(), remote.path_of(location), remote.timeout))
         return cls(location, remote, stamp_of(info))
 
@@ -73,8 +74,8 @@ class Archive:
             raise
 
     def _open(self) -> _Opened:
-        if self.remote is None and _stamp(os.stat(self.location)) != self.stamp:
-            raise layertap.ImageError("changed")
+        if self.remote is None:
+            files.refuse_changed(self.location, self.stamp)
         key = (self, os.getpid())
         found = _OPEN.get(key)
         return found if found is not None else _OPEN.setdefault(key, _Opened.of(self))
@@ -98,8 +99,7 @@ class Member:
         """Its bytes. Raises `ImageError`: `unsafe_member`, `corrupt`, or `changed` if the archive has changed."""
         if self.refused:
             raise layertap.ImageError("unsafe_member")
-        if self.size > MOST_BYTES:
-            raise layertap.ImageError("file_too_large")
+        files.refuse_large(self.size)
         return self.archive.read(self.name)
 
 
@@ -112,7 +112,7 @@ class _Opened:
     def of(cls, archive: Archive) -> _Opened:
         if archive.remote is None:
             file: Any = open(archive.location, "rb")  # noqa: SIM115  (the archive closes it)
-            stamp = _stamp(os.fstat(file.fileno()))
+            stamp = layertap.file_stamp(os.fstat(file.fileno()))
         else:
             filesystem = archive.remote.filesystem()
             filesystem.invalidate_cache()
@@ -174,10 +174,6 @@ def _is_refused(info: zipfile.ZipInfo) -> bool:
     leads_out = ".." in parts or not parts[0] or parts[0].endswith(":")
     is_locked = bool(info.flag_bits & 1)
     return leads_out or is_bomb or is_locked or kind not in (0, stat.S_IFREG) or info.compress_type not in _METHODS
-
-
-def _stamp(facts: os.stat_result) -> str:
-    return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
 def _raw(name: str) -> bytes:

@@ -86,7 +86,7 @@ class TarSource(layertap.Source):
         return survey
 
     def _samples(self, path: str) -> Iterator[_Sample]:
-        descriptor = files.opened(path)
+        descriptor = layertap.open_regular(path)
         try:
             archive = Archive(descriptor, path)
             key, parts = b"", dict[str, Member]()
