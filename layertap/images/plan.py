@@ -17,9 +17,7 @@ from layertap.errors import ConfigError, PluginError
 from layertap.images.failure_codes import refusal
 from layertap.images.reading import stamp_of
 from layertap.plugins import guard
-from layertap.records import ImageRecord, Planned
-
-_TAKEN = ("row", "id")
+from layertap.records import INDEX_COLUMNS, ImageRecord, Planned
 
 _PAGE = 4096
 
@@ -120,7 +118,7 @@ class Plan:
             seen.add(record.id)
             if keys is None:
                 keys = list(record.meta)
-                for key in (key for key in keys if key in _TAKEN):
+                for key in (key for key in keys if key in INDEX_COLUMNS):
                     raise PluginError(f"the source {name} names metadata {key!r}, which the index has already")
             if list(record.meta) != keys:
                 raise PluginError(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from layertap.errors import ConfigError
 from layertap.outputs.output import Output
 from layertap.outputs.tables import array, kinds, needing
-from layertap.records import Shard
+from layertap.records import INDEX_COLUMNS, Shard
 from layertap.store.dtypes import numpy_dtype, widened
 from layertap.store.manifest import TapFacts
 
@@ -65,7 +65,7 @@ def _write_clip_retrieval(features: Output, tap: str, shards: Iterable[Shard], f
     from pyarrow import parquet
 
     # As in clip-retrieval itself, the image's name stands before metadata of that name.
-    columns = {name: kind for name, kind in kinds(features).items() if name not in ("row", "id", _PATH)}
+    columns = {name: kind for name, kind in kinds(features).items() if name not in (*INDEX_COLUMNS, _PATH)}
     empty = {_PATH: array([], "str"), **{name: array([], kind) for name, kind in columns.items()}}
     embeddings, metadata = folder / _EMBEDDINGS, folder / _METADATA
     for file in (embeddings, metadata):

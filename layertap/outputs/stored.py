@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from layertap.errors import StoreError
 from layertap.outputs.output import Output
 from layertap.outputs.rows import Rows
-from layertap.records import Failure, Gathered, ImageRecord, Shard
+from layertap.records import INDEX_COLUMNS, Failure, Gathered, ImageRecord, Shard
 from layertap.store.commits import digest
 from layertap.store.manifest import ShardFacts
 
@@ -94,4 +94,4 @@ class StoredShards:
 
 
 def _record(row: Mapping[str, Any]) -> ImageRecord:
-    return ImageRecord(row["id"], b"", {key: value for key, value in row.items() if key not in ("row", "id")})
+    return ImageRecord(row["id"], b"", {key: value for key, value in row.items() if key not in INDEX_COLUMNS})

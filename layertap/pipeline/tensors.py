@@ -15,13 +15,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from layertap.contracts import Preprocessor
 from layertap.errors import ConfigError
-from layertap.records import Batch, ImageRecord, MetaValue
+from layertap.records import INDEX_COLUMNS, Batch, ImageRecord, MetaValue
 
 # A preprocessed image has a channel axis and two of space; a row of a data set may hold other tensors beside it.
 _FEWEST_AXES = 2
-
-# What an index names itself.
-_TAKEN = ("row", "id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ def image_of(item: Any, where: str) -> tuple[Any, dict[str, MetaValue]]:
         keys = ", ".join(map(str, item))
         raise ConfigError(f"extract: {where} is a mapping with {len(found)} images among its values ({keys}), not one")
     others = {str(key): value for key, value in item.items() if key != found[0]}
-    return item[found[0]], {key: _scalar(value) for key, value in others.items() if key not in _TAKEN}
+    return item[found[0]], {key: _scalar(value) for key, value in others.items() if key not in INDEX_COLUMNS}
 
 
 def _of_loader(loader: DataLoader[Any]) -> tuple[ReadyTensors | None, Any]:
@@ -139,7 +136,7 @@ def _batch_of(batch: Any) -> tuple[Tensor, dict[str, list[MetaValue]]]:
             f"extract: the DataLoader gives batches of type {type(pixels).__name__}, not tensors; give its `.dataset`"
         )
     meta = {key: [_scalar(value) for value in values] for key, values in rest.items() if _has(values, len(pixels))}
-    return pixels, {key: values for key, values in meta.items() if key not in _TAKEN}
+    return pixels, {key: values for key, values in meta.items() if key not in INDEX_COLUMNS}
 
 
 def _unstacked(batch: Any) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from layertap.records import INDEX_COLUMNS
 from layertap.store import durable
 from layertap.store.commits import Commit
 
@@ -18,7 +19,7 @@ def write_listings(folder: Path, commits: Iterable[Commit], keys: Sequence[str])
     with durable.replacing(folder / FAILURES) as failures, durable.replacing(folder / INDEX) as index:
         failed, kept = csv.writer(failures, lineterminator="\n"), csv.writer(index, lineterminator="\n")
         failed.writerow(["id", "stage", "reason"])
-        kept.writerow(["row", "id", *keys])
+        kept.writerow([*INDEX_COLUMNS, *keys])
         numbers = itertools.count()
         for commit in commits:
             failed.writerows([image.id, image.stage, image.reason] for image in commit.failures)

@@ -16,8 +16,10 @@ from layertap.outputs.features import Features, open_output
 from layertap.outputs.rows import Rows
 from layertap.plugins import Plugins
 from layertap.records import Shard
+from layertap.store.commits import COMMITS, PARTS
 from layertap.store.filenames import stems
-from layertap.store.manifest import read_output
+from layertap.store.listings import FAILURES, INDEX
+from layertap.store.manifest import MANIFEST, read_output
 from layertap.testing import killed, trial
 from layertap.testing.promises import Suite, promise, same_bits
 from layertap.testing.sinks import run_info, shard
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     import pytest
 
 # Names that already exist in an output folder, into which the merged files go.
-_TAKEN = {"manifest.json", "index.csv", "failures.csv", "parts", "commits"}
+_TAKEN = {MANIFEST, INDEX, FAILURES, PARTS, COMMITS}
 
 _CURE = (
     "preserve every dtype (bfloat16 as its bits), and store nothing on self between shards: a resumed run uses a new "
