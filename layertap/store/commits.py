@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -96,23 +95,6 @@ class Commit(Facts):
     def placed_files(self) -> dict[str, FileFacts]:
         """Its files, by their names in the output folder."""
         return {f"{_part(self.shard)}/{name}": facts for name, facts in self.files.items()}
-
-
-class Committed:
-    """What the committed shards come to. Each is added when it is committed, or found sound at a resume."""
-
-    def __init__(self, taps: Iterable[str]) -> None:
-        self.tally = Tally(nonfinite=Counter(dict.fromkeys(taps, 0)))
-        self.shards: list[ShardFacts] = []
-        self.files: dict[str, FileFacts] = {}
-        self.meta: dict[str, str] = {}
-
-    def add(self, record: Commit) -> None:
-        """The next shard."""
-        record.count_into(self.tally)
-        self.shards.append(record.facts())
-        self.files |= record.placed_files()
-        add_meta_types(self.meta, record.kept)
 
 
 class Commits:

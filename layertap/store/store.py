@@ -14,6 +14,7 @@ import copy
 import errno
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -25,8 +26,8 @@ from layertap.errors import FOREIGN, LOCKED, StoreError
 from layertap.plugins import guard
 from layertap.records import Gathered, Tally
 from layertap.store import durable, replace, safe_files
-from layertap.store.commits import COMMITS, PARTS, Commit, Commits, Committed
-from layertap.store.listings import FAILURES, INDEX, write_listings
+from layertap.store.commits import COMMITS, PARTS, Commit, Commits, add_meta_types
+from layertap.store.listings import FAILURES, INDEX, listings
 from layertap.store.lock import Lock
 from layertap.store.manifest import FILES, MANIFEST, FileFacts, Manifest, Owner, read_manifest
 
@@ -40,7 +41,9 @@ class Store:
         self.commits = Commits(path)
         self._sink = sink
         self._target = target
-        self._committed = Committed(manifest.taps)
+        # Known of the committed shards without reading their records again.
+        self._tally = Tally(nonfinite=Counter(dict.fromkeys(manifest.taps, 0)))
+        self._meta: dict[str, str] = {}
         sink.stems = {name: tap.file for name, tap in manifest.taps.items()}
 
     @property
@@ -49,8 +52,8 @@ class Store:
         return self.manifest.status == "complete"
 
     def tally(self) -> Tally:
-        """What the committed shards add up to, as the caller's own to go on counting with."""
-        return self.manifest.tally() if self.is_complete else copy.deepcopy(self._committed.tally)
+        """The counts of the committed shards, in a copy that the caller may add to."""
+        return self.manifest.tally() if self.is_complete else copy.deepcopy(self._tally)
 
     def begin(self, holds: Callable[[Commit], bool]) -> None:
         """Say who writes here, and go back to before the first shard that is not whole, or not the plan's.
@@ -67,8 +70,8 @@ class Store:
                 record = self._sound(number, holds)
                 if record is None:
                     break
-                self._committed.add(record)
-            for number in reversed(range(len(self._committed.shards), len(self.commits))):
+                self._count(record)
+            for number in reversed(range(self._tally.shards, len(self.commits))):
                 self.commits.remove(number)
             # A power cut must not bring back what is gone here when later records stand already.
             durable.sync(self.path / COMMITS)
@@ -107,19 +110,27 @@ class Store:
             except FileExistsError as error:
                 number = gathered.shard.number
                 raise StoreError(f"{self.path}: another run has committed shard {number}", code=LOCKED) from error
-        self._committed.add(record)
+        self._count(record)
+
+    def _count(self, record: Commit) -> None:
+        record.count_into(self._tally)
+        add_meta_types(self._meta, record.kept)
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Merge the parts, write index and failures, and mark the output complete. May be repeated after a crash."""
-        manifest, committed = self.manifest, self._committed
+        manifest = self.manifest
         manifest.merged = type(self._sink).merge is not FileSink.merge
         with storage(self.path):
-            manifest.shards = committed.shards
-            manifest.files = self._merge(len(manifest.shards)) if manifest.merged else committed.files
-            manifest.meta = committed.meta
-            write_listings(self.path, self.commits, list(manifest.meta))
+            manifest.files = self._merge(self._tally.shards) if manifest.merged else {}
+            manifest.meta, manifest.shards = self._meta, []
+            with listings(self.path, list(manifest.meta)) as listed:
+                for record in self.commits:
+                    listed(record)
+                    manifest.shards.append(record.facts())
+                    if not manifest.merged:
+                        manifest.files |= record.placed_files()
             manifest.files |= {name: FileFacts.of(self.path / name) for name in (INDEX, FAILURES)}
-            manifest.count(committed.tally)
+            manifest.count(self._tally)
             for key, value in facts.items():
                 setattr(manifest, key, value)
             manifest.status, manifest.finished, manifest.owner = "complete", _now(), None
