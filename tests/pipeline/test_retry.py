@@ -135,3 +135,23 @@ def test_damaged_rows_are_not_carried_over(flaky, tmp_path):
 def test_sink_without_a_folder_has_nothing_to_retry(photos):
     with pytest.raises(layertap.ConfigError, match="keeps no output folder"):
         layertap.run(config(photos, None), plugins=[TINY], retry_failed=True)
+
+
+def test_arrays_of_a_shard_that_is_kept_are_the_sinks_own(flaky, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import layertap\n"
+        "from layertap_plugins.sinks.npy import NpySink\n"
+        "class Own(NpySink):\n"
+        "    def save(self, shard, folder):\n"
+        "        assert all(values.flags.writeable for values in shard.values.values()), shard.number\n"
+        "        super().save(shard, folder)\n"
+        "@layertap.hookimpl\n"
+        "def register_sinks(register): register('own', Own)\n"
+    )
+    source = {"type": "folder", "path": str(flaky), "include": INCLUDE}
+    whole = config(flaky, None, source=source, shard_rows=4, sink={"type": "own", "path": str(tmp_path / "out")})
+    plugins = [TINY, str(tmp_path / "own.py")]
+    gone(flaky)
+    assert layertap.run(whole, plugins=plugins).failed == 2
+    back(flaky)
+    assert layertap.run(whole, plugins=plugins, retry_failed=True).kept == 20
