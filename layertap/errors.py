@@ -97,13 +97,13 @@ def did_you_mean(wrong: str, known: Iterable[str], *, most: int = 3, cutoff: flo
 
 
 def missing_extra(who: str, package: str | None, extra: str, distribution: str = "layertap") -> str:
-    """What to say of an import that failed: `who` needs `package`, which comes with an extra of `distribution`."""
+    """The message for an import that failed: `who` needs `package`, which an extra of `distribution` installs."""
     needed = f"the package {package!r}" if package else "another package"
     return f"{who} needs {needed}: {install_command(extra, distribution)}"
 
 
 def install_command(extra: str, distribution: str = "layertap") -> str:
-    """The command that installs what an extra of `distribution` stands for."""
+    """The command that installs an extra of `distribution`."""
     return f"pip install '{distribution}[{extra}]'"
 
 

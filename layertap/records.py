@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MetaValue: TypeAlias = str | int | float | bool | None
 
 INDEX_COLUMNS = ("row", "id")
-"""What the index names itself, and metadata therefore cannot."""
+"""The index's own columns; metadata cannot have these names."""
 
 FloatDtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
 """What a tap can be cast to, by torch's names."""

@@ -14,14 +14,14 @@ _NUMBERS = {3: "H", 4: "L"}
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """How an image is to be turned and mirrored, from 1 (as it is) to 8; 1 where its EXIF block does not say."""
+    """How an image is to be turned and mirrored, from 1 (as it is) to 8; 1 if its EXIF block does not say."""
     block = image.info.get("exif")
     found = entry(block, ORIENTATION) if isinstance(block, bytes) else None
     return found if found is not None and 1 <= found <= 8 else 1
 
 
 def entry(block: bytes, wanted: int) -> int | None:
-    """The number under a tag of the block's first directory; None where there is none, or no sense."""
+    """The number under a tag of the block's first directory; None if there is none, or the block makes no sense."""
     tiff = memoryview(block)[6 * block.startswith(b"Exif\0\0") :]
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(tiff[:4]))
     if order is None:

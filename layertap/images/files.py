@@ -10,16 +10,16 @@ from layertap.images.failure_codes import refusal
 
 
 def file_stamp(facts: os.stat_result) -> str:
-    """What tells a changed file: its size and modification time."""
+    """What identifies a file's version: its size and modification time."""
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
 def open_regular(path: str | Path, stamp: str | None = None) -> int:
     """A descriptor of a regular file, which the caller closes.
 
-    Raises `OSError`, and `ImageError`: `not_regular`, or `changed` where the file's stamp is not the one given.
+    Raises `OSError`, and `ImageError`: `not_regular`, or `changed` if the file does not have the given stamp.
     """
-    # Opening a FIFO that nobody writes to must not hang, and only a descriptor tells surely what the file is.
+    # Opening a FIFO without a writer must not hang, and only a descriptor shows reliably what kind of file it is.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         facts = os.fstat(descriptor)

@@ -1,4 +1,4 @@
-"""An output's shards as they are stored: where each is, and its rows, checked against what they were written with."""
+"""An output's shards as they are stored: where each one is, and its rows, compared with the recorded digests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from layertap.store.manifest import ShardFacts
 
 
 class Damaged(StoreError):
-    """What is stored is not what its run has written."""
+    """The stored data is not what the run wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class StoredShard:
 
 
 class StoredShards:
-    """The shards of `output` in order, and of their values those of `taps`."""
+    """The shards of `output` in order, with the values of `taps`."""
 
     def __init__(self, output: Output, facts: Sequence[ShardFacts], taps: Sequence[str]) -> None:
         self._output = output
@@ -68,7 +68,7 @@ class StoredShards:
         return self._opened[tap]
 
     def values(self, shard: StoredShard, tap: str) -> NDArray[Any]:
-        """A shard's rows of a tap, the caller's own array. Raises `Damaged` where its digest is another one."""
+        """A shard's rows of a tap, the caller's own array. Raises `Damaged` if its digest differs."""
         found = np.array(self.rows(tap)[shard.start : shard.stop])
         if digest(found) != shard.facts.values.get(tap):
             raise Damaged(f"{self._output.path}: the rows of {tap!r} in shard {shard.number} are damaged")
@@ -82,7 +82,7 @@ class StoredShards:
             yield tuple(Failure(ImageRecord(image["id"], b""), image["stage"], image["reason"]) for image in found)
 
     def gathered(self, numbers: Collection[int]) -> Iterator[Gathered]:
-        """The shards with these numbers, in order, as a run has gathered them. Raises `Damaged`."""
+        """The shards with these numbers, in order, as a run gathers them. Raises `Damaged`."""
         rows = self._output.rows()
         for shard, failures in zip(self._shards, self.failures(), strict=True):
             kept = list(islice(rows, shard.facts.kept))

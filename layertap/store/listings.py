@@ -17,7 +17,7 @@ INDEX, FAILURES = "index.csv", "failures.csv"
 
 @contextmanager
 def listings(folder: Path, keys: Sequence[str]) -> Iterator[Callable[[Commit], None]]:
-    """A function that lists a shard's images in both files, which are there when the block ends, the index first.
+    """A function that lists a shard's images in both files. They are durable when the block ends, the index first.
 
     `keys` are the metadata columns.
     """

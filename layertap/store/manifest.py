@@ -166,7 +166,7 @@ class Manifest(Facts):
     )
 
     def tally(self) -> Tally:
-        """What a complete output comes to."""
+        """The counts of a complete output."""
         counts = self.counts or Totals(planned=0, kept=0, failed=0, shards=0)
         return Tally(
             planned=counts.planned,
@@ -177,7 +177,7 @@ class Manifest(Facts):
         )
 
     def count(self, tally: Tally) -> None:
-        """Keep what the output comes to, as it is being completed."""
+        """Record the counts of an output that is being completed."""
         self.counts = Totals(planned=tally.planned, kept=tally.kept, failed=tally.failed, shards=tally.shards)
         self.failures, self.notes = dict(sorted(tally.reasons.items())), dict(sorted(tally.notes.items()))
         for name, tap in self.taps.items():

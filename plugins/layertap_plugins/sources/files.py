@@ -45,7 +45,7 @@ class Piece:
 
 
 def refuse_large(size: int | None) -> None:
-    """Raise `ImageError`, `file_too_large`, if an image has more encoded bytes than that; None is a size not known yet."""
+    """Raise `ImageError`, `file_too_large`, if an image has too many encoded bytes; None means not known yet."""
     if size is not None and size > layertap.MAX_IMAGE_BYTES:
         raise layertap.ImageError("file_too_large")
 
