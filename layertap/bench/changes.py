@@ -16,6 +16,7 @@ from layertap.bench.figures import Figure
 from layertap.bench.trials import Pass, Trial, sampled, stream
 from layertap.contracts import PROFILES
 from layertap.images.batches import default_workers
+from layertap.pipeline import malloc
 from layertap.pipeline.forward import OutOfMemory
 from layertap.pipeline.prepare import Prepared, prepared
 
@@ -139,7 +140,7 @@ def _values(this: Prepared) -> dict[str, Values]:
     found: dict[str, Values] = {}
     with closing(stream(this, workers=default_workers())) as made:
         batches = itertools.islice(made, this.info.shard_rows // this.info.batch_size)
-        for _, done in this.forward.activations(batches, this.info.columns):
+        for _, done in malloc.keeping(this.forward.activations(batches, this.info.columns)):
             for row, record in enumerate(done.records):
                 found[record.id] = {name: value[row] for name, value in done.values.items()}
     return found

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -27,6 +24,7 @@ from layertap.cli.format import (
 )
 from layertap.cli.signals import Stopped, catch_signals, let_signals_end
 from layertap.errors import CONFIG, SOME_FAILED, STORAGE, ConfigError, LayertapError
+from layertap.pipeline.malloc import uncollected
 
 # What a wrong command line raises: click's ClickException. Newer versions of typer carry a click of their own inside,
 # and then it is not that of the package click, which may not be installed at all.
@@ -94,7 +92,7 @@ def run(
         loaded = loaded.model_copy(update={"observers": tuple(o for o in loaded.observers if o.type != "progress")})
 
     # After the configuration is checked: its faults need not wait for torch.
-    with _importing():
+    with uncollected():
         from layertap.pipeline.pipeline import run_loaded
 
     report = run_loaded(loaded, known, retry_failed=retry_failed)
@@ -171,7 +169,7 @@ def verify(
     """Read every file of OUT against its digests, and compute some rows again. KEY=VALUE says what has moved since."""
     from layertap.config.loading import parse_overrides
 
-    with _importing():
+    with uncollected():
         from layertap.pipeline.verify import verify as checked
 
     found = checked(output, rows=rows, overrides=parse_overrides(overrides or []), plugins=_own(context, plugin))
@@ -216,7 +214,7 @@ def bench(
     from layertap.bench.scorecard import scorecard
     from layertap.config.loading import parse_overrides
 
-    with _importing():
+    with uncollected():
         from layertap.bench.benchmark import bench as measured
 
     own = _own(context, plugin)
@@ -307,16 +305,6 @@ def init(
 def _own(context: typer.Context, plugin: list[str] | None) -> list[str]:
     """The user's own plugins, named before the command word and after it."""
     return [*context.obj, *(plugin or [])]
-
-
-@contextmanager
-def _importing() -> Iterator[None]:
-    """torch makes a million objects that stay: looking for garbage among them takes an eighth of its import."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _print_json(data: Any) -> None:

@@ -6,6 +6,7 @@ import csv
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
@@ -32,6 +33,8 @@ _READ: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float, "bool":
 _MOST_OPEN = 4
 
 _LONGEST_TEXT = 64 * 2**20
+
+_limit = threading.Lock()
 
 
 class Output:
@@ -238,12 +241,13 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _next(rows: csv.DictReader[str]) -> dict[str, str] | None:
-    """The next row, whatever its length: the limit is the whole process's, and others rely on it."""
-    usual = csv.field_size_limit(_LONGEST_TEXT)
-    try:
-        return next(rows, None)
-    finally:
-        csv.field_size_limit(usual)
+    """The next row, whatever its length: the limit belongs to the whole process, and is put back at once."""
+    with _limit:
+        usual = csv.field_size_limit(_LONGEST_TEXT)
+        try:
+            return next(rows, None)
+        finally:
+            csv.field_size_limit(usual)
 
 
 @contextmanager

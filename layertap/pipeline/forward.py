@@ -14,7 +14,6 @@ from torch import Tensor
 from layertap.contracts import Preprocessor
 from layertap.errors import ConfigError, LayertapError, PluginError, TapError
 from layertap.images.batches import Slot
-from layertap.pipeline import malloc
 from layertap.pipeline.transfer import Transfer, Values, transfer_for
 from layertap.plugins import guard
 from layertap.records import Activations, Batch, Column, dtype_name
@@ -54,10 +53,7 @@ class ForwardPass:
     def activations(
         self, batches: Iterable[Batch], columns: Mapping[str, Column], stopwatch: Stopwatch | None = None
     ) -> Generator[tuple[Batch, Activations], None, None]:
-        """Each batch through the model: the rows of the records that are good, on the CPU.
-
-        Until it ends, or is closed, the process keeps the memory that it frees.
-        """
+        """Each batch through the model: the rows of the records that are good, on the CPU."""
         stopwatch = stopwatch or Stopwatch()
         transfer = transfer_for(self.device)
         launched: deque[tuple[Batch, Callable[[], Values]]] = deque()
@@ -69,18 +65,16 @@ class ForwardPass:
                 values = wait()
             return batch, _kept(batch, _as_probed(values, batch, columns, next(numbers)))
 
-        with malloc.kept() as memory:
-            for number, batch in enumerate(stopwatch.waits("wait", batches)):
-                try:
-                    with stopwatch.measure("forward"):
-                        launched.append((batch, self._launched(batch.pixels, transfer)))
-                except TapError as error:
-                    raise TapError(f"batch {number}: {error}; the probe saw it otherwise, on zeros") from error
-                if len(launched) > transfer.behind:
-                    yield arrived()
-                    memory.tidy()
-            while launched:
+        for number, batch in enumerate(stopwatch.waits("wait", batches)):
+            try:
+                with stopwatch.measure("forward"):
+                    launched.append((batch, self._launched(batch.pixels, transfer)))
+            except TapError as error:
+                raise TapError(f"batch {number}: {error}; the probe saw it otherwise, on zeros") from error
+            if len(launched) > transfer.behind:
                 yield arrived()
+        while launched:
+            yield arrived()
 
     def inputs(self, pixels: Tensor, transfer: Transfer | None = None) -> Tensor:
         """A prepared batch as the model takes it, on its device."""

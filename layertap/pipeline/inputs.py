@@ -19,6 +19,7 @@ from layertap.config.document import Document
 from layertap.config.model import MODEL_PREPROCESSOR, RunConfig, build_part, model_short
 from layertap.contracts import LoadedModel, ModelProvider, Plugin, Preprocessor, Source
 from layertap.errors import ConfigError, PluginError, first_fault
+from layertap.pipeline import malloc
 from layertap.pipeline.tensors import image_of
 from layertap.plugins import Plugins, guard
 from layertap.records import ImageRecord, dtype_name
@@ -48,7 +49,7 @@ def load_model(provider: Plugin) -> LoadedModel:
 
 def configured_model(config: RunConfig, plugins: Plugins) -> LoadedModel:
     """The model that a configuration names."""
-    with config.at("model"):
+    with config.at("model"), malloc.uncollected():
         return load_model(config.build("model", plugins))
 
 

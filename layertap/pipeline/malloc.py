@@ -9,10 +9,14 @@ jemalloc) are left as they are.
 from __future__ import annotations
 
 import ctypes
+import gc
+import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
@@ -21,7 +25,7 @@ _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
 # Where glibc's own thresholds come to rest once blocks of many sizes have been freed.
 _USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 
-# Blocks of many sizes leave gaps that none of them fits into, so all that is free is let go now and then.
+# Blocks of many sizes leave gaps that none of them fits into, so free memory is given back now and then.
 _BATCHES = 16
 
 _lock = threading.Lock()
@@ -42,11 +46,23 @@ class Heap:
             self._libc.malloc_trim(0)
 
 
+def keeping(items: Generator[T, None, None]) -> Generator[T, None, None]:
+    """The items. Until they end, or are closed, the process keeps the memory that it frees."""
+    with closing(items), kept() as heap:
+        for item in items:
+            yield item
+            heap.tidy()
+
+
 @contextmanager
 def kept() -> Iterator[Heap]:
-    """Within the block, memory that is freed stays with the process; at its end it goes back to the system."""
+    """Within the block, memory that is freed stays with the process; at its end it goes back to the system.
+
+    For a run only: these are settings of the whole process. glibc cannot say what they were, so afterwards they are
+    where its own come to rest, and nothing is set where the environment sets one of them.
+    """
     global _holders
-    libc = _glibc()
+    libc = None if _is_set_by_user() else _glibc()
     if libc is None:
         yield Heap(None)
         return
@@ -61,6 +77,24 @@ def kept() -> Iterator[Heap]:
             if not _holders:
                 _set(libc, _USUAL)
                 libc.malloc_trim(0)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector: it goes through all of a large library again and again while that is imported."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def _is_set_by_user() -> bool:
+    by_name = any(f"MALLOC_{name}_" in os.environ for name in ("MMAP_MAX", "MMAP_THRESHOLD", "TRIM_THRESHOLD"))
+    return by_name or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
 
 
 def _set(libc: Any, values: dict[int, int]) -> None:

@@ -18,7 +18,7 @@ from layertap.errors import ConfigError, ImageError
 from layertap.images.batches import Slot, batches, default_workers
 from layertap.images.plan import Plan
 from layertap.outputs.output import Output
-from layertap.pipeline import fingerprint, inputs
+from layertap.pipeline import fingerprint, inputs, malloc
 from layertap.pipeline.device import find_device, ready
 from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.prepare import Prepared, prepared
@@ -201,7 +201,7 @@ class Walk:
     def _extract(self, info: RunInfo, tally: Tally) -> None:
         forward, events, work, first = self.run.forward, self.run.events, self.work, tally.shards
         stream = self.run.batches(work.planned(first), self.stopwatch)
-        activations = forward.activations(stream, info.columns, self.stopwatch)
+        activations = malloc.keeping(forward.activations(stream, info.columns, self.stopwatch))
         with closing(stream), closing(activations), Writer(self.output, self.stopwatch) as writer:
             done = self._watched(activations, info, tally)
             computed = gather(done, info.columns, min(info.shard_rows, info.planned), work.numbers(first))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
+from layertap.pipeline import malloc
 from tests.conftest import TINY
 from tests.pipeline.test_pipeline import config
 
@@ -44,6 +48,22 @@ found["held after"] = held() - at_first
 print(json.dumps(found))
 """
 
+# Between the batches of extract the process is its user's own.
+EXTRACT = (
+    SCRIPT.partition("found = ")[0]
+    + """
+import layertap
+from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+
+images = [Image.new("RGB", (64, 64)) for _ in range(4)]
+model = torch.nn.Conv2d(3, 4, 3)
+prepare = lambda image: pil_to_tensor(image.resize((8, 8))).float()
+found = [taken() for _ in layertap.extract(model, images, ".", batch_size=1, preprocess=prepare, device="cpu")]
+print(json.dumps([*found, taken()]))
+"""
+)
+
 WATCHING = """
 import resource
 import layertap, torch
@@ -72,6 +92,32 @@ def test_memory_is_new_only_once_while_it_is_kept():
     assert max(mib["kept"], mib["one of two has ended"]) < 200
     assert mib["held"] > 40
     assert mib["held after"] < 20
+
+
+def test_extract_leaves_the_memory_of_its_user_alone():
+    done = subprocess.run([sys.executable, "-c", EXTRACT], capture_output=True, check=True)
+    assert min(json.loads(done.stdout)) > 300  # MiB out of 8 x 48
+
+
+@pytest.mark.parametrize("setting", ["MALLOC_TRIM_THRESHOLD_=131072", "GLIBC_TUNABLES=glibc.malloc.mmap_threshold=1"])
+def test_settings_of_the_user_stay(setting):
+    name, _, value = setting.partition("=")
+    env = {**os.environ, name: value}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, check=True, env=env)
+    assert json.loads(done.stdout)["kept"] > 300
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_collector_is_left_as_it_was_found(was_on):
+    before = gc.isenabled()
+    try:
+        gc.enable() if was_on else gc.disable()
+        with suppress(ImportError), malloc.uncollected():
+            assert not gc.isenabled()
+            raise ImportError
+        assert gc.isenabled() is was_on
+    finally:
+        gc.enable() if before else gc.disable()
 
 
 def test_run_keeps_memory(photos, tmp_path):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -216,16 +214,3 @@ def test_no_random_state_is_drawn_from():
     for build in (FAMILIES["vit"], Drawn):
         hollow.built(build, lambda module: module, loads=False)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("was_on", [True, False])
-def test_the_collector_is_left_as_it_was_found(was_on):
-    before = gc.isenabled()
-    try:
-        gc.enable() if was_on else gc.disable()
-        with suppress(ImportError), building.uncollected():
-            assert not gc.isenabled()
-            raise ImportError
-        assert gc.isenabled() is was_on
-    finally:
-        gc.enable() if before else gc.disable()

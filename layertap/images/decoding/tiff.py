@@ -7,10 +7,9 @@ make the pixels, each of a sane type and within the file's bounds.
 from __future__ import annotations
 
 import ctypes
-import functools
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -63,9 +62,8 @@ def opened(data: bytes) -> tuple[Image.Image, set[str]]:
         alone, is_deep = directory.alone(), any(bits > 8 for bits in directory.numbers(_BITS))
     except struct.error:
         raise refusal("truncated") from None
-    _silence_libtiff()
     try:
-        image = TiffImageFile(BytesIO(alone))
+        image = _Tiff(BytesIO(alone))
     except SyntaxError as error:
         has_no_mode = str(error).startswith("unknown")
         raise refusal("unsupported_mode" if has_no_mode else "corrupt") from error
@@ -75,15 +73,49 @@ def opened(data: bytes) -> tuple[Image.Image, set[str]]:
     return image, {word for word, holds in facts.items() if holds}
 
 
-@functools.cache
-def _silence_libtiff() -> None:
-    """Keep libtiff from writing to the terminal what it gives back as an error too.
+class _Tiff(TiffImageFile):
+    def load(self) -> Any:
+        with _silent:
+            return super().load()
 
-    That is a setting of the whole process, the only one that decoding makes, and a single pointer, so safe on threads.
-    A Pillow with libtiff built in does not show it; there, damaged TIFFs cost a line each on stderr.
+
+class _Silence:
+    """While a picture is loaded, libtiff does not print what it gives back as an error too.
+
+    Its handler belongs to the whole process: the last thread to leave puts back the one that the first has found. A
+    Pillow with libtiff built in does not export it; there, damaged TIFFs cost a line each on stderr.
     """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = 0
+        self._found: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._found = _set_handler(None)
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                _set_handler(self._found)
+
+
+_silent = _Silence()
+
+
+def _set_handler(handler: int | None) -> int | None:
+    """The handler of errors that was set before."""
+    try:
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):
+        return None
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    before: int | None = set_handler(handler)
+    return before
 
 
 class _Directory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,19 +11,6 @@ from layertap_plugins.models import weights
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Without the garbage collector: it goes through all of a large library again and again while that is imported."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @contextmanager

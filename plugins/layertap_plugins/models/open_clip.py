@@ -53,8 +53,7 @@ class OpenClipModel(layertap.ModelProvider):
 
     def load(self) -> layertap.LoadedModel:
         """The tower on the CPU. Raises `ConfigError`, `WeightsError` and `UnsafeError`; draws from no random state."""
-        with building.uncollected():
-            open_clip: Any = importlib.import_module("open_clip")
+        open_clip: Any = importlib.import_module("open_clip")
         reference = self.params.weights
         origin = _origin(self.params.name)
         about: dict[str, Any] = {

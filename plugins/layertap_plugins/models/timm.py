@@ -49,8 +49,7 @@ class TimmModel(layertap.ModelProvider):
 
     def load(self) -> layertap.LoadedModel:
         """The model on the CPU. Raises `ConfigError`, `WeightsError` and `UnsafeError`; draws from no random state."""
-        with building.uncollected():
-            timm: Any = importlib.import_module("timm")
+        timm: Any = importlib.import_module("timm")
         reference = self.params.weights
         _refuse(self.params.args)
         origin = _origin(self.params.name)

@@ -48,9 +48,8 @@ class TorchvisionModel(layertap.ModelProvider):
 
     def load(self) -> layertap.LoadedModel:
         """The model on the CPU. Raises `ConfigError`, `WeightsError` and `UnsafeError`; draws from no random state."""
-        with building.uncollected():
-            import torchvision  # type: ignore[import-untyped]
-            from torchvision import models
+        import torchvision  # type: ignore[import-untyped]
+        from torchvision import models
 
         name, reference = self.params.name, self.params.weights
         if name not in models.list_models():

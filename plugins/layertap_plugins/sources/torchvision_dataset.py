@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 import layertap
-from layertap_plugins.models import building, weights
+from layertap_plugins.models import weights
 from layertap_plugins.sources import files, tables
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ class TorchvisionDatasetSource(layertap.Source):
 
     @functools.cached_property
     def _dataset(self) -> Any:
-        with building.uncollected():
-            datasets: Any = importlib.import_module("torchvision.datasets")
+        datasets: Any = importlib.import_module("torchvision.datasets")
         name, args = self.params.name, dict(self.params.args)
         known = [name for name in datasets.__all__ if _is_dataset(getattr(datasets, name), datasets)]
         if name not in known:
