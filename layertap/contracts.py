@@ -13,12 +13,14 @@ Nothing here imports torch, numpy or Pillow; plugins import them inside their me
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
+import pluggy
 import pydantic
 from pydantic import ConfigDict, Field
 
@@ -29,6 +31,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from layertap.records import ImageRecord, Report, RunInfo, Shard, TapInfo
+
+
+PROJECT = "layertap"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
 
 
 class Params(pydantic.BaseModel):
@@ -159,7 +166,10 @@ class Reducer(Plugin):
 
 
 class Sink(Plugin):
-    """Makes shards of activations durable."""
+    """Makes shards of activations durable.
+
+    A run calls `open`, then `write` for each shard, then either `close` or `abort`.
+    """
 
     def open(self, run: RunInfo) -> None:
         """Called once, before the first shard."""
@@ -170,6 +180,13 @@ class Sink(Plugin):
 
     def close(self, report: Report) -> None:
         """Called once, after the last shard of a run that finished."""
+
+    def abort(self, error: BaseException) -> None:
+        """Called once when an error or an interrupt ends the run after `open` and before `close`: roll back here.
+
+        No shard is being written then. `error` is what ended the run, and what is raised here never replaces it. A
+        process that is killed does not call this, and an interrupted command line waits for a few seconds only.
+        """
 
     def result(self) -> tuple[Sequence[str], Mapping[str, NDArray[np.generic]]] | None:
         """The ids and arrays to hand back in the report; None for a sink that keeps them elsewhere."""
@@ -229,4 +246,63 @@ class FileSink(Sink):
 
 
 class Observer(Plugin):
-    """Watches a run. Implement any of the run events of `layertap.hookspecs`; they return nothing."""
+    """Watches a run: override the methods for the events of interest; the others do nothing.
+
+    Every event comes on one thread, in the order of the plan, and returns nothing. A method may leave out arguments
+    that it does not need, as in `def batch_done(self, count)`, though a type checker asks for all of them. A method
+    that raises ends the run.
+    """
+
+    @hookspec
+    def run_started(self, run: RunInfo) -> None:
+        """When the probe has passed and the output is open, before the first image is extracted."""
+
+    @hookspec
+    def image_failed(self, run: RunInfo, record: ImageRecord, reason: str) -> None:
+        """When an image gives no row; `reason` is a fixed code such as `truncated`."""
+
+    @hookspec
+    def batch_done(self, run: RunInfo, count: int) -> None:
+        """When a batch has been through the model; `count` planned images are done, kept or failed."""
+
+    @hookspec
+    def shard_committed(self, run: RunInfo, number: int) -> None:
+        """When shard `number` is durable."""
+
+    @hookspec
+    def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
+        """When the run has ended: with its report, or with the error that ended it.
+
+        It may be the first event of all, where another observer has raised in `run_started`.
+        """
+
+
+KINDS: Mapping[str, type[Plugin]] = {
+    "model": ModelProvider,
+    "source": Source,
+    "preprocessor": Preprocessor,
+    "reducer": Reducer,
+    "sink": Sink,
+    "observer": Observer,
+}
+"""The base class of each kind of plugin."""
+
+# Words of the pipeline and of a configuration that no plugin can take.
+_TAKEN_TYPES = {("preprocessor", "model")}
+_TAKEN_PARAMS = {"type", "params"}
+_TYPE_NAME = re.compile(r"[\w.-]+")
+
+
+def check_type(kind: str, type_name: str, cls: type[Plugin]) -> None:
+    """Raise `TypeError` for a registration that could only go wrong later, in the middle of somebody's run."""
+    base = KINDS[kind]
+    if not (isinstance(type_name, str) and _TYPE_NAME.fullmatch(type_name)) or (kind, type_name) in _TAKEN_TYPES:
+        raise TypeError(f"{type_name!r} cannot be the name of a {kind}: letters, digits, `_`, `-` and `.`, not a word")
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise TypeError(f"{kind} {type_name!r} is not a subclass of layertap.{base.__name__}")
+    if not (isinstance(cls.Params, type) and issubclass(cls.Params, Params)):
+        raise TypeError(f"{kind} {type_name!r}: its Params is not a subclass of layertap.Params")
+    if not isinstance(cls.extra, str | None):
+        raise TypeError(f"{kind} {type_name!r}: its extra is a name, not {cls.extra!r}")
+    for taken in _TAKEN_PARAMS & cls.Params.model_fields.keys():
+        raise TypeError(f"{kind} {type_name!r}: no parameter can be named {taken!r}")

@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pydantic
 from pydantic import Field
@@ -248,6 +249,52 @@ class Appends(layertap.Sink):
         import numpy as np
 
         return self.ids, {tap: np.concatenate(arrays) for tap, arrays in self.arrays.items()}
+
+
+class RollsBack(layertap.Sink):
+    """Breaks nothing: a database with one transaction per run."""
+
+    shards: ClassVar[dict[str, dict[int, layertap.Shard]]] = {}
+    name = ""
+
+    def open(self, run):
+        self.name, self.transaction = run.id, {}
+
+    def write(self, shard):
+        self.transaction[shard.number] = shard
+        self.shards[self.name] = dict(self.transaction)
+
+    def abort(self, error):
+        self.shards.pop(self.name, None)
+
+    def result(self):
+        import numpy as np
+
+        shards = list(self.shards[self.name].values())
+        values = {tap: np.concatenate([shard.values[tap] for shard in shards]) for tap in shards[0].values}
+        return [record.id for shard in shards for record in shard.records], values
+
+
+class KeepsHalf(Appends):
+    """A table that all runs add to, from which a failed run's rows are not taken away."""
+
+    ids: ClassVar[list[str]] = []
+    arrays: ClassVar[dict[str, list]] = {}
+
+    def __init__(self, params=None):
+        layertap.Sink.__init__(self, params)
+
+    def write(self, shard):
+        self.ids.extend(record.id for record in shard.records)
+        for tap, values in shard.values.items():
+            self.arrays.setdefault(tap, []).append(values)
+
+
+class OnlyCloses(Appends):
+    """Rolls back a transaction that only a first shard begins."""
+
+    def abort(self, error):
+        self.transaction.rollback()
 
 
 class Narrow(Appends):

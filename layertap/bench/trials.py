@@ -21,7 +21,7 @@ from layertap.pipeline.prepare import Prepared
 from layertap.pipeline.shards import default_rows
 from layertap.pipeline.work import WholePlan
 from layertap.pipeline.writer import Destination, FolderDestination, SinkDestination
-from layertap.records import Batch, RunInfo, Shard
+from layertap.records import Batch, Report, RunInfo, Shard
 from layertap.store.store import open_store, storage
 from layertap.timing import Stopwatch
 
@@ -94,16 +94,16 @@ class _Clock(Observer):
         super().__init__()
         self._started = self._first = self._committed = self._finished = 0.0
 
-    def run_started(self) -> None:
+    def run_started(self, run: RunInfo) -> None:
         self._started = time.perf_counter()
 
-    def batch_done(self) -> None:
+    def batch_done(self, run: RunInfo, count: int) -> None:
         self._first = self._first or time.perf_counter()
 
-    def shard_committed(self) -> None:
+    def shard_committed(self, run: RunInfo, number: int) -> None:
         self._committed = time.perf_counter()
 
-    def run_finished(self) -> None:
+    def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
         self._finished = time.perf_counter()
 
     def read(self, images: int) -> Pass:

@@ -1,40 +1,105 @@
-"""Run events -> the observers that the configuration names, through pluggy."""
+"""Run events -> the observers that the configuration names, through one pluggy manager."""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterable
-from types import FunctionType
+from collections.abc import Callable, Iterable
+from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from layertap.contracts import Plugin
+from layertap.contracts import PROJECT, Observer, Plugin
 from layertap.errors import LayertapError, PluginError, did_you_mean
-from layertap.hookspecs import PROJECT, RunEvents
+from layertap.hookspecs import hookimpl
 from layertap.plugins import guard
 
 if TYPE_CHECKING:
-    from pluggy import HookimplOpts
-
     from layertap.records import ImageRecord, Report, RunInfo
 
-_EVENTS = tuple(name for name in vars(RunEvents) if not name.startswith("_"))
-_OPTIONS: HookimplOpts = {
-    "wrapper": False,
-    "hookwrapper": False,
-    "optionalhook": False,
-    "tryfirst": False,
-    "trylast": False,
-    "specname": None,
-}
+_EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
 
 
-class _Manager(pluggy.PluginManager):
-    """Takes an observer's methods by the names of the events, so that they need no decorator."""
+class Events:
+    """Reports what happens in a run to its observers, in the order in which they are written.
 
-    def parse_hookimpl_opts(self, plugin: object, name: str) -> HookimplOpts | None:
-        return super().parse_hookimpl_opts(plugin, name) or (_OPTIONS if _is_event(plugin, name) else None)
+    Every observer gets every event. An observer that raises ends the run with a `PluginError` that names it; it cannot
+    hide why a run ended.
+    """
+
+    def __init__(self, observers: Iterable[Plugin]) -> None:
+        self._faults: list[LayertapError] = []
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(Observer)
+        # pluggy calls the last registered first.
+        for observer in reversed(list(observers)):
+            self._register(observer)
+
+    def run_started(self, run: RunInfo) -> None:
+        self._manager.hook.run_started(run=run)
+        self._raise()
+
+    def image_failed(self, run: RunInfo, record: ImageRecord, reason: str) -> None:
+        self._manager.hook.image_failed(run=run, record=record, reason=reason)
+        self._raise()
+
+    def batch_done(self, run: RunInfo, count: int) -> None:
+        self._manager.hook.batch_done(run=run, count=count)
+        self._raise()
+
+    def shard_committed(self, run: RunInfo, number: int) -> None:
+        self._manager.hook.shard_committed(run=run, number=number)
+        self._raise()
+
+    def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
+        self._manager.hook.run_finished(run=run, report=report, error=error)
+        self._raise(error)
+
+    def _register(self, observer: Plugin) -> None:
+        _refuse_misspelt(observer)
+        methods = {name: self._guarded(observer, getattr(observer, name)) for name in _implemented(observer)}
+        with guard(observer):
+            self._manager.register(SimpleNamespace(**methods))
+            self._manager.check_pending()
+
+    def _guarded(self, observer: Plugin, method: Callable[..., Any]) -> Callable[..., None]:
+        """The method, which never raises: pluggy would not call the other observers then. Its faults are kept."""
+
+        @functools.wraps(method)  # pluggy reads its arguments, and the options of a decorated one
+        def call(*facts: Any) -> None:
+            try:
+                with guard(observer):
+                    method(*facts)
+            except LayertapError as fault:
+                self._faults.append(fault)
+
+        return call if hasattr(call, f"{PROJECT}_impl") else hookimpl(call)
+
+    def _raise(self, ended_by: BaseException | None = None) -> None:
+        """Raise the first fault, or note all of them on the error that ended the run."""
+        faults, self._faults = self._faults, []
+        for fault in faults:
+            if ended_by is None:
+                raise fault
+            ended_by.add_note(f"layertap: afterwards {fault}")
+
+
+def _implemented(observer: Plugin) -> list[str]:
+    """The methods that pluggy is to call: those named like an event, and those marked as one."""
+    return [name for name in dir(type(observer)) if _is_event(observer, name) or _is_marked(observer, name)]
+
+
+def _is_event(observer: Plugin, name: str) -> bool:
+    """Whether the class overrides this event: an observer may well count in `self.batch_done`."""
+    if name not in _EVENTS or name in getattr(observer, "__dict__", ()):
+        return False
+    found = inspect.getattr_static(type(observer), name)
+    return isinstance(found, (FunctionType, staticmethod, classmethod)) and found is not vars(Observer)[name]
+
+
+def _is_marked(observer: Plugin, name: str) -> bool:
+    return hasattr(inspect.getattr_static(type(observer), name), f"{PROJECT}_impl")
 
 
 def _refuse_misspelt(observer: Plugin) -> None:
@@ -43,63 +108,3 @@ def _refuse_misspelt(observer: Plugin) -> None:
         near = did_you_mean(name, _EVENTS, most=1, cutoff=0.85)
         if near and callable(getattr(type(observer), name, None)):
             raise PluginError(f"the observer {type(observer).__name__} has a method {name!r}, which is no event{near}")
-
-
-class Events:
-    """Tells one run's observers what happens, in the order in which they are written.
-
-    An observer that raises ends the run with a `PluginError`; what it can no longer do is hide why a run ended, or keep
-    the other observers from hearing of it.
-    """
-
-    def __init__(self, observers: Iterable[Plugin]) -> None:
-        observers = list(observers)
-        for observer in observers:
-            _refuse_misspelt(observer)
-        # A manager each: what one of them raises is told in its name.
-        self._observers = [(observer, _managed(observer)) for observer in observers]
-
-    def run_started(self, run: RunInfo) -> None:
-        self._tell("run_started", run=run)
-
-    def image_failed(self, run: RunInfo, record: ImageRecord, reason: str) -> None:
-        self._tell("image_failed", run=run, record=record, reason=reason)
-
-    def batch_done(self, run: RunInfo, count: int) -> None:
-        self._tell("batch_done", run=run, count=count)
-
-    def shard_committed(self, run: RunInfo, number: int) -> None:
-        self._tell("shard_committed", run=run, number=number)
-
-    def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
-        faults: list[LayertapError] = []
-        for observer, manager in self._observers:
-            try:
-                with guard(observer):
-                    manager.hook.run_finished(run=run, report=report, error=error)
-            except LayertapError as raised:
-                faults.append(raised)
-        for fault in faults:
-            if error is None:
-                raise fault
-            error.add_note(f"layertap: afterwards {fault}")
-
-    def _tell(self, event: str, **facts: Any) -> None:
-        for observer, manager in self._observers:
-            with guard(observer):
-                getattr(manager.hook, event)(**facts)
-
-
-def _managed(observer: Plugin) -> _Manager:
-    manager = _Manager(PROJECT)
-    manager.add_hookspecs(RunEvents)
-    with guard(observer):
-        manager.register(observer)
-        manager.check_pending()
-    return manager
-
-
-def _is_event(plugin: object, name: str) -> bool:
-    """Whether an attribute is a method with an event's name: an observer may well count in `self.batch_done`."""
-    found = inspect.getattr_static(type(plugin), name, None)
-    return name in _EVENTS and isinstance(found, (FunctionType, staticmethod, classmethod))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from layertap.config.loading import ConfigLike, load_config
 from layertap.config.model import RunConfig
 from layertap.contracts import FileSink, Preprocessor, Sink
-from layertap.errors import ConfigError, ImageError
+from layertap.errors import ConfigError, ImageError, LayertapError
 from layertap.images.batches import Slot, batches, default_workers
 from layertap.images.plan import Plan
 from layertap.outputs.output import Output
@@ -185,11 +185,12 @@ class Walk:
         with guard(sink):
             sink.open(info)
         try:
-            events.run_started(info)
-            self._extract(info, tally)
-            seconds = time.monotonic() - self.started
-            self.output.finish(seconds, self.stopwatch)
-            report = _report(info, tally, self.output, sink, seconds)
+            with _aborted(sink):
+                events.run_started(info)
+                self._extract(info, tally)
+                seconds = time.monotonic() - self.started
+                self.output.finish(seconds, self.stopwatch)
+                report = _report(info, tally, self.output, sink, seconds)
             with guard(sink):
                 sink.close(report)
         except BaseException as error:
@@ -236,6 +237,20 @@ class Walk:
     def _committed(self, number: int | None, info: RunInfo) -> None:
         if number is not None:
             self.run.events.shard_committed(info, number)
+
+
+@contextmanager
+def _aborted(sink: Sink) -> Iterator[None]:
+    """Tell the sink of what ends the run inside the block, even an interrupt."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            with guard(sink):
+                sink.abort(error)
+        except LayertapError as fault:
+            error.add_note(f"layertap: afterwards {fault}")
+        raise
 
 
 def _refused(failure: Failure) -> ImageError:

@@ -28,7 +28,7 @@ class ObserverSuite(Suite[Observer]):
         try:
             Events([self.plugin()])
         except LayertapError as error:
-            promise(False, str(error), "name the methods and their arguments as in layertap.hookspecs.RunEvents")
+            promise(False, str(error), "name the methods and their arguments as in layertap.Observer")
 
     def test_run_with_it_is_the_run_without_it(self, tmp_path: Path) -> None:
         observer = self.plugin()

@@ -10,17 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layertap.contracts import FileSink, Sink
+from layertap.errors import ImageError, LayertapError, StoreError
 from layertap.outputs.features import Features, open_output
 from layertap.records import Column, ImageRecord, RunInfo, Shard, TapInfo
 from layertap.store.filenames import stems
 from layertap.testing import trial
 from layertap.testing.promises import Suite, promise, same_bits
 
+_CURE = "have abort() undo what it can, of any number of shards, and raise nothing"
+
 Kept: TypeAlias = "tuple[Sequence[str], Mapping[str, NDArray[Any]]]"
 
 
 class SinkSuite(Suite[Sink]):
-    """A sink accepts every shard, including empty and repeated ones, and stores each row once.
+    """A sink accepts every shard, including empty and repeated ones, and stores each row once, even after a failed run.
 
     Override `stored` for a sink that does not return its rows in the report, such as a database.
     """
@@ -48,6 +51,33 @@ class SinkSuite(Suite[Sink]):
             sink.write(each)
         self._check(sink, shards, "when every image of a shard has failed,")
 
+    def test_run_may_fail_before_its_first_shard(self) -> None:
+        self._abort(self._opened(shard(0, 2)), "a run that has failed right after `open`")
+
+    def test_rows_of_a_failed_run_are_not_stored_twice(self) -> None:
+        shards = [shard(0, 2), shard(1, 2), shard(2, 1)]
+        failed = self._opened(shards[0])
+        for each in shards[:2]:
+            failed.write(each)
+        self._abort(failed, "a run that has failed after two shards")
+        sink = self._opened(shards[0])
+        for each in shards:
+            sink.write(each)
+        self._check(sink, shards, "when a run starts again after one that has failed,")
+
+    def test_run_that_fails_says_why(self) -> None:
+        sink = self.plugin()
+        plugins = trial.tables(sink=type(sink))
+        try:
+            trial.run(plugins, trial.spec(sink), on_error="fail")
+        except LayertapError as error:
+            notes = getattr(error, "__notes__", [])
+            promise(
+                isinstance(error, ImageError) and not notes,
+                f"a run that an unreadable image ends, ends with: {[str(error), *notes]}",
+                _CURE,
+            )
+
     def test_run_hands_over_every_row(self, tmp_path: Path) -> None:
         sink, built = self.plugin(), list[Sink]()
         cls = type(sink)
@@ -67,6 +97,12 @@ class SinkSuite(Suite[Sink]):
         sink = self.plugin()
         sink.open(run_info(like))
         return sink
+
+    def _abort(self, sink: Sink, after: str) -> None:
+        try:
+            sink.abort(StoreError("the disk is full"))
+        except Exception as error:
+            promise(False, f"abort() raises {type(error).__name__}: {error}, after {after}", _CURE)
 
     def _check(self, sink: Sink, shards: Sequence[Shard], when: str) -> None:
         ids = [record.id for each in shards for record in each.records]

@@ -1,7 +1,8 @@
-"""Observers: built from the configuration, told in order, and what becomes of a run when one of them raises."""
+"""Observers: built from the configuration, called in order, and what becomes of a run when one of them raises."""
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,22 @@ class Misspelt(layertap.Observer):
 class Greedy(layertap.Observer):
     def batch_done(self, run, number): ...
 
+class Wrapping(layertap.Observer):
+    @layertap.hookimpl(wrapper=True)
+    def batch_done(self):
+        return (yield)
+
+class Eager(Plain):
+    @layertap.hookimpl(tryfirst=True)
+    def batch_done(self, count):
+        self.tell("eager", count)
+
+class Renamed(Plain):
+    def batch_done(self): ...
+    @layertap.hookimpl(specname="batch_done")
+    def counted(self, count):
+        self.tell("counted", count)
+
 class Listed(layertap.Source):
     """Images of one colour; the one called `bad` is none."""
     class Params(layertap.Params):
@@ -74,7 +91,7 @@ def image():
 
 @layertap.hookimpl
 def register_observers(register):
-    for cls in (Plain, Decorated, Misspelt, Greedy):
+    for cls in (Plain, Decorated, Misspelt, Greedy, Wrapping, Eager, Renamed):
         register(cls.__name__.lower(), cls)
 
 @layertap.hookimpl
@@ -91,7 +108,8 @@ def run(tmp_path):
 
     def run(*observers, expect=None, **config):
         log.write_text("")
-        observers = [{**o, **({} if o["type"] in ("misspelt", "greedy") else {"path": str(log)})} for o in observers]
+        wrong = ("misspelt", "greedy", "wrapping")
+        observers = [{**o, **({} if o["type"] in wrong else {"path": str(log)})} for o in observers]
         config = {"model": "tiny", "taps": "features.2", "source": "listed", "sink": "discard", **config}
         config |= {"observers": observers, "device": "cpu", "batch_size": 2, "shard_rows": 4}
         own = [str(tmp_path / "observers.py"), TINY]
@@ -167,7 +185,8 @@ def test_observer_that_raises_does_not_hide_why_a_run_ended(run):
 @pytest.mark.parametrize(
     ("observer", "said"),
     [("misspelt", "the observer Misspelt has a method 'run_finnished', which is no event; did you mean"),
-     ("greedy", "the observer Greedy raised PluginValidationError: Plugin ")],
+     ("greedy", "the observer Greedy raised PluginValidationError: Plugin "),
+     ("wrapping", "the observer Wrapping raised PluginValidationError: Plugin ")],
 )  # fmt: skip
 def test_event_that_does_not_exist_is_told_before_the_run(run, tmp_path, observer, said):
     sink = {"type": "npy", "path": str(tmp_path / "out")}
@@ -187,3 +206,48 @@ def test_method_named_almost_like_an_event_is_told():
 
     with pytest.raises(layertap.PluginError, match="'batch_don', which is no event; did you mean 'batch_done'"):
         Events([Nearly()])
+
+
+def test_options_of_a_decorated_method_hold_among_all_observers(run):
+    lines = run({"type": "plain", "name": "first"}, {"type": "eager", "name": "second"}, source={"type": "listed"})
+    batches = [line for line in lines if line.split()[1] in ("batch_done", "eager")]
+    assert batches[:2] == ["second eager 2", "first batch_done 2"]
+
+
+def test_method_of_another_name_may_take_an_event(run):
+    assert "own counted 2" in run({"type": "renamed", "name": "own"})
+
+
+@pytest.mark.parametrize("event", ["run_started", "image_failed", "batch_done", "shard_committed"])
+def test_observer_that_raises_keeps_no_event_from_the_others(run, event):
+    source = {"type": "listed", "names": ["bad", "b", "c", "d", "e"]}
+    observers = [{"type": "plain", "name": "first", "raises": event}, {"type": "plain", "name": "second"}]
+    _, lines = run(*observers, source=source, expect=layertap.PluginError)
+    (at,) = [number for number, line in enumerate(lines) if line.startswith(f"first {event} ")]
+    assert lines[at + 1] == lines[at].replace("first", "second")
+    assert [line.split()[1] for line in lines[-2:]] == ["run_finished", "run_finished"]
+
+
+def test_run_has_one_manager_for_all_its_observers():
+    class Counts(layertap.Observer):
+        count = 0
+
+        def batch_done(self, count):
+            self.count += count
+
+    observers = [Counts(), Counts(), layertap.Observer()]
+    events = Events(observers)
+    assert len(events._manager.hook.batch_done.get_hookimpls()) == 2
+    events.batch_done(None, 5)
+    assert [getattr(observer, "count", None) for observer in observers] == [5, 5, None]
+
+
+def test_every_event_has_a_method_with_types_and_a_docstring_that_does_nothing():
+    events = {name: method for name, method in vars(layertap.Observer).items() if not name.startswith("_")}
+    assert list(events) == ["run_started", "image_failed", "batch_done", "shard_committed", "run_finished"]
+    for name, method in events.items():
+        arguments = [word for word in inspect.signature(method).parameters if word != "self"]
+        assert set(method.__annotations__) == {*arguments, "return"}
+        assert method.__doc__.startswith("When ")
+        assert method(layertap.Observer(), *arguments) is None
+        assert inspect.signature(getattr(Events, name)).parameters.keys() == {"self", *arguments}

@@ -47,7 +47,7 @@ class Metrics(layertap.Observer):
                 f"observers: metrics: cannot write {self.params.path!r}: {error.strerror or error}"
             ) from error
 
-    def image_failed(self, reason: str) -> None:
+    def image_failed(self, run: RunInfo, record: layertap.ImageRecord, reason: str) -> None:
         self._failed[reason] += 1
 
     def batch_done(self, run: RunInfo, count: int) -> None:
@@ -55,10 +55,10 @@ class Metrics(layertap.Observer):
         if time.monotonic() - self._written >= self.params.every:
             self._write_again(run)
 
-    def shard_committed(self) -> None:
+    def shard_committed(self, run: RunInfo, number: int) -> None:
         self._shards += 1
 
-    def run_finished(self, run: RunInfo, report: Report | None) -> None:
+    def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
         if self._gauges is None:  # another observer may have raised before this one started
             return
         if report is not None:
