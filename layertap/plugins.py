@@ -1,4 +1,4 @@
-"""Entry points -> one table of classes a kind. Plugins are named, never searched for."""
+"""Entry points -> the classes of each kind, by type. A plugin is imported when its type is used."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,25 +21,11 @@ from typing import Any
 import pluggy
 
 from layertap import hookspecs
-from layertap.contracts import ModelProvider, Observer, Params, Plugin, Preprocessor, Reducer, Sink, Source
+from layertap.contracts import KINDS, PROJECT, Plugin, check_type
 from layertap.errors import CONFIG, ConfigError, LayertapError, PluginError, did_you_mean, missing_extra
 
 GROUP = "layertap"
 LIMIT = "LAYERTAP_PLUGINS"
-
-KINDS: Mapping[str, type[Plugin]] = {
-    "model": ModelProvider,
-    "source": Source,
-    "preprocessor": Preprocessor,
-    "reducer": Reducer,
-    "sink": Sink,
-    "observer": Observer,
-}
-
-# Words of the pipeline and of a configuration that no plugin can take.
-_TAKEN_TYPES = {("preprocessor", "model")}
-_TAKEN_PARAMS = {"type", "params"}
-_TYPE_NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +33,7 @@ class Registered:
     """One type of one kind, and where it came from.
 
     A plugin of the user's own has its file's name for a distribution and a digest of its text for a version, so that
-    an edited one is another one.
+    an edited one is another one. `named` says that its entry point bears the type's name, or that it is the user's own.
     """
 
     kind: str
@@ -56,81 +43,155 @@ class Registered:
     distribution: str
     version: str
     file: str
+    named: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """An entry point of one distribution, not imported."""
+
+    point: EntryPoint
+    distribution: str
+    version: str
+
+    @property
+    def names(self) -> set[str]:
+        """What `LAYERTAP_PLUGINS` may call it."""
+        return {self.distribution, self.point.name, self.plugin}
+
+    @property
+    def plugin(self) -> str:
+        return f"{self.distribution}:{self.point.name}"
 
 
 class Plugins:
-    """The tables of what is installed, made once by `Plugins.load()`."""
+    """What is installed, and the user's own plugins; made by `Plugins.load()`.
+
+    An installed plugin is imported when its type is first asked for: the name of its entry point, `kind-type`, says
+    which one that is. A plugin that fails, or a type that two of them claim, is an error for those who ask for it.
+    """
 
     def __init__(self) -> None:
-        self.tables: dict[str, dict[str, Registered]] = {kind: {} for kind in KINDS}
         self.failures: dict[str, str] = {}
-        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        """Why a plugin could not be loaded, by its name, as far as it has been tried."""
+        self._entries = self._waiting = list[_Entry]()
+        self._found: dict[str, dict[str, list[Registered]]] = {kind: {} for kind in KINDS}
+        self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hookspecs.Registration)
 
     @classmethod
     def load(cls, own: Sequence[str] = ()) -> Plugins:
-        """The installed plugins and the user's `own` files or modules.
-
-        An installed plugin that cannot be imported is kept in `failures` and named when an unknown type is asked for.
-        Raises `PluginError` for a type that two plugins claim, `ConfigError` for an own plugin that fails.
-        """
+        """The installed plugins, and the user's `own` files or modules, which are imported at once. Never raises."""
         plugins = cls()
-        for entry in _installed():
-            distribution, version = _origin(entry)
-            name = f"{distribution}:{entry.name}"
-            try:
-                found = plugins._registered_by(entry.load(), name, distribution, version)
-            except (Exception, SystemExit) as error:
-                plugins.failures[name] = _said(error)
-            else:
-                plugins._add(found)
+        plugins._entries = plugins._waiting = _installed(plugins.failures)
         for reference in own:
-            plugins._add_own(reference)
+            # A module that is installed as well is not a second plugin.
+            plugins._load_entries([entry for entry in plugins._waiting if entry.point.value == reference])
+            with plugins._kept(reference):
+                plugins._register(*_own_module(reference))
         return plugins
 
     def find(self, kind: str, type_name: str) -> Registered:
-        """The registered type; raises `ConfigError` with the nearest names and the plugins that failed to load."""
-        table = self.tables[kind]
-        if type_name in table:
-            return table[type_name]
+        """The registered type; imports what may provide it.
+
+        Raises `PluginError` for a type that several plugins claim, `ConfigError` for an unknown one, with the nearest
+        names and the plugins that failed to load.
+        """
+        claims = self._claims(kind, type_name)
+        if len(claims) > 1:
+            raise PluginError(_conflict(claims), code=CONFIG)
+        if claims:
+            return claims[0]
+        tables = self.tables
+        table = tables[kind]
         message = f"no {kind} has the type {type_name!r}{did_you_mean(type_name, table)}"
         if table:
             message += (
                 f" (installed: {', '.join(sorted(table))}; `--plugin FILE`, or `plugins=` in Python, adds your own)"
             )
-        elif not any(self.tables.values()):
+        elif not any(tables.values()):
             message += " (no plugin is installed: install layertap itself, `pip install -e .` in a checkout)"
-        for name, reason in self.failures.items():
-            message += f"; the plugin {name} could not be loaded: {reason}"
+        message += "".join(f"; the plugin {fault}" for fault in self._not_loaded())
         if os.environ.get(LIMIT) is not None:
             message += f"; {LIMIT}={os.environ[LIMIT]} limits what is loaded"
         raise ConfigError(message)
 
+    def get(self, kind: str, type_name: str) -> Registered | None:
+        """The registered type; None for one that `find` would refuse."""
+        claims = self._claims(kind, type_name)
+        return claims[0] if len(claims) == 1 else None
+
+    @property
+    def tables(self) -> dict[str, dict[str, Registered]]:
+        """Every type that can be used, by kind and name. Imports every plugin."""
+        self._load_entries(self._waiting)
+        names = {kind: sorted(found) for kind, found in self._found.items()}
+        return {kind: {name: one for name in names[kind] if (one := self.get(kind, name))} for kind in KINDS}
+
     def __iter__(self) -> Iterator[Registered]:
-        """Every registered type, by kind and then by name."""
-        for table in self.tables.values():
-            yield from (table[name] for name in sorted(table))
+        """Every registered type, by kind and then by name; one that two plugins claim comes twice."""
+        self._load_entries(self._waiting)
+        for found in self._found.values():
+            for name in sorted(found):
+                yield from found[name]
 
-    def _add_own(self, reference: str) -> None:
+    def faults(self) -> list[str]:
+        """What is wrong with the plugins, a line each. Imports every plugin."""
+        self._load_entries(self._waiting)
+        several = [claims for found in self._found.values() for claims in found.values() if len(claims) > 1]
+        return [*self._not_loaded(), *map(_conflict, several)]
+
+    def add(self, new: Registered) -> None:
+        """Register one more type."""
+        self._found[new.kind].setdefault(new.type_name, []).append(new)
+
+    def _claims(self, kind: str, type_name: str) -> list[Registered]:
+        """The plugins that register a type: those whose names say so come before any others."""
+        found, name = self._found[kind], f"{kind}-{type_name}"
+        self._load_entries([entry for entry in self._waiting if entry.point.name == name])
+        if not any(one.named for one in found.get(type_name, [])):
+            self._load_entries(self._waiting)
+        claims = found.get(type_name, [])
+        return [one for one in claims if one.named] or claims
+
+    def _not_loaded(self) -> list[str]:
+        return [f"{name} could not be loaded: {reason}" for name, reason in self.failures.items()]
+
+    def _load_entries(self, entries: Sequence[_Entry]) -> None:
+        self._waiting = [entry for entry in self._waiting if entry not in entries]
+        for entry in entries:
+            names = {e.point.name for e in self._entries if e.point.value == entry.point.value}
+            with self._kept(entry.plugin):
+                self._register(entry.point.load(), entry.plugin, entry.distribution, entry.version, names)
+
+    @contextmanager
+    def _kept(self, name: str) -> Iterator[None]:
+        """Keep why a plugin could not be loaded: it must not cost the use of another."""
         try:
-            found = self._registered_by(*_own_module(reference))
+            yield
         except (Exception, SystemExit) as error:
-            hint = f"; there is a file {reference}.py" if Path(f"{reference}.py").is_file() else ""
-            raise ConfigError(f"--plugin {reference}: {_said(error)}{hint}") from error
-        self._add(found)
+            near = f"; there is a file {name}.py" if Path(f"{name}.py").is_file() else ""
+            self.failures[name] = _said(error) + near
 
-    def _registered_by(self, module: Any, name: str, distribution: str, version: str) -> list[Registered]:
-        """All that a plugin registers, none of which is in the tables before the whole plugin has passed."""
+    def _register(
+        self, module: Any, name: str, distribution: str, version: str, names: Collection[str] | None = None
+    ) -> None:
+        """Add everything that a plugin registers, once the whole of it has passed.
+
+        `names`: those of its entry points, by which a type is found first; None for the user's own.
+        """
         manager = self._manager
         if manager.is_registered(module):
-            return []
+            return
         found: list[Registered] = []
         file = getattr(module, "__file__", None) or "-"
 
         def taker(kind: str) -> Callable[[str, type[Plugin]], None]:
             def register(type_name: str, cls: type[Plugin]) -> None:
-                _check(kind, type_name, cls)
-                found.append(Registered(kind, type_name, cls, name, distribution, version, file))
+                check_type(kind, type_name, cls)
+                is_named = names is None or f"{kind}-{type_name}" in names
+                plugin = f"{distribution}:{kind}-{type_name}" if names and is_named else name
+                found.append(Registered(kind, type_name, cls, plugin, distribution, version, file, is_named))
 
             return register
 
@@ -148,49 +209,56 @@ class Plugins:
         except BaseException:
             manager.unregister(module)
             raise
-        return found
-
-    def _add(self, found: Sequence[Registered]) -> None:
         for new in found:
-            old = self.tables[new.kind].setdefault(new.type_name, new)
-            if old is not new:
-                raise PluginError(
-                    f"two plugins register the {new.kind} type {new.type_name!r}: {old.plugin} ({old.file}) and "
-                    f"{new.plugin} ({new.file}); uninstall one, or name those to load in {LIMIT}",
-                    code=CONFIG,
-                )
+            self.add(new)
 
 
-def _check(kind: str, type_name: str, cls: type[Plugin]) -> None:
-    """Refuse a registration that could only go wrong later, in the middle of somebody's run."""
-    base = KINDS[kind]
-    if not (isinstance(type_name, str) and _TYPE_NAME.fullmatch(type_name)) or (kind, type_name) in _TAKEN_TYPES:
-        raise TypeError(f"{type_name!r} cannot be the name of a {kind}: letters, digits, `_`, `-` and `.`, not a word")
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise TypeError(f"{kind} {type_name!r} is no subclass of layertap.{base.__name__}")
-    if not (isinstance(cls.Params, type) and issubclass(cls.Params, Params)):
-        raise TypeError(f"{kind} {type_name!r}: its Params is no subclass of layertap.Params")
-    for taken in _TAKEN_PARAMS & cls.Params.model_fields.keys():
-        raise TypeError(f"{kind} {type_name!r}: no parameter can be named {taken!r}")
+def _conflict(claims: Sequence[Registered]) -> str:
+    kind, type_name = claims[0].kind, claims[0].type_name
+    plugins = " and ".join(f"{one.plugin} ({one.file})" for one in claims)
+    named = [one for one in claims if one.named]
+    used = f"; {named[0].plugin} is used, which is named after it" if len(named) == 1 else ""
+    return (
+        f"two plugins register the {kind} type {type_name!r}: {plugins}{used}; "
+        f"uninstall one, or name those to load in {LIMIT}"
+    )
 
 
-def _installed() -> list[importlib.metadata.EntryPoint]:
-    entries = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda entry: (_origin(entry), entry.name))
+def _installed(failures: dict[str, str]) -> list[_Entry]:
+    """What is installed, or what `LAYERTAP_PLUGINS` names of it; what is wrong with either goes into `failures`."""
+    entries = [_Entry(point, *_origin(point.dist)) for point in _points(failures)]
+    entries.sort(key=lambda entry: entry.plugin)
     limit = os.environ.get(LIMIT)
     if limit is None:
         return entries
     wanted = {word.strip() for word in limit.split(",") if word.strip()}
-    names = [({_origin(e)[0], e.name, f"{_origin(e)[0]}:{e.name}"}, e) for e in entries]
-    known = set().union(*(aliases for aliases, _ in names))
+    known = set().union(*(entry.names for entry in entries))
     for word in sorted(wanted - known):
-        raise ConfigError(f"{LIMIT}: no installed plugin or distribution is named {word!r}{did_you_mean(word, known)}")
-    return [entry for aliases, entry in names if aliases & wanted]
+        near = did_you_mean(word, known)
+        failures[f"{word!r} of {LIMIT}"] = f"no installed plugin or distribution is named {word!r}{near}"
+    return [entry for entry in entries if entry.names & wanted]
 
 
-def _origin(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    """An entry point's distribution and version; half-removed installations have lost them."""
+def _points(failures: dict[str, str]) -> list[EntryPoint]:
+    """The entry points of the group; distributions whose entry points cannot be read go into `failures`."""
     try:
-        facts = entry.dist.metadata if entry.dist else None
+        return list(importlib.metadata.entry_points(group=GROUP))
+    except Exception:  # one damaged file of any distribution costs all of them their entry points
+        found: dict[tuple[str, str], EntryPoint] = {}
+        for distribution in importlib.metadata.distributions():
+            name, _ = _origin(distribution)
+            try:
+                for point in distribution.entry_points.select(group=GROUP):
+                    found.setdefault((name, point.name), point)
+            except Exception as error:
+                failures[name] = f"its entry points cannot be read: {_said(error)}"
+        return list(found.values())
+
+
+def _origin(distribution: Distribution | None) -> tuple[str, str]:
+    """A distribution's name and version; half-removed installations have lost them."""
+    try:
+        facts = distribution.metadata if distribution else None
     except Exception:  # whatever it is that importlib.metadata raises for a folder without METADATA
         facts = None
     known = {key: facts[key] for key in ("Name", "Version") if key in facts} if facts is not None else {}
@@ -255,9 +323,9 @@ def guard(plugin: Plugin | type[Plugin]) -> Iterator[None]:
 
 def _distribution_of(cls: type[Plugin]) -> str:
     """The name to give to pip: that of the entry point which brought the class, or of its package's files."""
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        if entry.module == cls.__module__:
-            return _origin(entry)[0]
+    for point in _points({}):
+        if point.value.partition(":")[0].strip() == cls.__module__:
+            return _origin(point.dist)[0]
     # Not the first choice: the files of an editable installation are not listed.
     top = cls.__module__.partition(".")[0]
     return importlib.metadata.packages_distributions().get(top, [top])[0]

@@ -74,7 +74,7 @@ def refusal(action, *arguments):
 
 def test_first_party_plugins_come_in_by_their_entry_points():
     plugins = Plugins.load()
-    assert plugins.failures == {}
+    assert plugins.faults() == []
     known = {(r.kind, r.type_name) for r in plugins if r.distribution == "layertap"}
     assert known >= {
         ("model", "torchvision"),
@@ -91,8 +91,8 @@ def test_first_party_plugins_come_in_by_their_entry_points():
     for registered in plugins:
         assert registered.plugin.startswith("layertap:") or registered.distribution != "layertap"
         if registered.distribution == "layertap":
-            names = plugins.tables[registered.kind]
-            assert registered.plugin in {f"layertap:{registered.kind}-{name}" for name in names}
+            assert registered.plugin == f"layertap:{registered.kind}-{registered.type_name}"
+            assert registered.named
 
 
 def test_installed_plugin_is_registered_with_its_origin(install):
@@ -105,7 +105,7 @@ def test_installed_plugin_is_registered_with_its_origin(install):
 def test_several_entry_points_may_name_one_module(install):
     install("stranger", SOURCE.format(name="odd"), ["source-odd", "sink-odd", "reducer-odd"])
     plugins = Plugins.load()
-    assert plugins.failures == {}
+    assert plugins.faults() == []
     assert plugins.find("source", "odd").distribution == "stranger"
 
 
@@ -129,31 +129,37 @@ def test_several_entry_points_may_name_one_module(install):
         ),
         (
             "import layertap\n@layertap.hookimpl\ndef register_sources(register): register('x', layertap.Sink)\n",
-            "TypeError: source 'x' is no subclass of layertap.Source",
+            "TypeError: source 'x' is not a subclass of layertap.Source",
+        ),
+        (
+            SOURCE.format(name="x").replace("    def", "    extra = ['photos']\n    def"),
+            "TypeError: source 'x': its extra is a name, not ['photos']",
         ),
     ],
 )
-def test_failure_to_load_is_kept_and_reported_when_a_type_is_unknown(install, code, reason):
+def test_failure_to_load_is_reported_where_a_type_is_unknown(install, code, reason):
     install("stranger", code)
     plugins = Plugins.load()
-    assert plugins.failures["stranger:source-x"].startswith(reason)
     assert plugins.find("source", "folder").distribution == "layertap"
     message = refusal(plugins.find, "source", "flder")
+    assert plugins.failures["stranger:source-x"].startswith(reason)
+    (fault,) = plugins.faults()
+    assert fault.startswith(f"stranger:source-x could not be loaded: {reason}")
     assert message.startswith("no source has the type 'flder'; did you mean 'folder'? (installed: ")
     assert f"the plugin stranger:source-x could not be loaded: {reason}" in message
 
 
 def test_misspelt_hook_is_reported_with_the_nearest(install):
     install("stranger", "import layertap\n@layertap.hookimpl\ndef register_source(register): ...\n")
-    reason = Plugins.load().failures["stranger:source-x"]
+    (reason,) = Plugins.load().faults()
     assert "; did you mean 'register_sources'" in reason
 
 
 def test_plugin_that_fails_half_way_leaves_nothing(install):
     install("stranger", SOURCE.format(name="half") + "    register('other', object)\n")
     plugins = Plugins.load()
-    assert plugins.failures["stranger:source-x"] == "TypeError: source 'other' is no subclass of layertap.Source"
     assert "half" not in plugins.tables["source"]
+    assert plugins.failures["stranger:source-x"] == "TypeError: source 'other' is not a subclass of layertap.Source"
 
 
 @pytest.mark.parametrize(
@@ -164,9 +170,9 @@ def test_plugin_that_fails_half_way_leaves_nothing(install):
         ("register('a\\tb', Own)", "'a\\tb' cannot be the name of a source"),
         ("register('', Own)", "'' cannot be the name of a source"),
         ("register(5, Own)", "5 cannot be the name of a source"),
-        ("register('a', 5)", "source 'a' is no subclass of layertap.Source"),
-        ("register('a', Own())", "source 'a' is no subclass of layertap.Source"),
-        ("Own.Params = dict\n    register('a', Own)", "source 'a': its Params is no subclass of layertap.Params"),
+        ("register('a', 5)", "source 'a' is not a subclass of layertap.Source"),
+        ("register('a', Own())", "source 'a' is not a subclass of layertap.Source"),
+        ("Own.Params = dict\n    register('a', Own)", "source 'a': its Params is not a subclass of layertap.Params"),
         (
             "class Params(layertap.Params):\n        type: str\n    Own.Params = Params\n    register('a', Own)",
             "source 'a': no parameter can be named 'type'",
@@ -175,33 +181,95 @@ def test_plugin_that_fails_half_way_leaves_nothing(install):
 )
 def test_registration_that_could_only_go_wrong_later_is_refused(own, body, reason):
     path = own(SOURCE.format(name="x").replace("register('x', Own)", body))
-    assert refusal(Plugins.load, [path]).startswith(f"--plugin {path}: TypeError: {reason}")
+    assert Plugins.load([path]).failures[path].startswith(f"TypeError: {reason}")
 
 
 def test_word_of_the_pipeline_is_not_a_type(own):
     code = SOURCE.format(name="model").replace("Source", "Preprocessor").replace("sources", "preprocessors")
     path = own(code.replace("def records", "def prepare"))
-    assert "'model' cannot be the name of a preprocessor" in refusal(Plugins.load, [path])
+    assert "'model' cannot be the name of a preprocessor" in Plugins.load([path]).failures[path]
 
 
-def test_two_plugins_of_one_type_are_an_error_that_names_both(install):
+def conflict(plugins, *asked):
+    with pytest.raises(PluginError) as caught:
+        plugins.find(*asked)
+    assert caught.value.code == 2
+    return str(caught.value)
+
+
+def test_type_of_two_plugins_is_an_error_for_those_who_ask_for_it(install):
     first = install("one", SOURCE.format(name="odd"))
     second = install("two", SOURCE.format(name="odd"))
-    with pytest.raises(PluginError) as caught:
-        Plugins.load()
-    message = str(caught.value)
-    assert caught.value.code == 2
+    plugins = Plugins.load()
+    assert plugins.find("source", "folder").distribution == "layertap"
+    message = conflict(plugins, "source", "odd")
     assert message.startswith("two plugins register the source type 'odd': one:source-x (")
-    assert "two:source-x (" in message
+    assert " and two:source-x (" in message
     assert f"{first}.py" in message
     assert f"{second}.py" in message
     assert "LAYERTAP_PLUGINS" in message
+    assert plugins.get("source", "odd") is None
+    assert "odd" not in plugins.tables["source"]
+    assert [r.distribution for r in plugins if r.type_name == "odd"] == ["one", "two"]
+    assert plugins.faults() == [message]
 
 
-def test_plugin_in_the_place_of_a_first_party_one_is_an_error(install):
-    install("usurper", SOURCE.format(name="folder"))
-    with pytest.raises(PluginError, match="two plugins register the source type 'folder': layertap:source-folder"):
-        Plugins.load()
+def test_two_entry_points_named_after_one_type_are_as_much_an_error(install):
+    install("usurper", SOURCE.format(name="folder"), ["source-folder"])
+    message = conflict(Plugins.load(), "source", "folder")
+    assert message.startswith("two plugins register the source type 'folder': layertap:source-folder (")
+    assert " and usurper:source-folder (" in message
+
+
+def test_own_plugin_in_the_place_of_an_installed_one_is_an_error_for_its_type(own):
+    path = own(SOURCE.format(name="folder"))
+    plugins = Plugins.load([path])
+    assert f"file:{path}" in conflict(plugins, "source", "folder")
+    assert plugins.find("source", "samples").distribution == "layertap"
+
+
+@pytest.mark.parametrize("enumerated_first", [False, True])
+def test_plugin_whose_name_says_another_type_displaces_none(install, enumerated_first):
+    install("usurper", SOURCE.format(name="folder") + "    register('x', Own)\n")
+    plugins = Plugins.load()
+    if enumerated_first:
+        assert [r.distribution for r in plugins if r.type_name == "folder"] == ["layertap", "usurper"]
+    assert plugins.find("source", "x").distribution == "usurper"
+    assert plugins.find("source", "folder").distribution == "layertap"
+    (fault,) = plugins.faults()
+    assert "two plugins register the source type 'folder'" in fault
+    assert "layertap:source-folder is used" in fault
+
+
+def test_two_plugins_of_one_type_of_which_one_is_broken_are_no_conflict(install):
+    install("one", "raise ValueError('oops')\n", ["source-odd"])
+    install("two", SOURCE.format(name="odd"), ["source-odd"])
+    assert Plugins.load().find("source", "odd").distribution == "two"
+
+
+def test_entry_point_may_have_any_name(install):
+    install("stranger", SOURCE.format(name="odd"), ["everything"])
+    install("liar", SOURCE.format(name="even"), ["source-odd"])
+    plugins = Plugins.load()
+    assert plugins.find("source", "odd").plugin == "stranger:everything"
+    assert plugins.find("source", "even").distribution == "liar"
+    assert plugins.faults() == []
+
+
+def test_only_the_plugin_of_the_type_is_imported(install, tmp_path):
+    mark = f"open({str(tmp_path)!r} + '/' + __name__, 'w').close()\n"
+    odd = install("one", mark + SOURCE.format(name="odd"), ["source-odd"])
+    even = install("two", mark + SOURCE.format(name="even"), ["source-even"])
+    broken = install("three", mark + "raise ValueError('oops')\n", ["sink-odd"])
+    plugins = Plugins.load()
+    assert not (tmp_path / odd).exists()
+    assert plugins.find("source", "odd").distribution == "one"
+    assert (tmp_path / odd).exists()
+    assert not (tmp_path / even).exists()
+    assert not (tmp_path / broken).exists()
+    assert plugins.failures == {}
+    assert "odd" in plugins.tables["source"]
+    assert (tmp_path / even).exists()
 
 
 def test_one_type_name_may_belong_to_several_kinds(install):
@@ -218,8 +286,19 @@ def test_half_removed_distribution_does_not_stop_the_others(install):
     install("wrong", SOURCE.format(name="even"), ["source-y = nothing:there:really"])
     plugins = Plugins.load()
     assert (plugins.find("source", "odd").distribution, plugins.find("source", "odd").version) == ("-", "-")
-    assert list(plugins.failures) == ["wrong:source-y"]
     assert plugins.find("source", "folder")
+    assert len(plugins.faults()) == 1
+    assert list(plugins.failures) == ["wrong:source-y"]
+
+
+def test_damaged_entry_points_of_one_distribution_cost_no_other_its_plugins(install):
+    install("stranger", SOURCE.format(name="odd"), ["source-odd"])
+    install("damaged", None, ["no line of an entry point\n[=\nx = y"])
+    plugins = Plugins.load()
+    assert plugins.find("source", "odd").distribution == "stranger"
+    assert plugins.find("source", "folder").distribution == "layertap"
+    (fault,) = plugins.faults()
+    assert fault.startswith("damaged could not be loaded: its entry points cannot be read: ")
 
 
 # --- LAYERTAP_PLUGINS
@@ -248,13 +327,16 @@ def test_empty_limit_loads_none(monkeypatch):
     assert list(Plugins.load()) == []
 
 
-def test_unknown_word_of_the_limit_is_an_error(monkeypatch):
+def test_unknown_word_of_the_limit_is_a_fault_and_costs_no_other(monkeypatch):
     monkeypatch.setenv("LAYERTAP_PLUGINS", "layertap,sorce-folder")
-    message = refusal(Plugins.load)
-    assert message.startswith(
-        "LAYERTAP_PLUGINS: no installed plugin or distribution is named 'sorce-folder'; did you me"
+    plugins = Plugins.load()
+    assert plugins.find("source", "folder").distribution == "layertap"
+    (fault,) = plugins.faults()
+    assert fault.startswith(
+        "'sorce-folder' of LAYERTAP_PLUGINS could not be loaded: no installed plugin or distribution"
     )
-    assert "'source-folder'" in message
+    assert "'source-folder'" in fault
+    assert fault in refusal(plugins.find, "source", "mine")
 
 
 def test_limit_leaves_the_users_own_plugins_alone(own, monkeypatch):
@@ -309,7 +391,10 @@ def test_own_plugin_that_is_also_installed_is_not_a_duplicate():
         ("import no_such_package\n", "ModuleNotFoundError: No module named 'no_such_package'"),
         ("x = 1\n", "TypeError: registers nothing; add a function such as `@layertap.hookimpl def register_sources(r"),
         ("def register_sources(register): ...\n", "TypeError: registers nothing"),
-        (SOURCE.format(name="x").replace("Source", "Sink"), "TypeError: source 'x' is no subclass of layertap.Source"),
+        (
+            SOURCE.format(name="x").replace("Source", "Sink"),
+            "TypeError: source 'x' is not a subclass of layertap.Source",
+        ),
         (
             "import layertap\n@layertap.hookimpl\ndef register_souces(register): ...\n",
             "PluginValidationError: unknown hook 'register_souces'",
@@ -317,22 +402,26 @@ def test_own_plugin_that_is_also_installed_is_not_a_duplicate():
         ("def broken(:\n", "SyntaxError: "),
     ],
 )
-def test_own_plugin_that_fails_is_an_error_at_once(own, code, reason):
-    path = own(code)
+def test_own_plugin_that_fails_is_reported_with_its_type_and_costs_no_other(own, code, reason):
+    path, good = own(code), own(SOURCE.format(name="odd"), "good.py")
     for _ in range(2):  # the second time is no better than the first
-        assert refusal(Plugins.load, [path]).startswith(f"--plugin {path}: {reason}")
+        plugins = Plugins.load([path, good])
+        assert plugins.find("source", "odd").distribution == "good.py"
+        assert plugins.find("source", "folder").distribution == "layertap"
+        assert f"; the plugin {path} could not be loaded: {reason}" in refusal(plugins.find, "source", "mine")
 
 
-def test_own_plugin_that_is_not_there_is_an_error(tmp_path, monkeypatch):
+def test_own_plugin_that_does_not_exist_is_reported_with_its_type(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "near.py").touch()
     (tmp_path / "text.txt").touch()
-    assert refusal(Plugins.load, ["absent.py"]) == "--plugin absent.py: FileNotFoundError: no such file"
-    assert "No module named 'absent_module'" in refusal(Plugins.load, ["absent_module"])
-    assert refusal(Plugins.load, ["near"]).endswith("; there is a file near.py")
-    assert refusal(Plugins.load, ["text.txt"]) == "--plugin text.txt: ImportError: not a Python file"
-    for odd in ("", ".", "..x", "a b", "x/y"):
-        assert refusal(Plugins.load, [odd]).startswith(f"--plugin {odd}: ")
+    failures = Plugins.load(["absent.py", "absent_module", "near", "text.txt"]).failures
+    assert failures["absent.py"] == "FileNotFoundError: no such file"
+    assert "No module named 'absent_module'" in failures["absent_module"]
+    assert failures["near"].endswith("; there is a file near.py")
+    assert failures["text.txt"] == "ImportError: not a Python file"
+    odd = ("", ".", "..x", "a b", "x/y")
+    assert set(Plugins.load(odd).failures) == set(odd)
 
 
 def test_unknown_type_without_any_plugin_says_so(monkeypatch):
@@ -385,6 +474,13 @@ def test_missing_package_names_what_to_install(install):
     assert caught.value.code == 2
 
 
+def test_missing_package_is_named_beside_a_damaged_entry_point(install):
+    install("alpha", None, ["source-y = nothing:there:really"])
+    cls = Plugins.load().find("source", "samples").cls
+    with pytest.raises(PluginError, match=r"pip install 'layertap\[samples\]'$"), guard(cls):
+        raise ModuleNotFoundError("No module named 'skimage'", name="skimage")
+
+
 def test_missing_package_of_a_first_party_plugin_names_layertap():
     cls = Plugins.load().find("source", "samples").cls
     with pytest.raises(PluginError, match=r"pip install 'layertap\[samples\]'$"), guard(cls):
@@ -419,6 +515,46 @@ def test_help_and_plugins_load_neither_torch_nor_numpy():
     assert said["import"] == []
     assert said["help"] == []
     assert set(said["plugins"]) == {"pydantic", "layertap_plugins"}
+
+
+def test_configuration_imports_only_the_plugins_that_it_names():
+    script = """
+import sys
+from layertap.config.loading import load_config
+from layertap.plugins import Plugins
+load_config({"source": "samples", "sink": "memory"}, {"model.name": "resnet18"}, Plugins.load())
+print(*sorted(name for name in sys.modules if name.startswith("layertap_plugins") and name.count(".") == 2))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = {name.removeprefix("layertap_plugins.") for name in done.stdout.split()}
+    assert {"sources.samples", "sinks.memory", "models.torchvision", "observers.progress"} <= loaded
+    assert not loaded & {"sinks.parquet", "sinks.npy", "sources.folder", "models.timm", "reducers.flatten"}
+
+
+def test_list_of_plugins_works_whatever_is_broken(install, own, monkeypatch):
+    install("one", SOURCE.format(name="odd"))
+    install("two", SOURCE.format(name="odd"))
+    install("three", "raise ValueError('oops')\n", ["sink-x"])
+    factory = (
+        "    class Params(layertap.Params):\n        a: str = __import__('pydantic').Field(default_factory=fails)\n"
+    )
+    code = SOURCE.format(name="even").replace("    def", factory + "    def", 1)
+    install("four", "def fails(): raise OSError('not here')\n" + code, ["source-even"])
+    monkeypatch.setenv("LAYERTAP_PLUGINS", "layertap,one,two,three,four,five")
+    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
+    command = [sys.executable, "-m", "layertap", "--plugin", own("1 / 0"), "plugins"]
+    for extra in ([], ["--json"]):
+        done = subprocess.run([*command, *extra], capture_output=True, text=True, check=True)
+        for word in ("folder", "odd", "even"):
+            assert word in done.stdout
+        for fault in (
+            "three:sink-x could",
+            "mine.py could",
+            "'five' of LAYERTAP_PLUGINS could",
+            "two plugins register",
+        ):
+            assert fault in done.stderr
+    assert "unknown: OSError('not here')" in done.stdout
 
 
 def test_every_kind_has_a_table_and_a_hook():

@@ -228,7 +228,7 @@ def bench(
 @app.command()
 def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -> None:
     """List every plugin: kind, type, distribution, version, file; on a terminal also parameters and what is missing."""
-    from layertap.cli.plugins import plugin_data, plugin_row, print_plugins
+    from layertap.cli.plugins import plugin_data, plugin_row, print_faults, print_plugins
     from layertap.plugins import Plugins
 
     known = Plugins.load(_own(context, plugin))
@@ -239,8 +239,7 @@ def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -
     else:
         for registered in known:
             typer.echo("\t".join(plugin_row(registered)))
-    for name, reason in known.failures.items():
-        typer.echo(f"{name} could not be loaded: {reason}", err=True)
+    print_faults(known)
 
 
 @app.command()
@@ -256,10 +255,13 @@ def schema(
         _print_json(Manifest.model_json_schema())
         return
 
+    from layertap.cli.plugins import print_faults
     from layertap.config.schema import config_schema
     from layertap.plugins import Plugins
 
-    _print_json(config_schema(Plugins.load(_own(context, plugin))))
+    known = Plugins.load(_own(context, plugin))
+    _print_json(config_schema(known))
+    print_faults(known)
 
 
 @new.command("plugin")
@@ -285,11 +287,13 @@ def init(
     """Write a commented configuration to start from, and its schema for editors."""
     from importlib.resources import files
 
+    from layertap.cli.plugins import print_faults
     from layertap.config.schema import config_schema
     from layertap.plugins import Plugins
 
     text = files("layertap.cli").joinpath("templates/starter.yaml").read_text("utf-8")
-    described = config_schema(Plugins.load(_own(context, plugin)))
+    known = Plugins.load(_own(context, plugin))
+    described = config_schema(known)
     schema_path = path.with_name("layertap.schema.json")
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -300,6 +304,7 @@ def init(
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from error
     typer.echo(f"wrote {path} and {schema_path}; now: layertap run {path} source.path=YOUR_IMAGES/")
+    print_faults(known)
 
 
 def _own(context: typer.Context, plugin: list[str] | None) -> list[str]:
@@ -311,8 +316,14 @@ def _print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2))
 
 
+def _print_notes(error: BaseException) -> None:
+    """What has gone wrong after the error, as in a sink's `abort`."""
+    for note in getattr(error, "__notes__", []):
+        typer.echo(" ".join(note.splitlines()), err=True)
+
+
 def main() -> NoReturn:
-    """The console script: runs a command and exits with its code."""
+    """The console script: runs a command and exits with its code. The process, with its signals, is layertap's own."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that a terminal has no letters for must not fail a run that is done.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -324,9 +335,11 @@ def main() -> NoReturn:
         code = CONFIG
     except LayertapError as error:
         typer.echo(" ".join(str(error).splitlines()), err=True)
+        _print_notes(error)
         code = error.code
     except Stopped as stopped:
         typer.echo("stopped; what is committed stays, and the same command goes on from there", err=True)
+        _print_notes(stopped)
         code = stopped.code
         stopped.last_resort.cancel()
     let_signals_end()

@@ -98,9 +98,7 @@ def _module(name: str) -> str:
 
 
 def _refuse_taken(kind: str, type_name: str) -> None:
-    table = Plugins.load().tables[kind]
     if (kind, type_name) == ("preprocessor", "model"):
         raise ConfigError("`model` is a word of `preprocess:` itself; choose another name")
-    if type_name in table:
-        origin = table[type_name].distribution
-        raise ConfigError(f"{origin} has a {kind} of the type {type_name!r} already; choose another name")
+    if taken := Plugins.load().get(kind, type_name):
+        raise ConfigError(f"{taken.distribution} has a {kind} of the type {type_name!r} already; choose another name")

@@ -1,4 +1,4 @@
-"""What `layertap plugins` tells of each plugin: where it came from, its parameters, and what it lacks."""
+"""What `layertap plugins` says of each plugin: where it came from, its parameters, and what it lacks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pydantic_core
+import typer
+from pydantic.fields import FieldInfo
 
 from layertap.cli.format import PLUGIN_COLUMNS as COLUMNS
 from layertap.errors import install_command
-from layertap.plugins import Registered
+from layertap.plugins import Plugins, Registered
 
 _LONGEST_DEFAULT = 32
 _OF_AN_EXTRA = re.compile(r"(?P<name>[\w.-]+)[^;]*;.*\bextra\s*==\s*['\"](?P<extra>[\w.-]+)['\"]")
@@ -70,6 +72,12 @@ def print_plugins(plugins: Iterable[Registered]) -> None:
             line(f"{indent}needs what is not installed: {command}", "yellow")
 
 
+def print_faults(known: Plugins) -> None:
+    """On stderr, the plugins that are missing from what was made of all of them."""
+    for fault in known.faults():
+        typer.echo(fault, err=True)
+
+
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
     *narrow, last = cells
     return "  ".join([*(cell.ljust(width) for cell, width in zip(narrow, widths, strict=True)), last])
@@ -81,15 +89,18 @@ def _parameters(plugin: Registered) -> list[dict[str, Any]]:
         {
             "name": field.alias or name,
             "required": field.is_required(),
-            "default": None if field.is_required() else _plain(field.get_default(call_default_factory=True)),
+            "default": None if field.is_required() else _default(field),
             "description": field.description,
         }
         for name, field in plugin.cls.Params.model_fields.items()
     ]
 
 
-def _plain(value: Any) -> Any:
-    return pydantic_core.to_jsonable_python(value, fallback=str)
+def _default(field: FieldInfo) -> Any:
+    try:
+        return pydantic_core.to_jsonable_python(field.get_default(call_default_factory=True), fallback=str)
+    except Exception as error:  # a factory that needs what is not here must not cost the list of the others
+        return f"unknown: {error!r}"
 
 
 def _named(parameter: dict[str, Any]) -> str:

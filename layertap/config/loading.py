@@ -103,8 +103,7 @@ def _takes_text(where: tuple[str, ...], data: Mapping[str, Any], plugins: Plugin
         return False
     if where[1] == "type":
         return True
-    table = plugins.tables[PARTS[where[0]]]
-    found = table.get(str(data[where[0]].get("type")))
+    found = plugins.get(PARTS[where[0]], str(data[where[0]].get("type")))
     field = found.cls.Params.model_fields.get(where[1]) if found else None
     return field is not None and _is_text(field.annotation)
 

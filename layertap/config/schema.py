@@ -8,6 +8,7 @@ from typing import Any
 
 from layertap.config.model import MODEL_PREPROCESSOR, PARTS, RunConfig
 from layertap.contracts import PROFILES, Profile
+from layertap.errors import PluginError
 from layertap.plugins import Plugins, guard
 from layertap.taps.grammar import Tap
 
@@ -47,8 +48,13 @@ def _kind(kind: str, plugins: Plugins, definitions: dict[str, Any]) -> dict[str,
     names = [MODEL_PREPROCESSOR] if kind == "preprocessor" else []
     variants = [_variant(name, {"properties": {}}) for name in names]
     for name, registered in sorted(plugins.tables[kind].items()):
-        with guard(registered.cls):
-            schema = registered.cls.Params.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
+        try:
+            with guard(registered.cls):
+                schema = registered.cls.Params.model_json_schema(ref_template=f"#/$defs/{kind}.{name}.{{model}}")
+        except PluginError as error:  # it must not cost the schema of the others
+            names.append(name)
+            variants.append({"description": str(error), "properties": {"type": {"const": name}}, "required": ["type"]})
+            continue
         definitions |= {f"{kind}.{name}.{inner}": body for inner, body in schema.pop("$defs", {}).items()}
         variants.append(_variant(name, schema))
         names += [] if schema.get("required") else [name]

@@ -93,10 +93,12 @@ def _by_sink(
 
 
 def _built(type_name: str, path: Path, plugins: Plugins) -> FileSink:
-    table = plugins.tables["sink"]
-    if type_name not in table and (near := did_you_mean(type_name, [*table, *LAYOUTS])):
-        raise ConfigError(f"export: no sink or layout is named {type_name!r}{near}")
-    cls = plugins.find("sink", type_name).cls
+    try:
+        cls = plugins.find("sink", type_name).cls
+    except ConfigError as error:
+        if near := did_you_mean(type_name, [*plugins.tables["sink"], *LAYOUTS]):
+            raise ConfigError(f"export: no sink or layout is named {type_name!r}{near}") from error
+        raise
     if not issubclass(cls, FileSink):
         raise ConfigError(f"the sink {type_name!r} keeps no output folder to export into")
     try:

@@ -92,7 +92,7 @@ def _versions(source: Manifest, config: Mapping[str, Any], sink: Registered, plu
     """The versions recorded, without that of the old sink where nothing else needs it, and with the new one's."""
     used = [(kind, config[key]["type"]) for key, kind in PARTS.items() if key != "sink"]
     used += [("reducer", type_name) for tap in source.taps.values() for type_name in tap.reduce]
-    parts = [plugins.tables[kind].get(type_name) for kind, type_name in used]
+    parts = [plugins.get(kind, type_name) for kind, type_name in used]
     needed = {"layertap", *(part.distribution for part in parts if part)}
     replaced = plugins.find("sink", source.config["sink"]["type"]).distribution
     versions = {name: v for name, v in source.versions.items() if name != replaced or name in needed}

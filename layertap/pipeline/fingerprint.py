@@ -110,7 +110,7 @@ def _versions(config: RunConfig, plugins: Plugins) -> dict[str, str]:
     used = [(kind, getattr(config, key).type) for key, kind in PARTS.items()]
     used += [("reducer", spec.type) for tap in config.taps for spec in tap.reduce]
     for kind, type_name in used:
-        registered = plugins.tables[kind].get(type_name)
+        registered = plugins.get(kind, type_name)
         if registered is not None:
             found[registered.distribution] = registered.version
     return found

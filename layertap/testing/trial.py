@@ -75,7 +75,7 @@ def tables(**tested: type[Plugin]) -> Plugins:
     own: list[tuple[str, str, type[Plugin]]]
     own = [("source", _KIT, Drawn), ("model", _KIT, Pools), *((kind, TESTED, cls) for kind, cls in tested.items())]
     for kind, name, cls in own:
-        plugins.tables[kind][name] = Registered(kind, name, cls, name, name, "0", "-")
+        plugins.add(Registered(kind, name, cls, name, name, "0", "-"))
     return plugins
 
 
