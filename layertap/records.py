@@ -170,8 +170,10 @@ class RunInfo:
 class Report:
     """How a run ended.
 
-    `planned == kept + failed`. `path` is the output folder, None for a sink that keeps none (then nothing can be
-    resumed, and `stored` is False). `values` are the arrays of a sink that returns them, such as `memory`.
+    `planned == kept + failed`. `seconds` is the whole run, `extracting` the part of it from the first image to the
+    finished output; before that the model is loaded and everything is checked. `path` is the output folder, None for a
+    sink that has none (then nothing can be resumed, and `stored` is False). `values` are the arrays of a sink that
+    returns them, such as `memory`.
     `remarks` are sentences for the user: what is not known of an older output that was resumed, for instance.
     """
 
@@ -190,6 +192,7 @@ class Report:
     values: Mapping[str, NDArray[np.generic]] | None = None
     already: bool = False
     remarks: Sequence[str] = ()
+    extracting: float = 0.0
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "failed": report.failed,
         "reasons": dict(report.reasons),
         "seconds": round(report.seconds, 3),
+        "extracting": round(report.extracting, 3),
         "path": None if report.path is None else str(report.path),
         "stored": report.stored,
         "already": report.already,
@@ -41,7 +42,8 @@ def report_text(report: Report) -> str:
     """A report for people."""
     from layertap.store.replace import retired
 
-    done = "was complete already" if report.already else f"in {report.seconds:.1f} s"
+    done = f"in {report.seconds:.1f} s, of which {report.extracting:.1f} s went into extracting"
+    done = "was complete already" if report.already else done
     lines = [f"{report.kept} of {report.planned} images kept, {report.failed} failed, {done}"]
     where = f" -> {report.path}" if report.path else ""
     lines += [f"  {name}: {c.dtype} {(report.kept, *c.shape)}{where}" for name, c in report.columns.items()]
@@ -55,7 +57,7 @@ def report_text(report: Report) -> str:
         lines.append(f"  what was in the replaced output and is not layertap's is in {left} now")
     lines += [f"  {remark}" for remark in report.remarks]
     if not report.stored:
-        lines.append("  nothing is kept on disk: this sink has no output folder")
+        lines.append("  this sink has no output folder, so this run can be neither resumed nor verified")
     return "\n".join(lines)
 
 

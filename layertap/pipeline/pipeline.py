@@ -190,7 +190,8 @@ class Walk:
                 self._extract(info, tally)
                 seconds = time.monotonic() - self.started
                 self.output.finish(seconds, self.stopwatch)
-                report = _report(info, tally, self.output, sink, seconds)
+                extracting = seconds - self.stopwatch.seconds.get("start", 0.0)
+                report = _report(info, tally, self.output, sink, seconds, extracting=extracting)
             with guard(sink):
                 sink.close(report)
         except BaseException as error:
@@ -269,9 +270,18 @@ def _refuse_nonfinite(activations: Activations) -> None:
 
 
 def _report(
-    info: RunInfo, tally: Tally, output: Destination, sink: Sink, seconds: float, *, already: bool = False
+    info: RunInfo,
+    tally: Tally,
+    output: Destination,
+    sink: Sink,
+    seconds: float,
+    *,
+    extracting: float = 0.0,
+    already: bool = False,
 ) -> Report:
     with guard(sink):
         ids, values = sink.result() or (None, None)
     report = tally.report(info, seconds, stored=output.stored)
-    return dataclasses.replace(report, ids=ids, values=values, already=already, remarks=output.remarks)
+    return dataclasses.replace(
+        report, ids=ids, values=values, already=already, extracting=extracting, remarks=output.remarks
+    )

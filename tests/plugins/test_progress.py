@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 
 import layertap
-from layertap.hookspecs import RunEvents
 from layertap.records import RunInfo
 from layertap_plugins.observers import progress
 from layertap_plugins.observers.progress import Progress
@@ -75,7 +74,7 @@ def terminal(monkeypatch):
 
 
 def test_its_methods_are_run_events():
-    events = {name for name in vars(RunEvents) if not name.startswith("_")}
+    events = {name for name in vars(layertap.Observer) if not name.startswith("_")}
     assert {name for name in vars(Progress) if not name.startswith("_")} <= events
 
 
@@ -91,10 +90,9 @@ def test_lines_are_few_and_say_how_far_it_is(clock, lines):
     bar.run_finished(RUN, None, None)
     assert lines() == [
         "extracting 2000 images on cuda:0, batch size 64",
-        "640 of 2000 images, 64.0 images/s, 21 s left",
-        "1280 of 2000 images, 64.0 images/s, 11 s left",
+        "640 of 2000 images done, 64.0 images/s, 21 s left",
+        "1280 of 2000 images done, 64.0 images/s, 11 s left",
         "failed: a.jpg: truncated",
-        "done in 24 s: 2000 of 2000 images, 84.4 images/s, 1 failed",
     ]
 
 
@@ -107,8 +105,7 @@ def test_images_of_an_earlier_run_are_done_and_have_no_rate(clock, lines):
     bar.run_finished(run, None, None)
     assert lines() == [
         "extracting 2000 images on cuda:0, batch size 64, 1000 already done",
-        "1100 of 2000 images, 10.0 images/s, 1 min 30 s left",
-        "done in 10 s: 1100 of 2000 images, 10.0 images/s",
+        "1100 of 2000 images done, 10.0 images/s, 1 min 30 s left",
     ]
 
 
@@ -117,7 +114,7 @@ def test_a_run_that_stops_says_where(clock, lines):
     bar.run_started(RUN)
     clock.now += 4_000
     bar.run_finished(RUN, None, KeyboardInterrupt())
-    assert lines()[1:] == ["stopped after 1 h 6 min: 0 of 2000 images"]
+    assert lines()[1:] == ["stopped 1 h 6 min into extracting: 0 of 2000 images done"]
 
 
 def test_at_most_twenty_failures_are_shown(clock, lines):
@@ -126,7 +123,7 @@ def test_at_most_twenty_failures_are_shown(clock, lines):
     for index in range(50):
         bar.image_failed(RUN, record(f"{index}.jpg"), "empty")
     bar.batch_done(RUN, 64)
-    bar.run_finished(RUN, None, None)
+    bar.run_finished(RUN, None, ValueError())
     *shown, last = lines()[1:]
     assert shown == [
         *(f"failed: {index}.jpg: empty" for index in range(20)),
@@ -151,18 +148,20 @@ def test_an_id_cannot_write_on_the_terminal(clock, lines):
     assert lines()[1:] == [r"failed: a\n\x1b[31m\r\u202e\udcff é.jpg: not\nimage"]
 
 
-def test_a_terminal_gets_a_bar_that_ends_where_the_run_did(monkeypatch, capsys):
+def test_a_terminal_gets_a_bar_that_is_gone_at_the_end(monkeypatch, capsys):
     with terminal(monkeypatch) as shown:
         bar = Progress.of()
         bar.run_started(RUN)
         bar.image_failed(RUN, record("[red]a[/red] :cat:\x1b[2J.jpg"), "truncated")
         print("a line for another program")
         bar.batch_done(RUN, 1_500)
+        bar._display._progress.refresh()
         bar.run_finished(RUN, None, None)
     text = shown.decode()
     assert r"failed: [red]a[/red] :cat:\x1b[2J.jpg: truncated" in text
-    assert "1500 of 2000 images" in text
+    assert "1500 of 2000 images done" in text
     assert "1 failed" in text
+    assert text.endswith("\x1b[2K")  # its line is erased
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1  # the cursor was hidden, and is back
     assert "\x1b[2J" not in text
     assert capsys.readouterr().out == "a line for another program\n"
@@ -179,8 +178,8 @@ def test_the_bar_is_closed_when_a_run_fails(monkeypatch):
         if type(thread).__module__.startswith("rich"):
             thread.join(timeout=5)  # it has been asked to end, but nothing has waited for it
             assert not thread.is_alive()
-    assert "stopped after" in shown.decode()
-    assert shown.decode().endswith("\x1b[?25h")
+    assert "into extracting: 0 of 2000 images done" in shown.decode().splitlines()[-1]
+    assert "\x1b[?25h" in shown.decode()
 
 
 def test_a_process_without_stderr_runs(monkeypatch, capsys):
@@ -203,4 +202,7 @@ def test_two_runs_share_nothing(clock, lines):
     first.batch_done(RUN, 64)
     second.run_started(RUN)
     second.run_finished(RUN, None, None)
-    assert lines()[-1] == "done in 0 s: 0 of 2000 images"
+    assert "done" not in lines()[-1]
+    first.run_finished(RUN, None, ValueError())
+    second.run_finished(RUN, None, ValueError())
+    assert [line.partition(": ")[2] for line in lines()] == ["64 of 2000 images done", "0 of 2000 images done"]

@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, occasional lines elsewhere."""
+"""The progress of a run: a bar on a terminal, occasional lines elsewhere. The report says how the run ended."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Progress(layertap.Observer):
 
     def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
         if self._display is not None:  # another observer may have raised before this one started
-            self._display.close("stopped after" if error is not None else "done in")
+            self._display.close()
+            if error is not None:
+                self._display.say(f"stopped {_duration(self._tally.seconds)} into extracting: {self._tally.text()}")
 
 
 class _Tally:
@@ -61,14 +63,14 @@ class _Tally:
     def over(self) -> bool:
         return self.done >= self.run.planned
 
-    def text(self, *, left: bool) -> str:
-        """`640 of 2000 images, 84.2 images/s, 16 s left, 1 failed`; the images of an earlier run have no rate."""
-        parts = [f"{self.done} of {self.run.planned} images"]
+    def text(self) -> str:
+        """`640 of 2000 images done, 84.2 images/s, 16 s left, 1 failed`; images of an earlier run have no rate."""
+        parts = [f"{self.done} of {self.run.planned} images done"]
         new, seconds = self.done - self.run.resumed, self.seconds
         if new and seconds:
             rate = new / seconds
             parts.append(f"{rate:.1f} images/s")
-            if left and not self.over:
+            if not self.over:
                 parts.append(f"{_duration((self.run.planned - self.done) / rate)} left")
         if self.failed:
             parts.append(f"{self.failed} failed")
@@ -80,11 +82,11 @@ class _Display(Protocol):
 
     def moved(self) -> None: ...
 
-    def close(self, how: str) -> None: ...
+    def close(self) -> None: ...
 
 
 class _Lines:
-    """Plain lines for a log: at the start, at most every ten seconds, and at the end."""
+    """Plain lines for a log: at the start, and at most every ten seconds."""
 
     def __init__(self, tally: _Tally) -> None:
         self._tally = tally
@@ -100,14 +102,14 @@ class _Lines:
     def moved(self) -> None:
         if self._tally.seconds - self._last >= _SECONDS_BETWEEN_LINES and not self._tally.over:
             self._last = self._tally.seconds
-            self.say(self._tally.text(left=True))
+            self.say(self._tally.text())
 
-    def close(self, how: str) -> None:
-        self.say(f"{how} {_duration(self._tally.seconds)}: {self._tally.text(left=False)}")
+    def close(self) -> None:
+        """There is nothing to erase."""
 
 
 class _Bar:
-    """A bar that rich redraws from its own thread."""
+    """A bar that rich redraws from its own thread and erases at the end."""
 
     def __init__(self, tally: _Tally) -> None:
         from rich.console import Console
@@ -116,19 +118,18 @@ class _Bar:
         self._tally = tally
         columns = (BarColumn(), TextColumn("{task.description}", markup=False))
         # stdout may be a pipe to another program: text printed there must not be redirected to the bar's stderr.
-        self._progress = Progress(*columns, console=Console(stderr=True, emoji=False), redirect_stdout=False)
-        self._task = self._progress.add_task(tally.text(left=True), total=tally.run.planned, completed=tally.done)
+        console = Console(stderr=True, emoji=False)
+        self._progress = Progress(*columns, console=console, redirect_stdout=False, transient=True)
+        self._task = self._progress.add_task(tally.text(), total=tally.run.planned, completed=tally.done)
         self._progress.start()
 
     def say(self, line: str) -> None:
         self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def moved(self) -> None:
-        self._progress.update(self._task, completed=self._tally.done, description=self._tally.text(left=True))
+        self._progress.update(self._task, completed=self._tally.done, description=self._tally.text())
 
-    def close(self, how: str) -> None:
-        text = f"{how} {_duration(self._tally.seconds)}: {self._tally.text(left=False)}"
-        self._progress.update(self._task, completed=self._tally.done, description=text)
+    def close(self) -> None:
         self._progress.stop()
 
 
