@@ -12,17 +12,24 @@
 A command that raises nothing exits with 0, with 3 if it finished and some images failed, and with 130 or 143 if a
 signal stopped it.
 
-A message is one line: what, where, what to do.
+An error is one line: where, what, what to do. A plugin gives `where` relative to its own part of the configuration, as
+in `ConfigError("is not a folder", where=("path",))`, and the core puts the part's key before it.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     import pydantic
+
+Where: TypeAlias = "tuple[str | int, ...]"
+
+# A message is one line on a screen, whatever a hostile file put into its keys and values.
+_LONGEST_MESSAGE = 2_000
 
 
 # Every exit code of the command line but 0.
@@ -34,11 +41,34 @@ class LayertapError(Exception):
     """Base of every error that layertap raises on purpose; `code` is the exit code of the command line."""
 
     code: int = BUG
+    where: Where = ()
+    """The path of keys and indices to what is wrong, such as `("taps", 1)`; empty where it is about no such thing."""
+    place: str = ""
+    """Where that was written: `file:line:column`, or `command line`; set once, where the configuration is known."""
+    _faults: tuple[LayertapError, ...] = ()
 
-    def __init__(self, message: str, *, code: int | None = None) -> None:
+    def __init__(self, message: str, *, code: int | None = None, where: Where = ()) -> None:
         super().__init__(message)
         if code is not None:
             self.code = code
+        if where:
+            self.where = where
+
+    @property
+    def message(self) -> str:
+        """What is wrong and what to do, without where."""
+        return str(self.args[0]) if self.args else ""
+
+    @property
+    def faults(self) -> tuple[LayertapError, ...]:
+        """The faults that this error reports at once; the error itself where there is one."""
+        return self._faults or (self,)
+
+    def __str__(self) -> str:
+        """The error in one line; one line per fault where it carries several."""
+        if self._faults:
+            return "\n".join(map(str, self._faults))
+        return _one_line(": ".join(part for part in (self.place, _key(self.where), self.message) if part))
 
 
 class ConfigError(LayertapError):
@@ -48,7 +78,7 @@ class ConfigError(LayertapError):
 
 
 class TapError(LayertapError):
-    """A tap names no layer, never fired, is ambiguous, or its value is not one row an image."""
+    """A tap names no layer, never fired, is ambiguous, or its value is not one row per image."""
 
     code = CONFIG
 
@@ -68,13 +98,13 @@ class PluginError(LayertapError):
 class ImageError(LayertapError):
     """One image cannot be used; `reason` is a short fixed code such as `truncated`.
 
-    A preprocessor raises it to refuse an image: the record is listed in `failures.csv` and the run goes on.
+    A preprocessor raises it to refuse an image: the record is listed in `failures.csv` and the run continues.
     """
 
     code = STOPPED
 
-    def __init__(self, reason: str, message: str | None = None) -> None:
-        super().__init__(message or reason)
+    def __init__(self, reason: str, message: str | None = None, *, where: Where = ()) -> None:
+        super().__init__(message or reason, where=where)
         self.reason = reason
 
 
@@ -107,17 +137,115 @@ def install_command(extra: str, distribution: str = "layertap") -> str:
     return f"pip install '{distribution}[{extra}]'"
 
 
-def first_fault(error: pydantic.ValidationError) -> tuple[tuple[int | str, ...], str]:
-    """Where the first fault of a pydantic validation lies, and what it is, in one line for the user."""
-    faults = error.errors(include_url=False)
-    # A misspelt key is why another one is missing, not the other way round.
-    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    where, kind, value = fault["loc"], fault["type"], fault["input"]
+def combined(faults: Sequence[LayertapError]) -> LayertapError:
+    """One error that reports all `faults`, of the kind and with the exit code of the first."""
+    first = faults[0]
+    if len(faults) == 1:
+        return first
+    # A plugin may have made a class of its own, whose constructor is not ours to call.
+    kinds = (ConfigError, TapError, WeightsError, PluginError, StoreError, UnsafeError, LayertapError)
+    result = next(kind for kind in kinds if isinstance(first, kind))(first.message, code=first.code)
+    result._faults = tuple(faults)
+    return result
+
+
+@contextmanager
+def within(*where: str | int) -> Iterator[None]:
+    """Put `where` before that of the errors which the block raises, unless they have a place already."""
+    try:
+        yield
+    except LayertapError as error:
+        set_within(error, where)
+        raise
+
+
+def set_within(error: LayertapError, where: Where) -> None:
+    """Put `where` before that of `error`, unless it has a place already.
+
+    What storage or an image raises without a `where` is about no key, and stays so.
+    """
+    for fault in error.faults:
+        if not fault.place and (fault.where or not isinstance(fault, (StoreError, ImageError))):
+            fault.where = (*where, *fault.where)
+
+
+class Fault(NamedTuple):
+    """One fault of a pydantic validation: where in the data, pydantic's name for it, what it is, and the value."""
+
+    where: Where
+    kind: str
+    what: str
+    value: Any
+
+
+def faults_of(error: pydantic.ValidationError, data: Any, where: Where = ()) -> list[Fault]:
+    """The faults that a validation found in what `data` has at `where`, one for each value that is wrong.
+
+    Of a union's branches the first one speaks; a misspelt key is reported, and not that the right one is missing.
+    """
+    found: dict[Where, Fault] = {}
+    spoken: dict[tuple[Where, int], str] = {}
+    for each in error.errors(include_url=False):
+        path, kind = (*where, *each["loc"]), each["type"]
+        written, branches = _as_written(path, data, len(path) - (kind == "missing"))
+        if all(spoken.setdefault(at, branch) == branch for at, branch in branches.items()):
+            found.setdefault(written, Fault(written, kind, _said(each), each["input"]))
+    meant = [fault.where for fault in found.values() if fault.kind == "missing"]
+    for fault in list(found.values()):
+        if fault.kind == "extra_forbidden":
+            beside = {str(path[-1]): path for path in meant if path[:-1] == fault.where[:-1]}
+            for key in difflib.get_close_matches(str(fault.where[-1]), beside, n=1):
+                found.pop(beside[key], None)
+    return list(found.values())
+
+
+def as_written(where: Where, data: Any) -> Where:
+    """The path to a value as the user wrote it: no index into a single thing, a tap's name where taps have names."""
+    return _as_written(where, data, 0)[0]
+
+
+_ABSENT = object()
+
+
+def _as_written(where: Where, data: Any, branched: int) -> tuple[Where, dict[tuple[Where, int], str]]:
+    """The path as written, and the branches of unions that pydantic names among its first `branched` parts."""
+    result: list[str | int] = []
+    branches: dict[tuple[Where, int], str] = {}
+    value = data
+    for number, part in enumerate(where):
+        if isinstance(part, int):
+            if result == ["taps"] and isinstance(value, Mapping) and part < len(value):
+                part = list(value)[part]
+            elif value is not _ABSENT and not isinstance(value, (list, tuple)):
+                continue
+        elif 0 < number < branched and not (isinstance(value, Mapping) and part in value):
+            branches[tuple(result), sum(at == tuple(result) for at, _ in branches)] = part
+            continue
+        result.append(part)
+        try:
+            value = value[part]
+        except (TypeError, LookupError):
+            value = _ABSENT
+    return tuple(result), branches
+
+
+def _said(fault: Any) -> str:
+    kind = fault["type"]
     if kind == "extra_forbidden":
-        return where, "unknown key"
+        return "unknown key"
     if kind == "missing":
-        return where, "is required"
-    text = fault["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        return "is required"
     if kind == "value_error":
-        return where, text
-    return where, f"{text}, not {value!r}"
+        return str(fault["ctx"]["error"])
+    return f"{fault['msg'].removeprefix('Input ')}, not {fault['input']!r}"
+
+
+def _key(where: Where) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
+
+
+def _one_line(text: str) -> str:
+    """The text in one line: what no terminal should be given is escaped, and the middle of a long one left out."""
+    if len(text) > _LONGEST_MESSAGE:
+        text = f"{text[: _LONGEST_MESSAGE - 400]} ... {text[-400:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -164,7 +164,8 @@ def _good(this: Prepared) -> list[ImageRecord]:
         good += [record for slot, record in enumerate(batch.records) if slot not in batch.failures]
     if not good:
         raise ConfigError(
-            f"source: none of the first {this.plan.count} images can be used, so there is nothing to measure"
+            f"none of the first {this.plan.count} images can be used, so there is nothing to measure",
+            where=("source",),
         )
     return good
 

@@ -22,7 +22,7 @@ from layertap.pipeline.device import ready
 from layertap.pipeline.forward import model_guard
 from layertap.plugins import Plugins, guard
 from layertap.store.dtypes import numpy_dtype
-from layertap.taps.grammar import Spec, Tap
+from layertap.taps.grammar import Spec
 from layertap.taps.layers import find_layers, why_silent
 from layertap.taps.survey import LayerInfo, survey
 
@@ -61,11 +61,12 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
         config = load_config(whole, overrides, known, of=("model", "preprocess", "taps"))
     loaded = _loaded(config, known)
     preprocessor = inputs.configured_preprocessor(config, known, loaded)
-    slot = Slot.of(preprocessor, torch.device("cpu"))
+    with config.at():
+        slot = Slot.of(preprocessor, torch.device("cpu"))
     few, more = (_surveyed(loaded, preprocessor, slot.zeros(images)) for images in (2, 3))
     # A model's name alone asks for no taps, unless the overrides do.
     asked = is_file or "taps" in (overrides or {})
-    taps, unmatched = _marks(config.taps if asked else (), loaded)
+    taps, unmatched = _marks(config, loaded) if asked else ({}, [])
     silent = {layer.name: why_silent(loaded.module, layer.name) for layer in few if not layer.calls}
     return Anatomy(
         layers=few,
@@ -109,12 +110,14 @@ def _bytes(layer: LayerInfo) -> int:
     return sum(math.prod(shape) * numpy_dtype(layer.dtypes[path]).itemsize for path, shape in layer.shapes.items())
 
 
-def _marks(taps: Sequence[Tap], loaded: LoadedModel) -> tuple[dict[str, list[str]], list[str]]:
+def _marks(config: RunConfig, loaded: LoadedModel) -> tuple[dict[str, list[str]], list[str]]:
     marks: dict[str, list[str]] = {}
     unmatched: list[str] = []
-    for tap in taps:
+    for number, tap in enumerate(config.taps):
         try:
-            for layer, _ in find_layers(loaded.module, tap):
+            with config.at("taps", number):
+                found = find_layers(loaded.module, tap)
+            for layer, _ in found:
                 marks.setdefault(layer, []).append(tap.label)
         except TapError as error:
             unmatched.append(str(error))

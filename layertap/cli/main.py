@@ -334,7 +334,8 @@ def main() -> NoReturn:
         error.show()
         code = CONFIG
     except LayertapError as error:
-        typer.echo(" ".join(str(error).splitlines()), err=True)
+        for fault in error.faults:
+            typer.echo(str(fault), err=True)
         _print_notes(error)
         code = error.code
     except Stopped as stopped:

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, AnyStr, NoReturn, TypeAlias
+from typing import Any, AnyStr, NoReturn
 
 import yaml
 
-from layertap.errors import ConfigError
-
-Where: TypeAlias = "tuple[str | int, ...]"
+from layertap.errors import ConfigError, LayertapError, Where, as_written
 
 # A configuration is a page; what is larger is a mistake or an attack on the parser.
 _MOST_BYTES = 1_000_000
@@ -26,9 +25,6 @@ _MOST_NODES = 10_000
 _MOST_DEPTH = 32
 _MOST_DIGITS = 100
 _TOO_MUCH = f"holds more than {_MOST_NODES:,} values, or is nested more than {_MOST_DEPTH} deep"
-
-# A message is one line on a screen, whatever a hostile file put into its keys and values.
-_LONGEST_MESSAGE = 2_000
 
 _BOOL, _INT, _FLOAT, _NULL = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "null"))
 _STR = "tag:yaml.org,2002:str"
@@ -84,15 +80,43 @@ class Document:
 
     def fault(self, where: Where, what: str) -> ConfigError:
         """The error `file:line:column: key: what` for the value at `where`, or for the nearest thing around it."""
-        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
-        what = _shown(f"{key}: {what}" if key else what)
-        for length in range(len(where), -1, -1):
-            if where[:length] in self.overridden:
-                return ConfigError(f"{self.overridden[where[:length]]}: {what}")
-            if where[:length] in self.places:
-                line, column = self.places[where[:length]]
-                return ConfigError(f"{self.name}:{line}:{column}: {what}")
-        return ConfigError(f"{self.name}: {what}")
+        where = as_written(where, self.data)
+        return _placed(self.place(where), what, where)
+
+    def locate(self, error: LayertapError) -> None:
+        """Say of each fault that names a `where` what place in this document that is, once and for all."""
+        for fault in error.faults:
+            if fault.where and not fault.place:
+                fault.where = as_written(fault.where, self.data)
+                fault.place = self.place(fault.where)
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Locate what the block raises."""
+        try:
+            yield
+        except LayertapError as error:
+            self.locate(error)
+            raise
+
+    def position(self, where: Where) -> tuple[int, int]:
+        """Line and column of the nearest thing around `where` that was written in the file; 0, 0 where nothing was."""
+        found = self._nearest(where)
+        return self.places.get(found, (0, 0)) if found is not None else (0, 0)
+
+    def place(self, where: Where) -> str:
+        """What `file:line:column` the value at `where` has, or the nearest thing around it; or what it comes from."""
+        found = self._nearest(where)
+        if found is None:
+            return self.name
+        if found in self.overridden:
+            return self.overridden[found]
+        line, column = self.places[found]
+        return f"{self.name}:{line}:{column}"
+
+    def _nearest(self, where: Where) -> Where | None:
+        around = (where[:length] for length in range(len(where), -1, -1))
+        return next((place for place in around if place in self.overridden or place in self.places), None)
 
     def override(self, where: Where, label: str) -> None:
         """Note that the value at `where` now comes from `label`; what stood there and below it, stands no more."""
@@ -143,17 +167,17 @@ def read_document(path: Path) -> Document:
         with path.open("rb") as file:
             content = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise _placed(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > _MOST_BYTES:
-        raise ConfigError(f"{path}: is larger than {_MOST_BYTES:,} bytes: is it a configuration?")
+        raise _placed(str(path), f"is larger than {_MOST_BYTES:,} bytes: is it a configuration?")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}:{_place(content, error.start)}: is not UTF-8 text") from error
+        raise _placed(f"{path}:{_place(content, error.start)}", "is not UTF-8 text") from error
     document = Document(str(path), {})
     data = _Reader(document).read(text)
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}:1:1: holds no mapping of keys such as `source:` and `sink:`")
+        raise _placed(f"{path}:1:1", "holds no mapping of keys such as `source:` and `sink:`")
     document.data = data
     return document
 
@@ -181,7 +205,7 @@ class _Reader:
             _refuse(self.document.name, text, error)
         except yaml.reader.ReaderError as error:
             what = f"the character U+{ord(text[error.position]):04X} is not allowed in YAML"
-            raise ConfigError(f"{self.document.name}:{_place(text, error.position)}: {what}") from error
+            raise _placed(f"{self.document.name}:{_place(text, error.position)}", what) from error
         return self.build(node, ()) if node is not None else None
 
     def build(self, node: yaml.Node, where: Where) -> Any:
@@ -227,37 +251,19 @@ class _Reader:
         return _fault(self.document.name, node.start_mark, what)
 
 
-def as_written(where: Where, data: Mapping[str, Any], *, missing: bool = False) -> Where:
-    """The way to a value as the user went it: without the branches of a union, without an index into a single thing.
-
-    `missing`: the last part is a key that is not there.
-    """
-    if where and where[0] not in data:
-        return where  # a default, which nobody wrote
-    result: list[str | int] = []
-    value: Any = data
-    for number, part in enumerate(where):
-        if isinstance(value, Mapping):
-            if part not in value and not (missing and number == len(where) - 1):
-                continue
-            value = value.get(part)
-        elif isinstance(value, (list, tuple)):
-            if not isinstance(part, int):
-                continue
-            value = value[part]
-        else:
-            break
-        result.append(part)
-    return tuple(result)
-
-
 def _place(text: AnyStr, position: int) -> str:
     newline: Any = "\n" if isinstance(text, str) else b"\n"
     return f"{text.count(newline, 0, position) + 1}:{position - text.rfind(newline, 0, position)}"
 
 
 def _fault(name: str, mark: yaml.Mark, what: str) -> ConfigError:
-    return ConfigError(f"{name}:{mark.line + 1}:{mark.column + 1}: {_shown(what)}")
+    return _placed(f"{name}:{mark.line + 1}:{mark.column + 1}", what)
+
+
+def _placed(place: str, what: str, where: Where = ()) -> ConfigError:
+    error = ConfigError(what, where=where)
+    error.place = place
+    return error
 
 
 def _refuse(name: str, text: str, error: yaml.MarkedYAMLError) -> NoReturn:
@@ -270,7 +276,7 @@ def _refuse(name: str, text: str, error: yaml.MarkedYAMLError) -> NoReturn:
     what += "".join(hint for sign, hint in _HINTS if sign in what)
     what += _quoting(text, {each.line for each in (mark, context) if each})
     if mark is None:
-        raise ConfigError(f"{name}: {_shown(what)}") from error
+        raise _placed(name, what) from error
     raise _fault(name, mark, what) from error
 
 
@@ -278,10 +284,3 @@ def _quoting(text: str, lines: set[int]) -> str:
     """A hint where a faulty line holds what YAML takes for its own."""
     held = "".join(line for number, line in enumerate(text.split("\n")) if number in lines)
     return '; quote what holds `*`, `[` or `]`, as in "**.relu"' if any(c in held for c in "*[]") else ""
-
-
-def _shown(text: str) -> str:
-    """The text in one line: what no terminal should be given is escaped, and the middle of a long one left out."""
-    if len(text) > _LONGEST_MESSAGE:
-        text = f"{text[: _LONGEST_MESSAGE - 400]} ... {text[-400:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 
 from layertap.config.document import Document, parse_value, read_document
 from layertap.config.model import PARTS, RunConfig, data_of, model_short
-from layertap.errors import ConfigError, did_you_mean
+from layertap.errors import ConfigError, LayertapError, combined, did_you_mean
 from layertap.plugins import Plugins
 from layertap.taps.grammar import Spec
 
@@ -29,14 +29,18 @@ def load_config(
     """The configuration in a YAML file, a mapping or a RunConfig, with `overrides` laid over it and every part checked.
 
     Keys of `overrides` may be dotted (`source.path`); a mapping given whole replaces the old one. `of`: the keys whose
-    plugins matter; by default all of them. Raises `ConfigError`: `file:line:column: key: what`.
+    plugins matter; by default all of them. Raises `ConfigError` with every fault: `file:line:column: key: what`.
     """
     document = _document_of(config)
+    faults: list[LayertapError] = []
     for key, value in (overrides or {}).items():
-        _override(document, key, value, plugins)
-    result = RunConfig.of(document)
-    result.check(plugins, of)
-    return result
+        try:
+            _override(document, key, value, plugins)
+        except ConfigError as error:
+            faults.append(error)
+    if faults:
+        raise combined(faults)
+    return RunConfig.of(document, plugins, of)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -66,23 +70,29 @@ def _override(document: Document, key: str, value: Any, plugins: Plugins) -> Non
     where = tuple(key.split("."))
     label = COMMAND_LINE if isinstance(value, Typed) else "overrides"
     if where[0] not in RunConfig.model_fields:
-        raise ConfigError(f"{label}: {key}: unknown key{did_you_mean(where[0], RunConfig.model_fields)}")
+        raise _fault(label, where, f"unknown key{did_you_mean(where[0], RunConfig.model_fields)}")
     target = document.data
     if len(where) > 1:
         if where[0] not in PARTS:
-            raise ConfigError(f"{label}: {key}: {where[0]} has no keys inside; give it whole")
+            raise _fault(label, where, f"{where[0]} has no keys inside; give it whole")
         if "" in where:
-            raise ConfigError(f"{label}: {key}: a key's name is missing beside a dot")
+            raise _fault(label, where, "a key's name is missing beside a dot")
         target = document.data[where[0]] = _opened(where[0], document.data.get(where[0]))
         for depth, part in enumerate(where[1:-1], 2):
             inner = target.get(part, {})
             if not isinstance(inner, Mapping):
-                raise ConfigError(f"{label}: {key}: {'.'.join(where[:depth])} is {inner!r} and has no keys inside")
+                raise _fault(label, where, f"{'.'.join(where[:depth])} is {inner!r} and has no keys inside")
             target[part] = target = dict(inner)
     if isinstance(value, Typed) and not _takes_text(where, document.data, plugins):
         value = parse_value(value, f"{COMMAND_LINE}: {key}")
     target[where[-1]] = str(value) if isinstance(value, Typed) else value
     document.override(where, label)
+
+
+def _fault(label: str, where: tuple[str, ...], what: str) -> ConfigError:
+    error = ConfigError(what, where=where)
+    error.place = label
+    return error
 
 
 def _opened(key: str, value: Any) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from layertap.config.document import Document, Where, as_written
+from layertap.config.document import Document
 from layertap.contracts import PROFILES, Plugin, Profile
-from layertap.errors import ConfigError, TapError, UnsafeError, WeightsError, did_you_mean, first_fault
+from layertap.errors import ConfigError, Fault, LayertapError, Where, combined, did_you_mean, faults_of, within
 from layertap.images.decoding.formats import STANDARD, Format
 from layertap.plugins import Plugins, Registered, guard
 from layertap.taps.grammar import Spec, Tap, Taps
@@ -29,7 +29,12 @@ PARTS: Mapping[str, str] = {"model": "model", "source": "source", "preprocess": 
 _EXAMPLES = {"source": "source: {type: folder, path: images/}", "sink": "sink: {type: npy, path: features/}"}
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
-_NO_STRING = re.compile(r"should be a valid string, not [-+.\dTFN]")
+
+# What pydantic says of a value that YAML took for another type, and what helps.
+_CURES = {"bool_type": "; write true or false", "bool_parsing": "; write true or false"}
+
+# A value that passes, in the place of a broken one: the rest can then be checked.
+_PASSING = "-"
 
 
 def model_short(value: Any) -> Any:
@@ -122,27 +127,62 @@ class RunConfig(pydantic.BaseModel):
 
     _document: Document = pydantic.PrivateAttr(default_factory=lambda: Document("config", {}))
 
-    @pydantic.model_validator(mode="after")
-    def _whole_batches(self) -> RunConfig:
-        if isinstance(self.batch_size, int) and self.shard_rows is not None and self.shard_rows % self.batch_size:
-            raise ValueError(f"shard_rows: {self.shard_rows} is no multiple of batch_size ({self.batch_size})")
-        return self
+    @pydantic.field_validator("shard_rows")
+    @classmethod
+    def _whole_batches(cls, shard_rows: int | None, info: pydantic.ValidationInfo) -> int | None:
+        # A batch size that is wrong itself is not there.
+        batch_size = info.data.get("batch_size")
+        if isinstance(batch_size, int) and shard_rows is not None and shard_rows % batch_size:
+            raise ValueError(f"{shard_rows} is not a multiple of batch_size ({batch_size})")
+        return shard_rows
 
     def __eq__(self, other: object) -> bool:
         # Where it was read does not make it another configuration.
         return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented
 
     @classmethod
-    def of(cls, document: Document) -> RunConfig:
-        """The configuration in a document, whose places tell where its faults stand. Raises `ConfigError`."""
+    def of(cls, document: Document, plugins: Plugins, of: Collection[str]) -> RunConfig:
+        """The configuration in a document, with the plugins under the keys `of` checked.
+
+        Raises `ConfigError` that carries every fault known at this point, in the order of the file.
+        """
         document.data = document.plain(document.data, (), data_of)
+        faults: list[LayertapError] = []
+        broken: Collection[Where] = ()
         try:
             result = cls.model_validate(document.data)
         except pydantic.ValidationError as error:
-            where, what = _first_fault(error, document.data)
-            raise _located(document, where, what, _fields_at(where)) from error
+            for found in faults_of(error, document.data):
+                faults.append(document.fault(found.where, _advised(found, _fields_at(found.where))))
+            result, broken = cls._sound(document.data, [fault.where for fault in faults])
         result._document = document
+        for fault in result._faults_of_plugins(plugins, of):
+            if not any(fault.where[: len(where)] == where for where in broken):
+                faults.append(fault)
+        if faults:
+            raise combined(sorted(faults, key=lambda fault: document.position(fault.where)))
         return result
+
+    @classmethod
+    def _sound(cls, data: Mapping[str, Any], broken: Iterable[Where]) -> tuple[RunConfig, Collection[Where]]:
+        """The configuration with something that passes in every broken place, and those places."""
+        places: set[Where] = set()
+        data = dict(data)
+        while True:
+            for where in dict.fromkeys(_replaceable(where, data, places) for where in broken):
+                key: Any = where[0]
+                if len(where) > 1:
+                    data[key] = data[key].copy()
+                    data[key][where[1]] = _PASSING
+                else:
+                    data.pop(key, None)
+                    data |= {key: _PASSING} if key in _EXAMPLES else {}
+                places.add(where)
+            try:
+                return cls.model_validate(data), places
+            except pydantic.ValidationError as error:
+                # A default in the place of a broken value can be at odds with another value.
+                broken = [fault.where for fault in faults_of(error, data)]
 
     def document(self) -> Document:
         """A document that holds the same, to lay overrides over: what is done to it leaves this one as it is."""
@@ -165,58 +205,40 @@ class RunConfig(pydantic.BaseModel):
 
     @contextmanager
     def at(self, *where: str | int) -> Iterator[None]:
-        """Tell an error that a part raises about itself where in the configuration that part stands."""
-        try:
+        """Say of the errors that the block raises where in the configuration they are, which is inside `where`."""
+        with self._document.located(), within(*where):
             yield
-        except (ConfigError, TapError, WeightsError, UnsafeError) as error:
-            key, _, said = str(error).partition(": ")
-            if said and key.split(".")[0] == where[0]:
-                where = tuple(key.split("."))  # the part has named its own key
-            else:
-                said = str(error)
-                where = (*where, *self._inside(where, said))
-            # In place: a plugin may have made a class of its own, whose constructor is not ours to call.
-            error.args = (str(self._document.fault(where, said)),)
-            raise
 
-    def _inside(self, where: Where, said: str) -> Where:
-        """Which key below `where` an error is about: the one that it names, or whose value it quotes."""
-        if where == ("taps",):
-            named = [index for index, tap in enumerate(self.taps) if repr(tap.layer) in said or repr(tap.label) in said]
-            return tuple(named[:1])
-        spec = getattr(self, str(where[0]))
-        if len(where) > 1 or not isinstance(spec, Spec):
-            return ()
-        return tuple(key for key, value in spec.params.items() if value and repr(value) in said)[:1]
-
-    def check(self, plugins: Plugins, of: Collection[str]) -> None:
-        """Raise `ConfigError` for the first type or parameter under the keys `of` that no installed plugin knows."""
+    def _faults_of_plugins(self, plugins: Plugins, of: Collection[str]) -> Iterator[LayertapError]:
+        """Every type and parameter under the keys `of` that no installed plugin knows."""
+        document = self._document
         for where, kind, spec in self._specs():
-            if where[0] in of:
-                _params(_registered(kind, spec, plugins, self._document, where), spec, self._document, where)
+            if where[0] not in of:
+                continue
+            if where == ("preprocess",) and spec.type == MODEL_PREPROCESSOR:
+                for key in spec.params:
+                    yield document.fault((*where, key), "unknown key: `type: model` has no parameters")
+                continue
+            try:
+                _params(_registered(kind, spec, plugins, document, where), spec, document, where)
+            except LayertapError as error:
+                yield from error.faults
 
     def _specs(self) -> Iterable[tuple[Where, str, Spec]]:
         for key, kind in PARTS.items():
-            spec: Spec = getattr(self, key)
-            if (key, spec.type) == ("preprocess", MODEL_PREPROCESSOR):
-                for parameter in spec.params:
-                    raise self._document.fault((key, parameter), "unknown key: `type: model` has no parameters")
-                continue
-            yield (key,), kind, spec
-        written = self._document.data
-        names = written["taps"] if isinstance(written.get("taps"), Mapping) else range(len(self.taps))
-        for name, tap in zip(names, self.taps, strict=False):
+            yield (key,), kind, getattr(self, key)
+        for number, tap in enumerate(self.taps):
             for place, spec in enumerate(tap.reduce):
-                yield as_written(("taps", name, "reduce", place), written), "reducer", spec
+                yield ("taps", number, "reduce", place), "reducer", spec
         for index, spec in enumerate(self.observers):
-            yield as_written(("observers", index), written), "observer", spec
+            yield ("observers", index), "observer", spec
 
 
 def build_part(kind: str, spec: Spec, plugins: Plugins, document: Document, where: Where) -> Plugin:
-    """A plugin built from its type name and validated parameters; faults are told at `where` in `document`."""
+    """A plugin built from its type name and validated parameters; its faults are located in `document`."""
     registered = _registered(kind, spec, plugins, document, where)
     params = _params(registered, spec, document, where)
-    with guard(registered.cls):
+    with document.located(), within(*where), guard(registered.cls):
         return registered.cls(params)
 
 
@@ -231,24 +253,26 @@ def _registered(kind: str, spec: Spec, plugins: Plugins, document: Document, whe
             hint = f" (or `{MODEL_PREPROCESSOR}`, what came with the model)"
         if kind == "model" and plugins.tables[kind]:
             hint = f" (TYPE/NAME, as in {next(iter(plugins.tables[kind]))}/{spec.type.rpartition('/')[2]})"
-        raise document.fault((*where, "type"), f"{error}{hint}") from error
+        raise document.fault((*where, "type"), f"{error.message}{hint}") from error
 
 
 def _params(registered: Registered, spec: Spec, document: Document, where: Where) -> pydantic.BaseModel:
     model = registered.cls.Params
     # As JSON, so that strict types still let a list be a tuple and a string a path.
     text = json.dumps(document.plain(spec.params, where, data_of))
-    with guard(registered.cls):
+    with document.located(), within(*where), guard(registered.cls):
         try:
             return model.model_validate_json(text, strict=True)
         except pydantic.ValidationError as error:
-            place, what = _first_fault(error, spec.params)
-            if what == "unknown key" and not model.model_fields:
-                what = f"unknown key: the {registered.kind} {spec.type} has no parameters"
-            if what.startswith("unknown key") and (*where, "type") in document.overridden:
-                what += f" ({where[0]}={spec.type} replaces all of it)"
-            fields = model.model_fields if len(place) == 1 else ()
-            raise _located(document, (*where, *place), what, fields) from error
+            faults = []
+            for fault in faults_of(error, spec.params):
+                what = _advised(fault, model.model_fields if len(fault.where) == 1 else ())
+                if fault.kind == "extra_forbidden" and not model.model_fields:
+                    what = f"unknown key: the {registered.kind} {spec.type} has no parameters"
+                if fault.kind == "extra_forbidden" and (*where, "type") in document.overridden:
+                    what += f" ({where[0]}={spec.type} replaces all of it)"
+                faults.append(ConfigError(what, where=fault.where))
+            raise combined(faults) from error
 
 
 def data_of(value: Any) -> Any:
@@ -274,39 +298,27 @@ def _reread(tap: Tap) -> Tap | None:
         return None
 
 
-def _first_fault(error: pydantic.ValidationError, data: Mapping[str, Any]) -> tuple[Where, str]:
-    """Where in `data` the fault lies that is to be told, and what it is."""
-    where, what = first_fault(error)
-    if where == ("taps",) and isinstance(data.get("taps"), Mapping):
-        return _in_mapping(data["taps"], what)
-    return as_written(where, data, missing=what == "is required"), what
-
-
-def _in_mapping(taps: Mapping[str, Any], what: str) -> tuple[Where, str]:
-    """A fault of `taps: {name: tap}`, which the grammar tells as `'name': key: what`, put where it stands."""
-    for name, tap in taps.items():
-        inner = what.removeprefix(f"{name!r}: ")
-        if inner != what:
-            key, _, rest = inner.partition(": ")
-            known = isinstance(tap, Mapping) and key in tap
-            return (("taps", name, key), rest) if known else (("taps", name), inner)
-    return ("taps",), what
-
-
-def _located(document: Document, where: Where, what: str, fields: Iterable[str]) -> ConfigError:
-    if what == "unknown key":
+def _advised(fault: Fault, fields: Iterable[str]) -> str:
+    """What a fault is, and what helps; `fields` are the keys that are known beside an unknown one."""
+    if fault.kind == "extra_forbidden":
         known = f" (known: {', '.join(fields)})" if fields else ""
-        what += did_you_mean(str(where[-1]), fields) or known
-    if what == "is required" and len(where) == 1:
-        what += f", as in `{_EXAMPLES[str(where[0])]}`"
-    if _NO_STRING.match(what):
-        what += "; quote what is text"
-    if what.startswith("should be a valid boolean"):
-        what += "; write true or false"
-    if not where and what.startswith("shard_rows: "):
-        where, what = ("shard_rows",), what.removeprefix("shard_rows: ")
-    return document.fault(where, what)
+        return fault.what + (did_you_mean(str(fault.where[-1]), fields) or known)
+    if fault.kind == "missing" and len(fault.where) == 1 and fault.where[0] in _EXAMPLES:
+        return f"{fault.what}, as in `{_EXAMPLES[str(fault.where[0])]}`"
+    if fault.kind == "string_type" and isinstance(fault.value, (int, float)):
+        return f"{fault.what}; quote what is text"
+    return fault.what + _CURES.get(fault.kind, "")
+
+
+def _replaceable(where: Where, data: Mapping[str, Any], replaced: Collection[Where]) -> Where:
+    """What is replaced where `where` is broken: one tap, one observer, or all that a key holds."""
+    item = where[:2]
+    one = where[0] in ("taps", "observers") and len(item) == 2 and isinstance(data.get(str(where[0])), (list, dict))
+    return item if one and item not in replaced else where[:1]
 
 
 def _fields_at(where: Where) -> Iterable[str]:
-    return Tap.model_fields if where and where[0] == "taps" else RunConfig.model_fields
+    """The static keys that are known where `where` ends."""
+    if len(where) == 1:
+        return RunConfig.model_fields
+    return {"taps": Tap.model_fields, "profile": Profile.model_fields}.get(str(where[0]), {})

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from layertap.contracts import Preprocessor
-from layertap.errors import PluginError
+from layertap.errors import PluginError, within
 from layertap.images.decoding import decode
 from layertap.images.decoding.decode import Enough
 from layertap.images.decoding.isolation import COMMAND, Decoder, InProcess, InThread
@@ -63,7 +63,7 @@ class Slot:
     def of(cls, preprocessor: Preprocessor, device: torch.device) -> Slot:
         """What `prepare` gives, seen on one synthetic image. Raises `PluginError` where it gives no tensor."""
         decode.refuse_lenient()
-        with guard(preprocessor):
+        with within("preprocess"), guard(preprocessor):
             prepared = preprocessor.prepare(Image.new("RGB", preprocessor.example, (124, 116, 104)))
         if not isinstance(prepared, Tensor):
             raise PluginError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from layertap.contracts import Source
-from layertap.errors import ConfigError, PluginError
+from layertap.errors import ConfigError, PluginError, within
 from layertap.images.failure_codes import refusal
 from layertap.images.reading import stamp_of
 from layertap.plugins import guard
@@ -44,7 +44,7 @@ class Plan:
             self.count += len(page)
             self._pages.append(zlib.compress(json.dumps(page).encode()))
         if not self.count:
-            raise ConfigError(f"{type(source).__name__} gives no images")
+            raise ConfigError(f"{type(source).__name__} gives no images", where=("source",))
         self.digest = ids.hexdigest()
         self.contents = contents.hexdigest()
 
@@ -93,7 +93,7 @@ class Plan:
         return ((record.id, stamp_of(record)) for record in self._checked())
 
     def _listed(self) -> Iterator[ImageRecord]:
-        with guard(self._source):
+        with within("source"), guard(self._source):
             yield from islice(self._source.records(), self._limit)
 
     def _checked(self) -> Iterator[ImageRecord]:
@@ -114,7 +114,9 @@ class Plan:
             except UnicodeEncodeError:
                 raise PluginError(f"the source {name} gives the id {record.id!r}, which is no UTF-8 text") from None
             if record.id in seen:
-                raise ConfigError(f"{name} gives the id {record.id!r} twice; every image needs an id of its own")
+                raise ConfigError(
+                    f"{name} gives the id {record.id!r} twice; every image needs an id of its own", where=("source",)
+                )
             seen.add(record.id)
             if keys is None:
                 keys = list(record.meta)

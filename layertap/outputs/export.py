@@ -16,7 +16,7 @@ from typing import Any
 import pydantic
 
 from layertap.contracts import FileSink
-from layertap.errors import FOREIGN, ConfigError, StoreError, did_you_mean, first_fault
+from layertap.errors import FOREIGN, ConfigError, StoreError, combined, did_you_mean, faults_of
 from layertap.outputs.export_manifest import carried, run_info
 from layertap.outputs.foreign_formats import LAYOUTS, Layout
 from layertap.outputs.output import Output
@@ -104,8 +104,10 @@ def _built(type_name: str, path: Path, plugins: Plugins) -> FileSink:
     try:
         params = cls.Params.model_validate({"path": str(path)})
     except pydantic.ValidationError as error:
-        where, what = first_fault(error)
-        raise ConfigError(f"the sink {type_name!r}: {'.'.join(map(str, where))}: {what}") from error
+        faults = faults_of(error, {"path": str(path)})
+        raise combined(
+            [ConfigError(f"the sink {type_name!r}: {fault.what}", where=fault.where) for fault in faults]
+        ) from error
     with guard(cls):
         return cls(params)
 

@@ -12,7 +12,8 @@ from layertap.errors import StoreError
 from layertap.plugins import Plugins, Registered
 from layertap.records import Column, RunInfo, TapInfo
 from layertap.store.manifest import Manifest, TapFacts
-from layertap.taps.grammar import Tap, matcher, matches
+from layertap.taps.grammar import Tap
+from layertap.taps.patterns import matching
 
 _VERSION = "version of "
 
@@ -73,7 +74,7 @@ def _configured(source: Manifest, chosen: Mapping[str, TapFacts]) -> list[Any]:
 
 def _narrowed(tap: Tap, name: str, facts: TapFacts) -> Tap | None:
     """`tap` as it would be written to give the values `name` alone, None where it does not give them."""
-    if tap.layer != facts.layer and not (tap.is_pattern and matches(matcher(tap.layer), tap.layer, facts.layer)):
+    if tap.layer != facts.layer and not (tap.is_pattern and matching(tap.layer, [facts.layer])):
         return None
     one = tap.model_copy(update={"layer": facts.layer})
     if one.label == name:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from layertap.contracts import PROJECT, Observer, Plugin
-from layertap.errors import LayertapError, PluginError, did_you_mean
+from layertap.errors import LayertapError, PluginError, did_you_mean, within
 from layertap.hookspecs import hookimpl
 from layertap.plugins import guard
 
@@ -33,8 +33,9 @@ class Events:
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(Observer)
         # pluggy calls the last registered first.
-        for observer in reversed(list(observers)):
-            self._register(observer)
+        for number, observer in reversed(list(enumerate(observers))):
+            with within("observers", number):
+                self._register(observer, number)
 
     def run_started(self, run: RunInfo) -> None:
         self._manager.hook.run_started(run=run)
@@ -56,20 +57,20 @@ class Events:
         self._manager.hook.run_finished(run=run, report=report, error=error)
         self._raise(error)
 
-    def _register(self, observer: Plugin) -> None:
+    def _register(self, observer: Plugin, number: int) -> None:
         _refuse_misspelt(observer)
-        methods = {name: self._guarded(observer, getattr(observer, name)) for name in _implemented(observer)}
+        methods = {name: self._guarded(observer, number, getattr(observer, name)) for name in _implemented(observer)}
         with guard(observer):
             self._manager.register(SimpleNamespace(**methods))
             self._manager.check_pending()
 
-    def _guarded(self, observer: Plugin, method: Callable[..., Any]) -> Callable[..., None]:
+    def _guarded(self, observer: Plugin, number: int, method: Callable[..., Any]) -> Callable[..., None]:
         """The method, which never raises: pluggy would not call the other observers then. Its faults are kept."""
 
         @functools.wraps(method)  # pluggy reads its arguments, and the options of a decorated one
         def call(*facts: Any) -> None:
             try:
-                with guard(observer):
+                with within("observers", number), guard(observer):
                     method(*facts)
             except LayertapError as fault:
                 self._faults.append(fault)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from layertap.contracts import Preprocessor
-from layertap.errors import ConfigError, LayertapError, PluginError, TapError
+from layertap.errors import ConfigError, LayertapError, PluginError, TapError, combined, within
 from layertap.images.batches import Slot
 from layertap.pipeline.transfer import Transfer, Values, transfer_for
 from layertap.plugins import guard
@@ -39,14 +39,21 @@ class ForwardPass:
         Raises `TapError` for a tap whose values are not one row an image, and `PluginError` where the model raises.
         """
         (few, of_two), (more, of_three) = self._probed(2), self._probed(3)
+        places = self.tapped.places
+        faults: list[LayertapError] = []
         for name, value in more.items():
+            what = ""
             if (of_two.get(name, ())[:1], of_three[name][:1]) != ((2,), (3,)):
-                raise TapError(_not_the_batch(name, of_two.get(name, ()), of_three[name]))
-            if value.shape[:1] != (3,):
-                shape = tuple(value.shape)
-                raise TapError(f"tap {name!r}: its reducers made {shape} out of 3 images; axis 0 must stay the batch")
-            if value.shape[1:] != few[name].shape[1:] or value.dtype != few[name].dtype:
-                raise TapError(f"tap {name!r}: its values change shape or dtype with the number of images")
+                what = _not_the_batch(of_two.get(name, ()), of_three[name])
+            elif value.shape[:1] != (3,):
+                what = f"its reducers made {tuple(value.shape)} out of 3 images; axis 0 must stay the batch"
+            elif value.shape[1:] != few[name].shape[1:] or value.dtype != few[name].dtype:
+                what = "its values change shape or dtype with the number of images"
+            # A glob often brings many: one of each tap is enough.
+            if what and all(fault.where != places[name] for fault in faults):
+                faults.append(TapError(f"tap {name!r}: {what}", where=places[name]))
+        if faults:
+            raise combined(faults)
         infos, files = self.tapped.infos, stems(more)
         return {n: Column(infos[n], tuple(v.shape[1:]), dtype_name(v), files[n]) for n, v in more.items()}
 
@@ -63,14 +70,15 @@ class ForwardPass:
             batch, wait = launched.popleft()
             with stopwatch.measure("forward"), model_guard(batch.pixels):
                 values = wait()
-            return batch, _kept(batch, _as_probed(values, batch, columns, next(numbers)))
+            return batch, _kept(batch, self._as_probed(values, batch, columns, next(numbers)))
 
         for number, batch in enumerate(stopwatch.waits("wait", batches)):
             try:
                 with stopwatch.measure("forward"):
                     launched.append((batch, self._launched(batch.pixels, transfer)))
             except TapError as error:
-                raise TapError(f"batch {number}: {error}; the probe saw it otherwise, on zeros") from error
+                what = f"batch {number}: {error.message}; the probe saw it otherwise, on zeros"
+                raise TapError(what, where=error.where) from error
             if len(launched) > transfer.behind:
                 yield arrived()
         while launched:
@@ -79,7 +87,7 @@ class ForwardPass:
     def inputs(self, pixels: Tensor, transfer: Transfer | None = None) -> Tensor:
         """A prepared batch as the model takes it, on its device."""
         moved = (transfer or transfer_for(self.device)).send(pixels)
-        with guard(self.preprocessor):
+        with within("preprocess"), guard(self.preprocessor):
             finished = self.preprocessor.finish(moved)
         return finished.contiguous(memory_format=self.memory_format) if self._lies_otherwise(finished) else finished
 
@@ -104,21 +112,20 @@ class ForwardPass:
                 values = self.tapped.run(inputs)
             return transfer.fetch(values)
 
+    def _as_probed(self, values: Values, batch: Batch, columns: Mapping[str, Column], number: int) -> Values:
+        """The values, if they are as the probe has seen them. Raises `TapError`."""
+        images = len(batch.records)
+        for name, column in columns.items():
+            value = values.get(name)
+            if value is None or tuple(value.shape) != (images, *column.shape) or dtype_name(value) != column.dtype:
+                raise TapError(
+                    f"tap {name!r} gave {_shown(value)} in batch {number}, and {column.shape} in the probe",
+                    where=self.tapped.places.get(name, ("taps",)),
+                )
+        return values
+
     def _lies_otherwise(self, inputs: Tensor) -> bool:
         return self.memory_format is torch.channels_last and inputs.ndim == 4
-
-
-def _as_probed(values: Values, batch: Batch, columns: Mapping[str, Column], number: int) -> Values:
-    """The values, if they are as the probe has seen them. Raises `TapError`."""
-    for name, column in columns.items():
-        value = values.get(name)
-        if (
-            value is None
-            or tuple(value.shape) != (len(batch.records), *column.shape)
-            or dtype_name(value) != column.dtype
-        ):
-            raise TapError(f"tap {name!r} gave {_shown(value)} in batch {number}, and {column.shape} in the probe")
-    return values
 
 
 def _kept(batch: Batch, values: Mapping[str, Tensor]) -> Activations:
@@ -142,7 +149,8 @@ def model_guard(inputs: Tensor) -> Iterator[None]:
     except Exception as error:
         if _is_out_of_memory(error) or _is_out_of_memory(error.__cause__):
             raise OutOfMemory(
-                f"batch_size: out of memory in a batch of {len(inputs)} images; try {max(1, len(inputs) // 2)}"
+                f"out of memory in a batch of {len(inputs)} images; try {max(1, len(inputs) // 2)}",
+                where=("batch_size",),
             ) from error
         if isinstance(error, LayertapError):
             raise
@@ -163,7 +171,7 @@ def _shown(value: Tensor | None) -> str:
     return "nothing" if value is None else f"{tuple(value.shape)} {dtype_name(value)}"
 
 
-def _not_the_batch(name: str, of_two: tuple[int, ...], of_three: tuple[int, ...]) -> str:
+def _not_the_batch(of_two: tuple[int, ...], of_three: tuple[int, ...]) -> str:
     axes = [axis for axis, lengths in enumerate(zip(of_two, of_three, strict=False)) if lengths == (2, 3)]
     seen = f"; axis {axes[0]} is" if axes else ""
-    return f"tap {name!r}: axis 0 of its value is not the image: 2 images gave {of_two}, and 3 gave {of_three}{seen}"
+    return f"axis 0 of its value is not the image: 2 images gave {of_two}, and 3 gave {of_three}{seen}"

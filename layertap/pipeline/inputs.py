@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset
 from layertap.config.document import Document
 from layertap.config.model import MODEL_PREPROCESSOR, RunConfig, build_part, model_short
 from layertap.contracts import LoadedModel, ModelProvider, Plugin, Preprocessor, Source
-from layertap.errors import ConfigError, PluginError, first_fault
+from layertap.errors import ConfigError, PluginError, faults_of, within
 from layertap.pipeline import malloc
 from layertap.pipeline.tensors import image_of
 from layertap.plugins import Plugins, guard
@@ -69,7 +69,8 @@ def given_model(model: ModelLike, plugins: Plugins) -> LoadedModel:
         return model
     if isinstance(model, nn.Module):
         return LoadedModel(_eager(model))
-    return load_model(_part("model", model_short(model), plugins))
+    with within("model"):
+        return load_model(_part("model", model_short(model), plugins))
 
 
 def given_preprocessor(preprocess: PreprocessLike, loaded: LoadedModel, plugins: Plugins) -> Preprocessor:
@@ -98,7 +99,7 @@ def given_records(images: ImagesLike, plugins: Plugins) -> Iterator[ImageRecord]
         assert isinstance(source, Source)
         images = source
     if isinstance(images, Source):
-        with guard(images):
+        with within("source"), guard(images):
             yield from images.records()
         return
     if isinstance(images, (ImageRecord, bytes, Image.Image)):
@@ -150,7 +151,7 @@ def _part(kind: str, value: Any, plugins: Plugins) -> Plugin:
     try:
         spec = Spec.model_validate(value)
     except pydantic.ValidationError as error:
-        raise _ARGUMENTS.fault((kind,), first_fault(error)[1]) from error
+        raise _ARGUMENTS.fault((kind,), faults_of(error, value)[0].what) from error
     return build_part(kind, spec, plugins, _ARGUMENTS, (kind,))
 
 

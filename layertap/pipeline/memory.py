@@ -37,8 +37,9 @@ def refuse_more_than_there_is(
     needed, there_is = _needed(forward, columns, batch_size, shard_rows), _there_is()
     if needed > there_is:
         raise ConfigError(
-            f"batch_size: {batch_size} images a batch and {shard_rows} rows a shard need {needed / 1e9:.1f} GB of "
-            f"memory, and this machine has {there_is / 1e9:.1f}; set smaller ones"
+            f"{batch_size} images per batch and {shard_rows} rows per shard need {needed / 1e9:.1f} GB of memory, and "
+            f"this machine has {there_is / 1e9:.1f}; set smaller ones",
+            where=("batch_size",),
         )
 
 
@@ -49,7 +50,8 @@ def rehearse(forward: ForwardPass, batch_size: int) -> None:
         fitting //= 2
     if fitting < batch_size:
         cure = f"batch_size={fitting} does" if fitting else "not even one does; use device=cpu"
-        raise ConfigError(f"batch_size: {batch_size} images do not fit into the memory of {forward.device}; {cure}")
+        what = f"{batch_size} images do not fit into the memory of {forward.device}; {cure}"
+        raise ConfigError(what, where=("batch_size",))
 
 
 def _needed(forward: ForwardPass, columns: Mapping[str, Column], batch_size: int, shard_rows: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from layertap.config.loading import ConfigLike, load_config
 from layertap.config.model import RunConfig
 from layertap.contracts import FileSink, Preprocessor, Sink
-from layertap.errors import ConfigError, ImageError, LayertapError
+from layertap.errors import ConfigError, ImageError, LayertapError, within
 from layertap.images.batches import Slot, batches, default_workers
 from layertap.images.plan import Plan
 from layertap.outputs.output import Output
@@ -182,7 +182,7 @@ class Walk:
     def walk(self) -> Report:
         sink, events, tally = self.run.sink, self.run.events, self.output.tally()
         info = dataclasses.replace(self.run.info, resumed=tally.planned)
-        with guard(sink):
+        with within("sink"), guard(sink):
             sink.open(info)
         try:
             with _aborted(sink):
@@ -192,7 +192,7 @@ class Walk:
                 self.output.finish(seconds, self.stopwatch)
                 extracting = seconds - self.stopwatch.seconds.get("start", 0.0)
                 report = _report(info, tally, self.output, sink, seconds, extracting=extracting)
-            with guard(sink):
+            with within("sink"), guard(sink):
                 sink.close(report)
         except BaseException as error:
             events.run_finished(info, None, error)

@@ -73,8 +73,15 @@ class Prepared:
 def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
     """The parts of a run, with the model tapped and on its device for as long as the block lasts.
 
-    What is quick to check comes first: a missing folder is told before a model is loaded. Raises `LayertapError`.
+    What is quick to check comes first: a missing folder is reported before a model is loaded. Raises `LayertapError`;
+    whatever knows its key, here or later in the block, says where in the configuration that is.
     """
+    with config.at(), _prepared(config, plugins) as this:
+        yield this
+
+
+@contextmanager
+def _prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
     source, sink = config.build("source", plugins), config.build("sink", plugins)
     assert isinstance(source, Source)
     assert isinstance(sink, Sink)
@@ -84,29 +91,22 @@ def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
     events = Events(config.build_observers(plugins))
     with config.at("device"):
         device = find_device(config.device)
-    with config.at("source"):
-        plan = Plan(source, config.limit)
+    plan = Plan(source, config.limit)
     loaded = inputs.configured_model(config, plugins)
     preprocessor = inputs.configured_preprocessor(config, plugins, loaded)
     preprocessor.profile = config.profile
     slot = Slot.of(preprocessor, device)
-    with config.at("taps"):
-        tapped = TappedModel(
-            loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=plugins
-        )
+    tapped = TappedModel(loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=plugins)
     memory_format = getattr(torch, _FORMATS[config.profile.memory_format])
     autocast = getattr(torch, config.autocast) if config.autocast else None
     with rounding(config.profile.tf32), ready(loaded.module, device, memory_format), tapped:
         forward = ForwardPass(tapped, preprocessor, slot, device, memory_format, autocast)
-        with config.at("taps"):
-            columns = forward.probe()
-        with config.at("batch_size"):
-            batch_size = _batch_size(config, sink, forward, columns, plan.count)
+        columns = forward.probe()
+        batch_size = _batch_size(config, sink, forward, columns, plan.count)
         shard_rows = config.shard_rows or default_rows(columns, batch_size)
-        with config.at("batch_size"):
-            memory.refuse_more_than_there_is(forward, columns, min(batch_size, plan.count), min(shard_rows, plan.count))
-            if device.type != "cpu":
-                memory.rehearse(forward, min(batch_size, plan.count))
+        memory.refuse_more_than_there_is(forward, columns, min(batch_size, plan.count), min(shard_rows, plan.count))
+        if device.type != "cpu":
+            memory.rehearse(forward, min(batch_size, plan.count))
         info = RunInfo(
             id=uuid.uuid4().hex,
             planned=plan.count,

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from layertap.contracts import Sink
+from layertap.errors import within
 from layertap.images.plan import Plan
 from layertap.plugins import guard
 from layertap.records import Gathered, Tally
@@ -69,7 +70,7 @@ class SinkDestination(Destination):
         self._sink = sink
 
     def write(self, gathered: Gathered) -> None:
-        with guard(self._sink):
+        with within("sink"), guard(self._sink):
             self._sink.write(gathered.shard)
 
 

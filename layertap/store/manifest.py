@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 import pydantic
 from pydantic import AfterValidator, ConfigDict, Field
 
-from layertap.errors import FOREIGN, StoreError, first_fault
+from layertap.errors import FOREIGN, StoreError, faults_of
 from layertap.records import Dtype, Tally
 from layertap.store import safe_files
 
@@ -238,8 +238,8 @@ def parsed(text: str, path: Path, model: type[M]) -> M:
             raise StoreError(f"{path}: not a file of this version of layertap", code=FOREIGN)
         return model.model_validate(data)
     except pydantic.ValidationError as error:
-        where, what = first_fault(error)
-        raise StoreError(f"{path}: {'.'.join(map(str, where))}: {what}", code=FOREIGN) from error
+        fault = faults_of(error, data)[0]
+        raise StoreError(f"{path}: {'.'.join(map(str, fault.where))}: {fault.what}", code=FOREIGN) from error
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: cannot be read: {error}", code=FOREIGN) from error
 

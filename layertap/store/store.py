@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from layertap.contracts import FileSink
-from layertap.errors import FOREIGN, LOCKED, StoreError
+from layertap.errors import FOREIGN, LOCKED, StoreError, within
 from layertap.plugins import guard
 from layertap.records import Gathered, Tally
 from layertap.store import durable, replace, safe_files
@@ -97,7 +97,7 @@ class Store:
         temporary = part.with_name(f"{part.name}.tmp")
         with storage(self.path):
             durable.fresh_folder(temporary)
-        with guard(self._sink), storage(self.path):
+        with guard(self._sink), storage(self.path), within("sink"):
             self._sink.save(gathered.shard, temporary)
         with storage(self.path):
             files = _facts(temporary)
@@ -164,7 +164,7 @@ class Store:
     def _merge(self, count: int) -> dict[str, FileFacts]:
         folder = self.path / replace.MERGE
         durable.fresh_folder(folder)
-        with guard(self._sink), storage(self.path):
+        with guard(self._sink), storage(self.path), within("sink"):
             self._sink.merge([self.commits.part(number) for number in range(count)], folder)
         files = _facts(folder)
         # A rename puts a file in another one's place, and no folder in that of one which an earlier try has filled.

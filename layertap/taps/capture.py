@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layertap.contracts import Reducer
-from layertap.errors import ConfigError, LayertapError, TapError, first_fault
+from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, faults_of, set_within, within
 from layertap.plugins import Plugins, guard
 from layertap.records import TapInfo, dtype_name
 from layertap.taps.axes import axes_of
@@ -42,8 +42,8 @@ class Forward:
         try:
             checked = cls.Params.model_validate(dict(params))
         except pydantic.ValidationError as error:
-            where, what = first_fault(error)
-            raise ConfigError(f"the reducer {name!r}: {'.'.join(map(str, where))}: {what}") from error
+            faults = faults_of(error, params)
+            raise combined([ConfigError(fault.what, where=fault.where) for fault in faults]) from error
         with guard(cls):
             reducer = cls(checked)
         assert isinstance(reducer, Reducer)
@@ -65,8 +65,12 @@ class _Way:
 class Capture:
     """One tap on one layer: takes its calls' values as they come, and says what is wrong with them when asked."""
 
-    def __init__(self, tap: Tap, name: str, layer: nn.Module, forward: Forward, *, pattern: Tap | None) -> None:
+    def __init__(
+        self, tap: Tap, name: str, layer: nn.Module, forward: Forward, *, pattern: Tap | None, where: Where = ()
+    ) -> None:
         self.tap = tap
+        self.where = where
+        """Where its tap is among the taps asked for."""
         self.name = name
         self.pattern = pattern
         """The glob or regular expression that brought it in."""
@@ -104,9 +108,12 @@ class Capture:
             except (LayertapError, torch.OutOfMemoryError) as error:
                 # Raised when the value is read: inside the forward, the model could swallow it.
                 self._error = error
+                if isinstance(error, LayertapError):
+                    set_within(error, self.where)
             except Exception as error:
                 first = (str(error).splitlines() or [""])[0]
-                self._error = TapError(f"tap {self.name!r}: its value cannot be kept: {type(error).__name__}: {first}")
+                what = f"tap {self.name!r}: its value cannot be kept: {type(error).__name__}: {first}"
+                self._error = TapError(what, where=self.where)
                 self._error.__cause__ = error
 
     def calls_needed(self, expected: int) -> int:
@@ -148,14 +155,20 @@ class Capture:
 
     def fault(self, hint: Hint) -> Exception | None:
         """What is wrong with the values of the latest forward, if anything is."""
+        if self._error is not None and not self.strayed:
+            return self._error
+        fault = self._fault(hint)
+        if fault is not None:
+            set_within(fault, self.where)
+        return fault
+
+    def _fault(self, hint: Hint) -> TapError | None:
         layer, forward = self.tap.layer, self._forward
         if self.strayed:
             return TapError(
                 f"layer {layer!r} ran in another method than the model's forward, where one call cannot be told from "
                 "the next: use `taps.run(..., call=model.METHOD)`"
             )
-        if self._error is not None:
-            return self._error
         if not self.calls:
             if not forward.began:
                 return TapError(
@@ -228,8 +241,8 @@ class Capture:
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
             kept = tensor.detach() if self._forward.detach else tensor
             way = self._way(call, kept)
-            for reducer in way.reducers:
-                with guard(reducer), _without_autocast(kept.device.type):
+            for number, reducer in enumerate(way.reducers):
+                with within("reduce", number), guard(reducer), _without_autocast(kept.device.type):
                     kept = _reduced(reducer, kept)
             cast = self._cast(kept)
             # A cast is a copy that nobody else holds. All else may be a view of the layer's memory, or a buffer that
@@ -250,14 +263,18 @@ class Capture:
         way.shape = tuple(tensor.shape)
         if way.info is None:
             info = self._described(call, tensor)
-            for reducer in way.reducers:
-                with guard(reducer):
+            for number, reducer in enumerate(way.reducers):
+                with within("reduce", number), guard(reducer):
                     reducer.bind(info)
             way.info = info
         return way
 
     def _reducers(self) -> list[Reducer]:
-        return [self._forward.reducer(spec.type, spec.params) for spec in self.tap.reduce]
+        reducers: list[Reducer] = []
+        for number, spec in enumerate(self.tap.reduce):
+            with within("reduce", number):
+                reducers.append(self._forward.reducer(spec.type, spec.params))
+        return reducers
 
     def _described(self, call: int, tensor: Tensor) -> TapInfo:
         forward = self._forward

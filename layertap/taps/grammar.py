@@ -9,24 +9,21 @@ parts), or `re:` and a regular expression that matches the whole path and takes 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from re import _constants, _parser  # type: ignore[attr-defined]  # how Python itself reads a pattern
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, StrictStr
 
-from layertap.errors import TapError, first_fault
+from layertap.errors import TapError, Where, combined, faults_of
 from layertap.records import FloatDtype
+from layertap.taps.patterns import REGEX, check, is_pattern
 
-REGEX = "re:"
 ROOT = "."
 
 # No leading zero, so that a string says the same after it was read; nine digits are more calls than any forward has.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
-# Four repeats of anything: a hundredth of a second for the longest name of a large model, and ten times that for each
-# one more.
-_MOST_WAYS = 10**8
 _CALL = re.compile(rf"{_NUMBER.pattern}|last|all")
 
 
@@ -102,17 +99,19 @@ class Tap(pydantic.BaseModel):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
+        if isinstance(value, _Named):
+            return value.long()
         return value if isinstance(value, Tap) else _long(value)
 
     @pydantic.model_validator(mode="after")
     def _checked(self) -> Tap:
-        matcher(self.layer)
+        check(self.layer)
         return self
 
     @property
     def is_pattern(self) -> bool:
         """Whether the layer may be many: a glob or a regular expression."""
-        return self.layer.startswith(REGEX) or "*" in self.layer
+        return is_pattern(self.layer)
 
     @property
     def label(self) -> str:
@@ -124,77 +123,25 @@ class Tap(pydantic.BaseModel):
         return ("<" if self.side == "input" else "") + self.layer + call + "".join(f"[{key}]" for key in self.select)
 
 
-def matcher(layer: str) -> re.Pattern[str]:
-    """The regular expression that a layer's whole path must match. Raises ValueError for a pattern that is none."""
-    if layer.startswith(REGEX):
-        if layer == REGEX:
-            raise ValueError(f"{layer!r}: expected a regular expression after `{REGEX}`")
-        try:
-            pattern = re.compile(layer.removeprefix(REGEX))
-        except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{layer!r} is no regular expression: {error}") from error
-        if _ways(_parser.parse(layer.removeprefix(REGEX))) > _MOST_WAYS:
-            raise ValueError(
-                f"{layer!r} could take hours: it repeats what itself repeats or chooses, or repeats too often; write a "
-                "glob, or several taps"
-            )
-        return pattern
-    if "*" not in layer:
-        return re.compile(re.escape(layer))
-    blocks = [""]
-    for part in layer.split("."):
-        if part == "**":
-            blocks.append("")
-        elif "**" in part:
-            raise ValueError(f"{layer!r}: `**` stands alone between dots")
-        else:
-            first, *pieces = map(re.escape, part.split("*"))
-            inner = "".join(rf"(?>[^.]*?{piece})" for piece in pieces[:-1] if piece)
-            blocks[-1] += r"\." + first + inner + "".join(rf"[^.]*{piece}" for piece in pieces[-1:])
-    # Every part brings its own dot, so that `**` may be no part at all; `matches` puts one before the first. What
-    # stands between two stars is taken where it is first found, for good: a later place would never match more.
-    first, *others = blocks
-    inner = "".join(rf"(?>(?:\.[^.]+)*?{block}(?=\.|\Z))" for block in others[:-1] if block)
-    return re.compile(first + inner + "".join(rf"(?:\.[^.]+)*{block}" for block in others[-1:]))
-
-
-def _ways(tree: Iterable[Any]) -> int:
-    """In how many ways a parsed pattern can share a text among its parts, about: `re` may try them all in vain.
-
-    A repeat of what itself repeats or chooses has no bound.
-    """
-    ways = 1
-    for kind, what in tree:
-        if kind in (_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT):
-            low, high, repeated = what
-            inner = _ways(repeated)
-            if inner > 1 and high > 1:
-                return _MOST_WAYS + 1
-            ways *= inner * (4 if high == 1 > low else max(1, min(high, 99) - low + 1))
-        elif kind is _constants.BRANCH:
-            ways *= len(what[1]) * sum(_ways(branch) for branch in what[1])
-        else:  # whatever else holds a pattern has it among its arguments
-            for part in what if isinstance(what, tuple) else (what,):
-                ways *= _ways(part) if isinstance(part, _parser.SubPattern) else 1
-    return ways
-
-
-def matches(pattern: re.Pattern[str], layer: str, path: str) -> bool:
-    """Whether the compiled `pattern` of `layer` matches a module's whole `path`."""
-    is_glob = "*" in layer and not layer.startswith(REGEX)
-    return pattern.fullmatch(f".{path}" if is_glob else path) is not None
-
-
 def parse_taps(taps: TapsLike) -> tuple[Tap, ...]:
     """The taps of a string, a `Tap`, a list of either or of long forms, or a mapping of name to tap.
 
-    Raises `TapError` for anything that the grammar does not know.
+    Raises `TapError` with every tap that the grammar does not know.
     """
+    if isinstance(taps, Iterable) and not isinstance(taps, (str, bytes, bytearray, Tap, Mapping, Sequence)):
+        taps = list(taps)
     try:
         return _TAPS.validate_python(taps)
     except pydantic.ValidationError as error:
-        where, what = first_fault(error)
-        raise TapError(f"taps{''.join(f'[{key!r}]' for key in where)}: {what}") from error
+        faults = faults_of(error, {"taps": taps}, ("taps",))
+        raise combined([TapError(fault.what, where=fault.where) for fault in faults]) from error
+
+
+def where_of(taps: TapsLike, number: int, tap: Tap) -> Where:
+    """Where the tap of that number is in what `parse_taps` has read; nowhere in particular for the only one."""
+    if isinstance(taps, (str, Tap)):
+        return ()
+    return ("taps", tap.label if isinstance(taps, Mapping) else number)
 
 
 def _listed(value: Any) -> Any:
@@ -202,8 +149,8 @@ def _listed(value: Any) -> Any:
         return [value]
     if isinstance(value, Mapping) and value:
         if "layer" in value and set(value) <= set(Tap.model_fields):
-            raise ValueError("the long form of a tap stands in a list: `taps: [{layer: ..., ...}]`")
-        return [_named(str(name), tap) for name, tap in value.items()]
+            raise ValueError("the long form of a tap belongs in a list: `taps: [{layer: ..., ...}]`")
+        return [_Named(str(name), tap) for name, tap in value.items()]
     if isinstance(value, Iterable) and not isinstance(value, (bytes, bytearray)):
         listed = list(value)
         if not listed:
@@ -212,18 +159,19 @@ def _listed(value: Any) -> Any:
     raise ValueError(f"is a tap, a list of taps, or a mapping of name to tap, not {value!r}")
 
 
-def _named(name: str, tap: Any) -> Tap:
-    """The tap of a mapping under its name; what is wrong with it is told with that name, as a list's is by number."""
-    try:
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A tap of a mapping under its name there."""
+
+    name: str
+    tap: Any
+
+    def long(self) -> dict[str, Any]:
+        tap = self.tap
         long = {key: getattr(tap, key) for key in Tap.model_fields} if isinstance(tap, Tap) else _long(tap)
-        if long.get("name") not in (None, name):
+        if long.get("name") not in (None, self.name):
             raise ValueError(f"has another name inside, {long['name']!r}: leave that out")
-        return Tap(**{**long, "name": name})
-    except pydantic.ValidationError as error:
-        where, what = first_fault(error)
-        raise ValueError(f"{name!r}: {''.join(f'{key}: ' for key in where)}{what}") from error
-    except ValueError as error:
-        raise ValueError(f"{name!r}: {error}") from error
+        return {**long, "name": self.name}
 
 
 def _long(value: Any) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import nn
 
 from layertap.errors import TapError, did_you_mean
-from layertap.taps.grammar import ROOT, Tap, matcher, matches
+from layertap.taps.grammar import ROOT, Tap
+from layertap.taps.patterns import matching
 
 
 def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
@@ -20,12 +21,10 @@ def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
         return [(tap.layer, every[tap.layer])]
     if not tap.is_pattern:
         raise TapError(f"the model has no layer {tap.layer!r}{did_you_mean(tap.layer, every) or _inside(tap, every)}")
-    pattern = matcher(tap.layer)
-    # A module under several matching names is heard once; one that is shared may match under its second name alone.
+    # A module under several matching names is tapped once; one that is shared may match under its second name alone.
     first: dict[nn.Module, str] = {}
-    for path, module in every.items():
-        if matches(pattern, tap.layer, path):
-            first.setdefault(module, path)
+    for path in matching(tap.layer, every):
+        first.setdefault(every[path], path)
     found = [(path, module) for module, path in first.items()]
     if not found:
         raise TapError(f"no layer matches {tap.layer!r}; the model has {', '.join(dict(root.named_children()))}")

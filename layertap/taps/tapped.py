@@ -10,13 +10,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from layertap.errors import TapError, did_you_mean
+from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, did_you_mean, set_within
 from layertap.plugins import Plugins
 from layertap.records import TapInfo
 from layertap.taps.capture import Capture, Forward
-from layertap.taps.grammar import Tap, TapsLike, parse_taps
+from layertap.taps.faults import hint, refuse_faults, refuse_idle_patterns
+from layertap.taps.grammar import Tap, TapsLike, parse_taps, where_of
 from layertap.taps.hooks import Hook, caller, is_method_running, is_running, refuse_unhookable
-from layertap.taps.layers import find_layers, why_silent
+from layertap.taps.layers import find_layers
 from layertap.taps.listener import Listener
 
 
@@ -74,8 +75,7 @@ class TappedModel(Mapping[str, Tensor]):
         self._waiting = 0
         self._running = False
         self._calls_of_root: list[FrameType] = []
-        for tap in parse_taps(taps):
-            self._add(tap)
+        self._add_all([(tap, where_of(taps, number, tap)) for number, tap in enumerate(parse_taps(taps))])
 
     def __enter__(self) -> Self:
         if self._handles:
@@ -132,6 +132,12 @@ class TappedModel(Mapping[str, Tensor]):
         """The whole shape of each value of the latest forward as its layer gave it, before reducers."""
         return {name: shape for capture in self._captures.values() for name, shape in capture.shapes.items()}
 
+    @property
+    def places(self) -> dict[str, Where]:
+        """Where the tap of each value is among the taps asked for, such as `("taps", 1)`."""
+        captures = self._captures.values()
+        return {name: capture.where for capture in captures for name in capture.values(self._hint)}
+
     def run(self, *args: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """One forward, and the value of every tap, in the order asked for.
 
@@ -155,14 +161,27 @@ class TappedModel(Mapping[str, Tensor]):
         self._compare(stopped)
         return {name: value() for name, value in self._values_by_name().items()}
 
-    def _add(self, tap: Tap) -> None:
+    def _add_all(self, taps: Sequence[tuple[Tap, Where]]) -> None:
+        """Find every tap's layers. Raises `TapError` that reports all taps without any."""
+        faults: list[LayertapError] = []
+        for tap, where in taps:
+            try:
+                self._add(tap, where)
+            except (TapError, ConfigError) as error:
+                set_within(error, where)
+                faults += error.faults
+        if faults:
+            raise combined(faults)
+
+    def _add(self, tap: Tap, where: Where) -> None:
         for layer, module in find_layers(self.module, tap):
             found = tap.model_copy(update={"layer": layer}) if layer != tap.layer else tap
             name = found.label
             if name in self._captures:
                 raise TapError(f"two taps are named {name!r}: give one another `name`")
             pattern = tap if layer != tap.layer else None
-            self._captures[name] = capture = Capture(found, name, module, self._forward, pattern=pattern)
+            capture = Capture(found, name, module, self._forward, pattern=pattern, where=where)
+            self._captures[name] = capture
             listener = self._listeners.setdefault((id(module), tap.side), Listener(module, tap.side))
             listener.captures.append(capture)
 
@@ -264,8 +283,8 @@ class TappedModel(Mapping[str, Tensor]):
 
     def _count(self) -> None:
         """Take the first forward of an entry as the measure for the later ones."""
-        self._refuse_faults()
-        self._refuse_idle_patterns()
+        refuse_faults(self._captures.values(), self._hint)
+        refuse_idle_patterns(self._captures.values(), self._hint)
         self.silent = [c.name for c in self._captures.values() if c.is_silent]
         for listener in self._listeners.values():
             listener.expect(listener.calls)
@@ -289,48 +308,22 @@ class TappedModel(Mapping[str, Tensor]):
                 raise TapError(
                     f"layer {listener.captures[0].tap.layer!r} ran {listener.calls} times in this forward and "
                     f"{expected} times in the first one{' up to the same tap' if stopped else ''}: a tap needs a layer "
-                    "that runs the same way every time"
+                    "that runs the same way every time",
+                    where=listener.captures[0].where,
                 )
-
-    def _refuse_faults(self) -> None:
-        """Raise the first tap's fault, and name the others that have one too: a glob often brings many."""
-        asked = [capture for capture in self._captures.values() if not capture.is_silent]
-        faults = {capture.name: fault for capture in asked if (fault := capture.fault(self._hint)) is not None}
-        if not faults:
-            return
-        first, *others = faults
-        if others and isinstance(faults[first], TapError):
-            raise TapError(f"{faults[first]} (these cannot be read either: {_listing(others)})") from faults[first]
-        raise faults[first]
-
-    def _refuse_idle_patterns(self) -> None:
-        patterns = {id(c.pattern): c.pattern for c in self._captures.values() if c.pattern is not None}
-        for pattern in patterns.values():
-            found = [capture for capture in self._captures.values() if capture.pattern is pattern]
-            if all(capture.is_silent for capture in found):
-                layers = [capture.tap.layer for capture in found]
-                raise TapError(f"no layer of {str(pattern)!r} ran ({_listing(layers)}); {self._hint(layers[0])}")
 
     def _values_by_name(self) -> dict[str, Callable[[], Tensor]]:
         values: dict[str, Callable[[], Tensor]] = {}
         for capture in self._captures.values():
             for name, value in capture.values(self._hint).items():
                 if name in values:
-                    raise TapError(f"two taps are named {name!r}, one of them as a call of `:all`: leave one out")
+                    what = f"two taps are named {name!r}, one of them as a call of `:all`: leave one out"
+                    raise TapError(what, where=capture.where)
                 values[name] = value
         return values
 
     def _hint(self, layer: str) -> str:
-        """Why a layer that exists did not run, where the reason is known."""
-        known = why_silent(self.module, layer)
-        if known is not None:
-            return known
-        ran = [c.tap.layer for c in self._captures.values() if c.calls]
-        return f"taps that did: {_listing(ran)}" if ran else "does the model call it, for this input?"
-
-
-def _listing(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        return hint(self.module, layer, self._captures.values())
 
 
 def tap(module: nn.Module, taps: TapsLike, *, detach: bool = True) -> TappedModel:

@@ -219,7 +219,7 @@ def test_what_is_made_of_all_plugins_names_those_that_are_missing(layertap_, pla
         (["run", "c.yaml", "--plugin", TINY, "batch_size=0"], "command line: batch_size: should be greater than or"),
         (["run", "c.yaml", "--plugin", TINY, "device=gpu"], "command line: device: is auto, cpu, cuda, cuda:N or mps"),
         (["run", "c.yaml", "--plugin", TINY, "device=cuda:9"], "command line: device: 'cuda:9' is not here"),
-        (["run", "c.yaml", "--plugin", TINY, "taps=features.7"], "command line: taps[0]: "),
+        (["run", "c.yaml", "--plugin", TINY, "taps=features.7"], "command line: taps: the model has no layer"),
         (["run", "c.yaml", "--plugin", TINY, "source.path=absent"], "command line: source.path: cannot use"),
         (["run", "c.yaml", "--plugin", TINY, "source.path=c.yaml", "limit=x"], "command line: limit: should be a "),
         (["layers", "nothing/x"], "config: model.type: no model has the type 'nothing'"),

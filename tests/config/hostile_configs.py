@@ -150,7 +150,15 @@ _VALUES = {
     "sexagesimal": (with_(batch_size="12:30:45"), ":6:1: batch_size: should be a valid integer, not '12:30:45'"),
     "90 digits": (with_(batch_size="9" * 90), ":6:1: batch_size: "),
     "threads": (with_(workers="1000000000"), ":7:1: workers: "),
-    "pattern that takes forever": (with_(taps="['re:(a+)+$']"), ":2:8: taps[0]: "),
+    "pattern that finds nothing": (with_(taps="['re:(a+)+$']"), ":2:8: taps[0]: no layer matches"),
+    "pattern that takes forever": (
+        with_(taps="['re:((.|.?.|.?.?.)+)+!']"),
+        ":2:8: taps[0]: 're:((.|.?.|.?.?.)+)+!' is too slow",
+    ),
+    "pattern that counts forever": (
+        with_(taps="['re:(((((){1000}){1000}){1000}){1000}){1000}']"),
+        ":2:8: taps[0]: 're:(((((){1000}){1000}){1000}){1000}){1000}' ",
+    ),
     "1e3": (with_(batch_size="1e3"), ":6:1: batch_size: should be a valid integer, not 1000.0"),
     "quoted number": (with_(batch_size="'4'"), ":6:1: batch_size: should be a valid integer, not '4'"),
     "0": (with_(batch_size="0"), ":6:1: batch_size: should be greater than or equal to 1, not 0"),
@@ -173,7 +181,7 @@ _VALUES = {
     "cuda:99": (with_(device="cuda:99"), ":5:1: device: 'cuda:99' is not here"),
     "device and more": (with_(device="'cuda:0; touch canary'"), ":5:1: device: "),
     "mode": (with_(mode="overwrite"), ":7:1: mode: "),
-    "rows": (with_(shard_rows="3"), ":7:1: shard_rows: 3 is no multiple of batch_size (4)"),
+    "rows": (with_(shard_rows="3"), ":7:1: shard_rows: 3 is not a multiple of batch_size (4)"),
     "unknown key": (with_(btach_size="4"), ":7:1: btach_size: unknown key; did you mean 'batch_size'?"),
     "missing key": (with_().replace("source", "sauce"), ":3:1: sauce: unknown key; did you mean 'source'?"),
     "no folder": (with_(source="{type: folder, path: nowhere}"), "cannot use 'nowhere'"),
@@ -191,6 +199,9 @@ CONFIGS: dict[str, tuple[str | bytes, str]] = {
     )
     for name, (text, said) in configs.items()
 }
+
+# A regular expression that could take forever is matched by a process of layertap's own, which can be stopped.
+MATCHED_APART = {f"value: pattern that {what}" for what in ("finds nothing", "takes forever", "counts forever")}
 
 
 def command(*arguments: object) -> tuple[int, str]:
@@ -249,6 +260,8 @@ def _told(event: str, arguments: tuple[Any, ...]) -> str | None:
     """An audit event that could be somebody's code at work, in a line."""
     if event == "open":
         path, mode, flags = arguments
+        if isinstance(path, int):  # a descriptor, as of a pipe
+            return None
         writes = set(mode or "") & set("wax+") or (flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         return f"open {path}" if writes else None
     if event == "exec":

@@ -160,7 +160,7 @@ def test_observer_that_raises_ends_the_run(run, event):
     source = {"type": "listed", "names": ["bad", "b", "c", "d", "e"]}
     error, lines = run({"type": "plain", "raises": event}, source=source, expect=layertap.PluginError)
     assert error.code == 1
-    assert str(error).startswith("the observer Plain raised RuntimeError: out of ink (at ")
+    assert str(error).startswith("config: observers[0]: the observer Plain raised RuntimeError: out of ink (at ")
     assert lines[0] == "plain run_started 5 0"
     if event != "run_started":
         assert lines[-1] == "plain run_finished None PluginError"
@@ -178,7 +178,7 @@ def test_observer_that_raises_does_not_hide_why_a_run_ended(run):
     observer = {"type": "plain", "raises": "run_finished"}
     error, lines = run(observer, source=source, on_error="fail", expect=layertap.ImageError)
     assert "'bad' cannot be used" in str(error)
-    assert error.__notes__[0].startswith("layertap: afterwards the observer Plain raised RuntimeError")
+    assert error.__notes__[0].startswith("layertap: afterwards observers[0]: the observer Plain raised RuntimeError")
     assert lines[-1] == "plain run_finished None ImageError"
 
 

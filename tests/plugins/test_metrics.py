@@ -115,7 +115,7 @@ def test_labels_hold_any_text(photos, path, tmp_path):
 
 
 def test_unwritable_path_is_reported_before_the_first_image(photos, tmp_path):
-    with pytest.raises(layertap.ConfigError, match=r"metrics: cannot write '.*no.*x.prom': No such file or directory"):
+    with pytest.raises(layertap.ConfigError, match=r"observers\[0\]\.path: cannot write '.*x.prom': No such file"):
         run(photos, tmp_path / "out", tmp_path / "nowhere" / "x.prom")
 
 

@@ -17,7 +17,7 @@ def fault_of(taps, name):
     with pytest.raises(TapError) as caught:
         taps[name]
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return caught.value.message
 
 
 def values_of(model, taps, x):

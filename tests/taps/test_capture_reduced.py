@@ -212,7 +212,7 @@ def test_reducer_that_cannot_serve_the_layer_says_so_every_time(own):
     with layertap.TappedModel(model, [{"layer": "0", "reduce": "picky"}], plugins=own) as taps:
         for _ in range(2):
             model(noise(2, 3, 8, 7))
-            with pytest.raises(TapError, match=r"^picky: not the layer '0'$"):
+            with pytest.raises(TapError, match=r"^taps\[0\]\.reduce\[0\]: picky: not the layer '0'$"):
                 taps["0"]
 
 
@@ -224,8 +224,8 @@ def test_unknown_reducer_is_refused_before_any_forward():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"type": "mean_pool", "no such": 1}, "the reducer 'mean_pool': no such: unknown key"),
-        ({"type": "mean_pool", "params": 1}, "the reducer 'mean_pool': params: unknown key"),
+        ({"type": "mean_pool", "no such": 1}, "taps[0].reduce[0].no such: unknown key"),
+        ({"type": "mean_pool", "params": 1}, "taps[0].reduce[0].params: unknown key"),
     ],
 )
 def test_wrong_parameter_of_a_reducer_is_refused_before_any_forward(spec, message):

@@ -30,7 +30,7 @@ def fault_of(read, *args):
     with pytest.raises(TapError) as caught:
         read(*args)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return caught.value.message
 
 
 # Finding layers

@@ -15,7 +15,7 @@ def fault_of(read, *args, **kwargs):
     with pytest.raises(TapError) as caught:
         read(*args, **kwargs)
     assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return caught.value.message
 
 
 def test_values_are_those_of_a_plain_forward_in_the_order_asked_for():

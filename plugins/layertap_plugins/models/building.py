@@ -36,9 +36,11 @@ def suited(name: str, args: Mapping[str, Any], *, published: bool = False) -> It
         raise
     except Exception as error:
         if args:
-            raise ConfigError(f"model.args={dict(args)} does not suit {name}: {weights.brief(error)}") from error
+            raise ConfigError(f"{dict(args)} does not suit {name}: {weights.brief(error)}", where=("args",)) from error
         if published:
-            raise WeightsError(f"the config of {name} does not suit the library: {weights.brief(error)}") from error
+            raise WeightsError(
+                f"the config of {name} does not suit the library: {weights.brief(error)}", where=("name",)
+            ) from error
         raise
 
 
@@ -46,7 +48,7 @@ def refuse(args: Mapping[str, Any], ours: Collection[str]) -> None:
     """Raise `ConfigError` for an argument that would fetch or unpickle weights by itself, past every check here."""
     for key in args:
         if key in ours:
-            raise ConfigError(f"model.args: {key!r} is not for the architecture; set model.weights instead")
+            raise ConfigError(f"{key!r} is not for the architecture; set model.weights instead", where=("args",))
 
 
 def overridden(args: Mapping[str, Any], known: Collection[str], what: str) -> None:
@@ -54,7 +56,7 @@ def overridden(args: Mapping[str, Any], known: Collection[str], what: str) -> No
     for key in args:
         if key not in known:
             near = weights.nearest(key, known) or f" (it has {', '.join(sorted(known))})"
-            raise ConfigError(f"model.args: {what} has no {key!r}{near}")
+            raise ConfigError(f"{what} has no {key!r}{near}", where=("args",))
 
 
 def layout(module: nn.Module, head: nn.Module | None = None) -> str | None:

@@ -67,12 +67,13 @@ def _state(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict):
-        raise WeightsError(f"{str(path)!r} holds no state dict but a {type(content).__name__}")
+        raise WeightsError(f"{str(path)!r} holds no state dict but a {type(content).__name__}", where=("weights",))
     for key, value in content.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
             raise WeightsError(
                 f"{str(path)!r} holds no state dict: its entry {key!r:.100} is a {type(value).__name__} "
-                f"(a state dict lies at the top, or under {', '.join(WRAPPERS)})"
+                f"(a state dict lies at the top, or under {', '.join(WRAPPERS)})",
+                where=("weights",),
             )
     return content
 
@@ -129,7 +130,8 @@ def check_finite(module: nn.Module, path: Path) -> None:
             low, high = torch.aminmax(value.detach())
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise WeightsError(
-                    f"{str(path)!r} holds NaN or infinity in {name!r}; get a file of a training that went well"
+                    f"{str(path)!r} holds NaN or infinity in {name!r}; get a file of a training that went well",
+                    where=("weights",),
                 )
 
 
@@ -149,7 +151,9 @@ def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, classes: int
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except Exception as error:  # modules refuse what they cannot convert each in its own way
-        raise WeightsError(f"{str(path)!r} does not fit the model: {weights.brief(error)}") from error
+        raise WeightsError(
+            f"{str(path)!r} does not fit the model: {weights.brief(error)}", where=("weights",)
+        ) from error
     missing = [key for key in missing if key not in differ]
     if missing or unexpected or differ:
         raise misfit(path, missing, unexpected, differ, classes)
@@ -171,7 +175,7 @@ def misfit(
     heads = {theirs[0] for theirs, ours in differ.values() if theirs and classes and ours == (classes, *theirs[1:])}
     if len(heads) == 1:
         message += f"; it has {max(heads)} classes: set model.args={{num_classes: {max(heads)}}}"
-    return WeightsError(message)
+    return WeightsError(message, where=("weights",))
 
 
 def aligned(state: Mapping[str, Tensor], own: Mapping[str, Any] | None = None) -> OrderedDict[str, Tensor]:

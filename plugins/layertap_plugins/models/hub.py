@@ -49,7 +49,7 @@ class Folder:
         self.path = Path(os.path.expanduser(path))
         self.label = str(self.path)
         if not self.path.is_dir():
-            raise WeightsError(f"model.name: {self.label!r} is not a folder")
+            raise WeightsError(f"{self.label!r} is not a folder", where=("name",))
 
     def find(self, *names: str) -> Path | None:
         return next((path for name in names if os.path.isfile(path := self.path / name)), None)
@@ -61,9 +61,9 @@ class Repository:
     def __init__(self, reference: str) -> None:
         self.label, at, revision = reference.partition("@")
         if not _NAME.fullmatch(self.label):
-            raise WeightsError(f"model.name: {self.label!r} is not OWNER/NAME of a repository")
+            raise WeightsError(f"{self.label!r} is not OWNER/NAME of a repository", where=("name",))
         if at and not _REVISION.fullmatch(revision):
-            raise WeightsError(f"model.name: {revision!r} is no revision of {self.label!r}")
+            raise WeightsError(f"{revision!r} is no revision of {self.label!r}", where=("name",))
         self.revision: str | None = revision or None
 
     def find(self, *names: str) -> Path | None:
@@ -77,11 +77,11 @@ class Repository:
         try:
             path = path or self._fetched(names)
         except LocalEntryNotFoundError as error:  # the connection broke
-            raise WeightsError(self._unreachable(names[0], error)) from error
+            raise WeightsError(self._unreachable(names[0], error), where=("name",)) from error
         except EntryNotFoundError:  # the repository can be reached, and has none of them
             return None
         except Exception as error:  # what the hub's client raises depends on what it is built on
-            raise WeightsError(self._unreachable(names[0], error)) from error
+            raise WeightsError(self._unreachable(names[0], error), where=("name",)) from error
         if _COMMIT.fullmatch(path.parent.name):
             self.revision = path.parent.name  # all files of one load are of one commit
         return path
@@ -119,7 +119,7 @@ def weights_file(files: Files, name: str = "pytorch_model.bin") -> Path:
     names = (*_SAFE.get(name, (f"{stem}.safetensors",) if suffix in ("bin", "pth") else ()), name)
     path = files.find(*names)
     if path is None:
-        raise WeightsError(f"{files.label} has no weights (looked for {', '.join(names)})")
+        raise WeightsError(f"{files.label} has no weights (looked for {', '.join(names)})", where=("weights",))
     return path
 
 
@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{str(path)!r} cannot be read: {brief(error)}") from error
+        raise WeightsError(f"{str(path)!r} cannot be read: {brief(error)}", where=("name",)) from error
     if not isinstance(content, dict):
-        raise WeightsError(f"{str(path)!r} holds no JSON object but a {type(content).__name__}")
+        raise WeightsError(f"{str(path)!r} holds no JSON object but a {type(content).__name__}", where=("name",))
     return content

@@ -104,8 +104,9 @@ class OpenClipModel(layertap.ModelProvider):
             quick = self.params.args.get("quick_gelu", origin.config.get("quick_gelu", False))
             if bool(tag.get("quick_gelu")) != quick and "timm_model_name" not in origin.config["vision_cfg"]:
                 raise layertap.WeightsError(
-                    f"model.weights: {reference} was trained {'without' if quick else 'with'} QuickGELU; set "
-                    f"model.args={{quick_gelu: {str(not quick).lower()}}}"
+                    f"{reference} was trained {'without' if quick else 'with'} QuickGELU; set "
+                    f"model.args={{quick_gelu: {str(not quick).lower()}}}",
+                    where=("weights",),
                 )
             repository, file = os.path.split(tag["hf_hub"])
             files = hub.Repository(repository)
@@ -135,7 +136,7 @@ def _origin(name: str) -> _Origin:
     config = open_clip.get_model_config(name)
     if config is None:
         near = weights.nearest(name, open_clip.list_models())
-        raise layertap.ConfigError(f"model.name: open_clip has no model {name!r}{near}")
+        raise layertap.ConfigError(f"open_clip has no model {name!r}{near}", where=("name",))
     tags = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
     known = {tag: entry for tag, entry in tags.items() if entry.get("hf_hub")}
     seen = [_preprocess(entry) for entry in tags.values()]
@@ -147,11 +148,13 @@ def _origin(name: str) -> _Origin:
 def _published(files: hub.Files) -> _Origin:
     path = files.find("open_clip_config.json")
     if path is None:
-        raise layertap.WeightsError(f"model.name: {files.label} has no open_clip_config.json")
+        raise layertap.WeightsError(f"{files.label} has no open_clip_config.json", where=("name",))
     content = hub.read_json(path)
     config = content.get("model_cfg")
     if not isinstance(config, dict) or not isinstance(config.get("vision_cfg"), dict) or "embed_dim" not in config:
-        raise layertap.WeightsError(f"{str(path)!r} is no config of open_clip: it has no model_cfg with vision_cfg")
+        raise layertap.WeightsError(
+            f"{str(path)!r} is no config of open_clip: it has no model_cfg with vision_cfg", where=("name",)
+        )
     return _Origin(config, _preprocess(content.get("preprocess_cfg") or {}), {}, files)
 
 

@@ -23,14 +23,14 @@ def weights_files(files: hub.Files) -> list[Path]:
     names = [f"{stem}.{suffix}" for stem in ("model.safetensors", "pytorch_model.bin") for suffix in ("", "index.json")]
     path = files.find(*(name.removesuffix(".") for name in names))
     if path is None:
-        raise WeightsError(f"{files.label} has no weights that can be read safely (model.safetensors)")
+        raise WeightsError(f"{files.label} has no weights that can be read safely (model.safetensors)", where=("name",))
     if path.suffix != ".json":
         return [path]
     listed = hub.read_json(path).get("weight_map")
     shards = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
     found = [files.find(name) if name == os.path.basename(name) else None for name in shards]
     if not found or None in found:
-        raise WeightsError(f"{str(path)!r} lists weights that {files.label} does not have")
+        raise WeightsError(f"{str(path)!r} lists weights that {files.label} does not have", where=("name",))
     return [path for path in found if path is not None]
 
 
@@ -69,7 +69,9 @@ def filled(model_class: Any, config: Any, state: dict[str, Tensor], path: Path) 
                 **options,
             )
         except Exception as error:
-            raise WeightsError(f"{str(path)!r} does not fit the model: {weights.brief(error)}") from error
+            raise WeightsError(
+                f"{str(path)!r} does not fit the model: {weights.brief(error)}", where=("weights",)
+            ) from error
 
     module, found = load()
     missing = sorted(found["missing_keys"])

@@ -83,15 +83,18 @@ class TimmModel(layertap.ModelProvider):
         asked = self.params.args.get("num_classes", classes)
         if asked not in (0, classes):
             raise layertap.ConfigError(
-                f"model.args: the weights of {origin.name} have {classes} classes, so a head of {asked} would be "
-                "untrained; leave num_classes out, or set it to 0 for a model without a head"
+                f"the weights of {origin.name} have {classes} classes, so a head of {asked} would be "
+                "untrained; leave num_classes out, or set it to 0 for a model without a head",
+                where=("args",),
             )
         try:
             return self._suited(origin, {"state_dict": checkpoints.aligned(state)})
         except layertap.LayertapError:
             raise
         except Exception as error:
-            raise layertap.WeightsError(f"{str(path)!r} does not fit {origin.name}: {weights.brief(error)}") from error
+            raise layertap.WeightsError(
+                f"{str(path)!r} does not fit {origin.name}: {weights.brief(error)}", where=("weights",)
+            ) from error
 
     def _with_other(self, origin: _Origin, state: dict[str, Tensor], path: Path) -> nn.Module:
         module = self._suited(origin)
@@ -146,8 +149,9 @@ class _Origin:
         if self.url:
             return weights.cached(self.url)
         raise layertap.WeightsError(
-            f"model.weights: timm has no weights for {self.name} (tags of {self.architecture} that have: "
-            f"{', '.join(self.tags) or 'none'}); set model.weights=PATH, or model.weights={weights.RANDOM}"
+            f"timm has no weights for {self.name} (tags of {self.architecture} that have: "
+            f"{', '.join(self.tags) or 'none'}); set model.weights=PATH, or model.weights={weights.RANDOM}",
+            where=("weights",),
         )
 
 
@@ -166,13 +170,13 @@ def _registered(name: str) -> _Origin:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = weights.nearest(architecture, timm.list_models())
-        raise layertap.ConfigError(f"model.name: timm has no model {name!r}{near}")
+        raise layertap.ConfigError(f"timm has no model {name!r}{near}", where=("name",))
     entries = {
         key.partition(".")[2]: entry for key, entry in timm.models.get_arch_pretrained_cfgs(architecture).items()
     }
     if tag and tag not in entries:
         near = weights.nearest(tag, entries) or f" (it has {', '.join(filter(None, entries)) or 'none'})"
-        raise layertap.ConfigError(f"model.name: timm's {architecture} has no tag {tag!r}{near}")
+        raise layertap.ConfigError(f"timm's {architecture} has no tag {tag!r}{near}", where=("name",))
     tag = tag or next(iter(entries), "")  # the first is timm's default
     entry, full = entries.get(tag), f"{architecture}.{tag}".removesuffix(".")
     return _Origin(
@@ -192,11 +196,11 @@ def _published(name: str, files: hub.Files) -> _Origin:
     timm: Any = importlib.import_module("timm")
     path = files.find("config.json")
     if path is None:
-        raise layertap.WeightsError(f"model.name: {files.label} has no config.json")
+        raise layertap.WeightsError(f"{files.label} has no config.json", where=("name",))
     config = hub.read_json(path)
     architecture, args = config.get("architecture"), config.get("model_args") or {}
     if not isinstance(architecture, str) or not timm.is_model(architecture):
-        raise layertap.ConfigError(f"model.name: timm has no model {architecture!r}, which {path} names")
+        raise layertap.ConfigError(f"timm has no model {architecture!r}, which {path} names", where=("name",))
     _refuse(args)
     classes = config.get("num_classes", config.get("pretrained_cfg", config).get("num_classes"))
     return _Origin(name, architecture, f"local-dir:{path.parent}", classes, files, published=True)

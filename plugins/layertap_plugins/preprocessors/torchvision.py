@@ -116,8 +116,9 @@ def _try(transforms: Sequence[tuple[Step, Transform]]) -> None:
         shapes.append(tuple(value.shape))
     if len(set(shapes)) > 1:
         raise layertap.ConfigError(
-            f"preprocess.transforms: images of {_SAMPLES[0]} and {_SAMPLES[1]} pixels would get the shapes "
-            f"{shapes[0]} and {shapes[1]}: add a CenterCrop, or give Resize a height and a width"
+            f"images of {_SAMPLES[0]} and {_SAMPLES[1]} pixels would get the shapes "
+            f"{shapes[0]} and {shapes[1]}: add a CenterCrop, or give Resize a height and a width",
+            where=("transforms",),
         )
 
 
@@ -157,7 +158,7 @@ def _resized(size: tuple[int, int], how: Resizing) -> tuple[int, int]:
 
 def _refused(step: Step, error: Exception) -> layertap.ConfigError:
     said = str(error).partition("\n")[0] or type(error).__name__
-    return layertap.ConfigError(f"preprocess.transforms: {step.name}: torchvision rejects it: {said}")
+    return layertap.ConfigError(f"{step.name}: torchvision rejects it: {said}", where=("transforms",))
 
 
 @layertap.hookimpl

@@ -67,24 +67,30 @@ class ArraySource(layertap.Source):
             key = fitting[0] if len(fitting) == 1 else next(iter(found)) if len(found) == 1 else None
             if key is None:
                 has = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in found.items()) or "none"
-                raise layertap.ConfigError(f"source.key: name the array of the images in {path!r} (it has {has})")
+                raise layertap.ConfigError(f"name the array of the images in {path!r} (it has {has})", where=("key",))
         elif key not in found:
             near = nearest(key, found) or f" (it has {', '.join(found) or 'none'})"
-            raise layertap.ConfigError(f"source.key: {path!r} has no array {key!r}{near if '' not in found else ''}")
+            raise layertap.ConfigError(
+                f"{path!r} has no array {key!r}{near if '' not in found else ''}", where=("key",)
+            )
         images = _Images(found[key], self._axes(found[key]))
         if labels is None:
             return images, None
         array = found.get(labels)
         if array is None and os.path.exists(labels):
-            array = arrays_of(labels, files.stamped(labels)).get("")
+            try:
+                array = arrays_of(labels, files.stamped(labels)).get("")
+            except layertap.ConfigError as error:
+                error.where = ("labels",)
+                raise
         if array is None:
             near = nearest(labels, found)
             raise layertap.ConfigError(
-                f"source.labels: {labels!r} is neither an array in {path!r} nor an .npy file{near}"
+                f"{labels!r} is neither an array in {path!r} nor an .npy file{near}", where=("labels",)
             )
         if array.shape not in ((images.count,), (images.count, 1)):
             raise layertap.ConfigError(
-                f"source.labels: {labels!r} has the shape {array.shape}, but there are {images.count} images"
+                f"{labels!r} has the shape {array.shape}, but there are {images.count} images", where=("labels",)
             )
         return images, [label.decode() if isinstance(label, bytes) else label for label in array.values()]
 
@@ -92,8 +98,9 @@ class ArraySource(layertap.Source):
         axes, shape, where = self.params.axes, array.shape, repr(self.params.path)
         if array.dtype != "uint8":
             raise layertap.ConfigError(
-                f"source.path: {where} holds {array.dtype} of shape {shape}, not uint8; convert it first, as in "
-                "(x * 255).round().astype('uint8') for values from 0 to 1"
+                f"{where} holds {array.dtype} of shape {shape}, not uint8; convert it first, as in "
+                "(x * 255).round().astype('uint8') for values from 0 to 1",
+                where=("path",),
             )
         last, second = len(shape) == 4 and shape[3] in _CHANNELS, len(shape) == 4 and shape[1] in _CHANNELS
         fits = {"NHWC": last, "NCHW": second, "NHW": len(shape) == 3}
@@ -103,7 +110,7 @@ class ArraySource(layertap.Source):
         if found is None or 0 in shape:
             said = f"does not fit `axes: {axes}`" if axes else "does not show its axes; set `axes` to NHWC, NCHW or NHW"
             said = "has no images" if 0 in shape else said
-            raise layertap.ConfigError(f"source.axes: the shape {shape} of {where} {said}")
+            raise layertap.ConfigError(f"the shape {shape} of {where} {said}", where=("axes",))
         return found
 
 

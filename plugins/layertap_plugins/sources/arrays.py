@@ -229,4 +229,4 @@ def _understood(path: str) -> Iterator[None]:
         zipfile.BadZipFile,
     ) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise layertap.ConfigError(f"source.path: cannot use {path!r}: {said}") from error
+        raise layertap.ConfigError(f"cannot use {path!r}: {said}", where=("path",)) from error

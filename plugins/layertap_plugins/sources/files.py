@@ -71,14 +71,16 @@ def stamped(path: str) -> str:
 def unusable(path: str, why: object) -> layertap.ConfigError:
     """The error for a file of the source that cannot be used."""
     return layertap.ConfigError(
-        f"source.path: cannot use {path!r}: {why}; relative paths start at the working directory"
+        f"cannot use {path!r}: {why}; relative paths start at the working directory", where=("path",)
     )
 
 
 def refuse_url(path: str) -> None:
     """Raise `ConfigError` for a file on another machine: these files are read in many small pieces."""
     if "://" in path:
-        raise layertap.ConfigError(f"source.path: {path!r} is a URL, and this source reads local files; fetch it first")
+        raise layertap.ConfigError(
+            f"{path!r} is a URL, and this source reads local files; fetch it first", where=("path",)
+        )
 
 
 def located(paths: str | Sequence[str], suffixes: tuple[str, ...]) -> dict[str, str]:
@@ -92,7 +94,7 @@ def located(paths: str | Sequence[str], suffixes: tuple[str, ...]) -> dict[str, 
         for name in [path] if os.path.lexists(path) else _expanded(path):
             found += _files_at(name, suffixes)
     for path in (path for path, group in itertools.groupby(sorted(found)) if len(list(group)) > 1):
-        raise layertap.ConfigError(f"source.path: {path!r} is named twice")
+        raise layertap.ConfigError(f"{path!r} is named twice", where=("path",))
     names = [os.path.basename(path) for path in found]
     return {
         path: text_of(os.fsencode(name)) for path, name in zip(found, names if _differ(names) else found, strict=True)
@@ -119,12 +121,12 @@ def _files_at(path: str, suffixes: tuple[str, ...]) -> list[str]:
             if name.endswith(suffixes) and not name.startswith(".")
         ]
         if not below:
-            raise layertap.ConfigError(f"source.path: no file below {path!r} ends in {' or '.join(suffixes)}")
+            raise layertap.ConfigError(f"no file below {path!r} ends in {' or '.join(suffixes)}", where=("path",))
         return sorted(below, key=os.fsencode)
     if glob.has_magic(path) and not os.path.lexists(path):
         matching = [name for name in glob.glob(path, recursive=True) if os.path.isfile(name)]
         if not matching:
-            raise layertap.ConfigError(f"source.path: no file matches {path!r}")
+            raise layertap.ConfigError(f"no file matches {path!r}", where=("path",))
         return sorted(matching, key=os.fsencode)
     return [path]
 
@@ -141,7 +143,7 @@ def _expanded(pattern: str) -> list[str]:
         )
     ]
     if len(ends) > _MOST_FILES:
-        raise layertap.ConfigError(f"source.path: {pattern!r} expands to more than {_MOST_FILES:,} files")
+        raise layertap.ConfigError(f"{pattern!r} expands to more than {_MOST_FILES:,} files", where=("path",))
     return [before + end for end in ends]
 
 
@@ -149,12 +151,12 @@ def _parts(inside: str, pattern: str) -> Iterator[str]:
     if numbers := _RANGE.fullmatch(inside):
         first, last = (int(number) for number in numbers.groups())
         if last < first:
-            raise layertap.ConfigError(f"source.path: the range in {pattern!r} ends before it begins")
+            raise layertap.ConfigError(f"the range in {pattern!r} ends before it begins", where=("path",))
         width = max(len(number) for number in numbers.groups()) if "0" in (inside[0], numbers[2][0]) else 0
         yield from (f"{number:0{width}d}" for number in range(first, last + 1))
     elif "," in inside:
         yield from inside.split(",")
     else:
         raise layertap.ConfigError(
-            f"source.path: {{{inside}}} in {pattern!r} is neither a range like {{000..012}} nor a list like {{a,b}}"
+            f"{{{inside}}} in {pattern!r} is neither a range like {{000..012}} nor a list like {{a,b}}", where=("path",)
         )

@@ -71,14 +71,14 @@ class FolderSource(layertap.Source):
             yield from self._elsewhere(path)
             return
         if self.params.storage_options:
-            raise layertap.ConfigError(f"source.storage_options: these are for a URL, but {path!r} is a local path")
+            raise layertap.ConfigError(f"these are for a URL, but {path!r} is a local path", where=("storage_options",))
         path = path.removeprefix("file://")
         try:
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise layertap.ConfigError(
-                f"source.path: cannot use {path!r}: {reason}; relative paths start at the working directory"
+                f"cannot use {path!r}: {reason}; relative paths start at the working directory", where=("path",)
             ) from error
         if is_folder:
             yield from self._below(os.fsencode(path))
@@ -120,8 +120,9 @@ class FolderSource(layertap.Source):
         if not taken:
             patterns = ", ".join(self.params.include)
             raise layertap.ConfigError(
-                f"source.path: no images in {self.params.path!r} match {patterns} ({passed_over} other files were "
-                "skipped; folders that are links or begin with a dot are not entered)"
+                f"no images in {self.params.path!r} match {patterns} ({passed_over} other files were "
+                "skipped; folders that are links or begin with a dot are not entered)",
+                where=("path",),
             )
 
 
@@ -173,7 +174,7 @@ def _listing(root: bytes, folder: bytes) -> list[bytes]:
                     found.append(folder + entry.name + b"/")
     except OSError as error:
         where = os.fsdecode(os.path.join(root, folder))
-        raise layertap.ConfigError(f"source.path: cannot list {where!r}: {error.strerror}") from error
+        raise layertap.ConfigError(f"cannot list {where!r}: {error.strerror}", where=("path",)) from error
     found.sort(reverse=True)
     return found
 

@@ -56,7 +56,7 @@ class HuggingFaceSource(layertap.Source):
         for number, row in enumerate(_rows(dataset, [*columns, id_column] if id_column else columns)):
             record_id = f"{number:08d}"
             if id_column and not (record_id := str(tables.plain(row[id_column]) or "")):
-                raise layertap.ConfigError(f"source.id: row {number} of {self.params.path!r} has no {id_column!r}")
+                raise layertap.ConfigError(f"row {number} of {self.params.path!r} has no {id_column!r}", where=("id",))
             yield layertap.ImageRecord(record_id, Row(images, number, stamp), tables.meta_of(row, keys, names))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,7 +70,7 @@ class HuggingFaceSource(layertap.Source):
         files.refuse_url(path)
         if local and (self.params.name or self.params.revision):
             raise layertap.ConfigError(
-                f"source.path: {path!r} is on this machine; name and revision are for data sets on the hub"
+                f"{path!r} is on this machine; name and revision are for data sets on the hub", where=("path",)
             )
         if not local and path.startswith((".", "/", "~")):
             raise files.unusable(path, "No such file or directory")
@@ -86,10 +86,10 @@ class HuggingFaceSource(layertap.Source):
         except Exception as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             advice = "; use the source `folder` for a folder of images, `parquet` for Parquet files" if local else ""
-            raise layertap.ConfigError(f"source.path: cannot load {path!r}: {said}{advice}") from error
+            raise layertap.ConfigError(f"cannot load {path!r}: {said}{advice}", where=("path",)) from error
         dataset = self._split(found) if isinstance(found, dict) else found
         if local and not isinstance(found, dict) and self.params.split not in (None, str(dataset.split)):
-            raise layertap.ConfigError(f"source.split: {path!r} has only the split {str(dataset.split)!r}")
+            raise layertap.ConfigError(f"{path!r} has only the split {str(dataset.split)!r}", where=("split",))
         stamp = hashlib.sha256(dataset._fingerprint.encode())
         if local:
             for file in dataset.cache_files:
@@ -103,7 +103,7 @@ class HuggingFaceSource(layertap.Source):
         if split is None or split not in found:
             has = ", ".join(found)
             said = f"there is no split {split!r}" if split else "there are several splits, so name one"
-            raise layertap.ConfigError(f"source.split: {said} ({self.params.path!r} has {has})")
+            raise layertap.ConfigError(f"{said} ({self.params.path!r} has {has})", where=("split",))
         return found[split]
 
     def _column(self, dataset: Any) -> str:
@@ -113,14 +113,15 @@ class HuggingFaceSource(layertap.Source):
         if column is None:
             if not columns:
                 raise layertap.ConfigError(
-                    f"source.column: {self.params.path!r} has no column of images (it has "
-                    f"{', '.join(dataset.features)}); name one that holds their bytes"
+                    f"{self.params.path!r} has no column of images (it has "
+                    f"{', '.join(dataset.features)}); name one that holds their bytes",
+                    where=("column",),
                 )
             return columns[0]
         tables.check_column("column", column, list(dataset.features), self.params.path)
         if column not in columns and getattr(dataset.features[column], "dtype", None) not in ("binary", "large_binary"):
             raise layertap.ConfigError(
-                f"source.column: {column!r} of {self.params.path!r} holds {dataset.features[column]}, not images"
+                f"{column!r} of {self.params.path!r} holds {dataset.features[column]}, not images", where=("column",)
             )
         return column
 

@@ -70,8 +70,9 @@ class ManifestSource(layertap.Source):
             path, record_id = (self._text(row, name, f"{unit} {number}") for name in (column, id_column or column))
             if seen is not None and seen.setdefault(record_id, number) != number:
                 raise layertap.ConfigError(
-                    f"source.path: {self.params.path!r} lists {record_id!r} twice, in {unit}s {seen[record_id]} and "
-                    f"{number}; " + ("every image needs its own id" if id_column else "leave one out")
+                    f"{self.params.path!r} lists {record_id!r} twice, in {unit}s {seen[record_id]} and {number}; "
+                    + ("every image needs its own id" if id_column else "leave one out"),
+                    where=("path",),
                 )
             meta = {key: tables.plain(row.get(name)) for name, key in keys.items()}
             yield layertap.ImageRecord(record_id, data_of(path), meta)
@@ -88,10 +89,10 @@ class ManifestSource(layertap.Source):
     def _text(self, row: Mapping[str, object], column: str, where: str) -> str:
         value = tables.plain(row.get(column))
         if value is None or value == "":
-            raise layertap.ConfigError(f"source.path: {where} of {self.params.path!r} has no {column!r}")
+            raise layertap.ConfigError(f"{where} of {self.params.path!r} has no {column!r}", where=("path",))
         if column == self.params.column and not isinstance(value, str):
             raise layertap.ConfigError(
-                f"source.column: {where} of {self.params.path!r} has {value!r} for {column!r}, not a path"
+                f"{where} of {self.params.path!r} has {value!r} for {column!r}, not a path", where=("column",)
             )
         return str(value)
 
@@ -101,7 +102,8 @@ class ManifestSource(layertap.Source):
         form = self.params.format or _FORMATS.get(os.path.splitext(path)[1].lower())
         if form is None:
             raise layertap.ConfigError(
-                f"source.format: {path!r} ends in none of {', '.join(_FORMATS)}; set the format, as in `format: csv`"
+                f"{path!r} ends in none of {', '.join(_FORMATS)}; set the format, as in `format: csv`",
+                where=("format",),
             )
         if form == "parquet":
             with tables.understood(path), tables.opened(path) as file:
@@ -112,7 +114,7 @@ class ManifestSource(layertap.Source):
         cells = _of_csv(path, "\t" if form == "tsv" else ",")
         _, header = next(cells, (0, []))
         for name in (name for name in header if name and header.count(name) > 1):
-            raise layertap.ConfigError(f"source.path: {path!r} has two columns named {name!r}")
+            raise layertap.ConfigError(f"{path!r} has two columns named {name!r}", where=("path",))
         # A column without a name is the index that pandas writes.
         return [name for name in header if name], _filled(cells, header, path), "line"
 
@@ -154,7 +156,7 @@ def _of_csv(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
                     yield reader.line_num, cells
         except (csv.Error, UnicodeDecodeError) as error:
             raise layertap.ConfigError(
-                f"source.path: cannot read {path!r} after line {reader.line_num}: {error}"
+                f"cannot read {path!r} after line {reader.line_num}: {error}", where=("path",)
             ) from error
 
 
@@ -162,7 +164,7 @@ def _filled(lines: Iterator[tuple[int, list[str]]], header: list[str], path: str
     for number, cells in lines:
         if len(cells) != len(header):
             raise layertap.ConfigError(
-                f"source.path: line {number} of {path!r} has {len(cells)} values, but the header has {len(header)}"
+                f"line {number} of {path!r} has {len(cells)} values, but the header has {len(header)}", where=("path",)
             )
         yield number, dict(zip(header, cells, strict=True))
 
@@ -175,9 +177,11 @@ def _of_json(path: str) -> Rows:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise layertap.ConfigError(f"source.path: line {number} of {path!r} is not JSON: {error}") from error
+                raise layertap.ConfigError(
+                    f"line {number} of {path!r} is not JSON: {error}", where=("path",)
+                ) from error
             if not isinstance(row, dict):
-                raise layertap.ConfigError(f"source.path: line {number} of {path!r} is not a JSON object")
+                raise layertap.ConfigError(f"line {number} of {path!r} is not a JSON object", where=("path",))
             yield number, row
 
 

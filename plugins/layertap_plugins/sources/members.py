@@ -71,8 +71,9 @@ class Archive:
             at = start + -(-size // _BLOCK) * _BLOCK
             if start + size > self._size:
                 raise layertap.ConfigError(
-                    f"source.path: {self._path!r} is cut short: the member at byte {start - _BLOCK} should have {size} "
-                    "bytes, but the file ends earlier; fetch it again"
+                    f"{self._path!r} is cut short: the member at byte {start - _BLOCK} should have {size} "
+                    "bytes, but the file ends earlier; fetch it again",
+                    where=("path",),
                 )
             if kind in _ABOUT_OTHERS:
                 if size > _MOST_EXTRA:
@@ -142,8 +143,9 @@ class Archive:
     def _unfinished(self, at: int) -> layertap.ConfigError:
         if at == self._size and at:
             return layertap.ConfigError(
-                f"source.path: {self._path!r} has no end mark, so it was probably cut short; fetch it again or, if "
-                f"it is complete, add the mark: truncate -s +1024 {self._path}"
+                f"{self._path!r} has no end mark, so it was probably cut short; fetch it again or, if "
+                f"it is complete, add the mark: truncate -s +1024 {self._path}",
+                where=("path",),
             )
         return self._damaged(at, "an incomplete header")
 
@@ -152,11 +154,12 @@ class Archive:
         for magic, command in _COMPRESSED.items():
             if start.startswith(magic):
                 return layertap.ConfigError(
-                    f"source.path: {self._path!r} is compressed, and its images can only be reached in a plain tar: "
-                    f"unpack it first, with {command}"
+                    f"{self._path!r} is compressed, and its images can only be reached in a plain tar: "
+                    f"unpack it first, with {command}",
+                    where=("path",),
                 )
         return layertap.ConfigError(
-            f"source.path: {self._path!r} is not a tar archive, or is damaged: {what}, at byte {at}"
+            f"{self._path!r} is not a tar archive, or is damaged: {what}, at byte {at}", where=("path",)
         )
 
 

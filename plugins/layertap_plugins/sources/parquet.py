@@ -56,7 +56,7 @@ class ParquetSource(layertap.Source):
                 schema = file.schema_arrow
                 if file.metadata.num_rows > os.stat(path).st_size:
                     raise layertap.ConfigError(
-                        f"source.path: {path!r} is damaged: it claims to have more rows than bytes"
+                        f"{path!r} is damaged: it claims to have more rows than bytes", where=("path",)
                     )
                 self._check(schema, path)
                 columns = [column for column in tables.scalars(schema) if column != self.params.id]
@@ -65,7 +65,7 @@ class ParquetSource(layertap.Source):
                 if sorted(columns) != sorted(first[1]):
                     odd = ", ".join(sorted({*columns} ^ {*first[1]}))
                     raise layertap.ConfigError(
-                        f"source.path: the columns of {path!r} differ from those of {first[0]!r}: {odd}"
+                        f"the columns of {path!r} differ from those of {first[0]!r}: {odd}", where=("path",)
                     )
                 yield from self._records(file, path, name, stamp, first[1])
 
@@ -80,7 +80,7 @@ class ParquetSource(layertap.Source):
             for row in tables.rows_of(file, group, wanted):
                 record_id = f"{name}#{number}"
                 if self.params.id and (record_id := str(tables.plain(row[self.params.id]) or "")) == "":
-                    raise layertap.ConfigError(f"source.id: row {number} of {path!r} has no {self.params.id!r}")
+                    raise layertap.ConfigError(f"row {number} of {path!r} has no {self.params.id!r}", where=("id",))
                 data = Cell(self._windows, path, stamp, group, number - start)
                 yield layertap.ImageRecord(record_id, data, tables.meta_of(row, keys, names))
                 number += 1
@@ -96,8 +96,9 @@ class ParquetSource(layertap.Source):
             kind = kind.field("bytes").type
         if not (types.is_binary(kind) or types.is_large_binary(kind)):
             raise layertap.ConfigError(
-                f"source.column: {column!r} in {path!r} holds {kind}, not the bytes of images; for a table of paths, "
-                "use the source `manifest`"
+                f"{column!r} in {path!r} holds {kind}, not the bytes of images; for a table of paths, "
+                "use the source `manifest`",
+                where=("column",),
             )
 
 

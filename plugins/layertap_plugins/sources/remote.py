@@ -88,7 +88,9 @@ def data_of(
     if not is_url(location):
         return Path(location.removeprefix("file://"))
     if location.startswith("zip://"):
-        raise layertap.ConfigError(f"cannot use {location!r}: use the source `folder` for the images in an archive")
+        raise layertap.ConfigError(
+            f"cannot use {location!r}: use the source `folder` for the images in an archive", where=("path",)
+        )
     remote = Remote.of(location, storage_options, timeout=timeout, retries=retries)
     return Fetch(remote, remote.path_of(location))
 

@@ -67,17 +67,19 @@ def source_errors(location: str) -> Iterator[None]:
     except layertap.ImageError as error:
         why = str(error).removeprefix(f"{error.reason}: ")
         if error.reason == "not_found":
-            raise layertap.ConfigError(f"cannot read {location!r}: there is no such bucket, folder or file") from error
+            raise layertap.ConfigError(
+                f"cannot read {location!r}: there is no such bucket, folder or file", where=("path",)
+            ) from error
         advice = {
             "corrupt": "it is damaged, or not an archive",
             "permission": "check the credentials in the provider's environment variables or files; "
             "`storage_options: {anon: true}` reads a public bucket without them",
         }.get(error.reason, "check the address and the network")
-        raise layertap.ConfigError(f"cannot read {location!r}: {why}; {advice}") from error
+        raise layertap.ConfigError(f"cannot read {location!r}: {why}; {advice}", where=("path",)) from error
     except layertap.LayertapError:
         raise
     except Exception as error:
-        raise layertap.ConfigError(f"cannot read {location!r}: {said(error)}") from error
+        raise layertap.ConfigError(f"cannot read {location!r}: {said(error)}", where=("path",)) from error
 
 
 def said(error: BaseException) -> str:

@@ -60,7 +60,8 @@ def _below(location: str, remote: Remote) -> Found:
             if not next(_linked(remote, folder), None):
                 raise layertap.ConfigError(
                     f"cannot list {location!r}: the server does not list its contents; name one image, or list "
-                    "the addresses of the images in a table for the source `manifest`"
+                    "the addresses of the images in a table for the source `manifest`",
+                    where=("path",),
                 )
             yield from _walked(folder, partial(_linked, remote))
         else:
@@ -108,7 +109,7 @@ def _in_bucket(path: str, remote: Remote) -> Found:
                 continue  # it represents a folder
             if name <= before:
                 raise layertap.ConfigError(
-                    f"the bucket {bucket!r} does not list its keys in order, which layertap requires"
+                    f"the bucket {bucket!r} does not list its keys in order, which layertap requires", where=("path",)
                 )
             before = name
             yield name, Fetch(remote, f"{bucket}/{entry['Key']}", stamp_of(entry), entry["Size"])
@@ -143,7 +144,9 @@ def _listed(remote: Remote, folder: str) -> Iterator[tuple[bytes, str, Fetch | N
         if path == folder:
             continue  # some services list an entry that represents the folder itself
         if not name or "/" in name:
-            raise layertap.ConfigError(f"cannot list {folder!r}: {info['name']!r} has an empty part in its path")
+            raise layertap.ConfigError(
+                f"cannot list {folder!r}: {info['name']!r} has an empty part in its path", where=("path",)
+            )
         if info["type"] != "directory":
             yield _raw(name), path, _fetch(remote, info)
         elif not name.startswith("."):

@@ -47,17 +47,19 @@ class Remote:
         if found[2] == "::" or protocol in _NOT_OPENED or "::" in location:
             raise layertap.ConfigError(
                 f"cannot use {location!r}: {protocol}:// is not supported, and the only prefix allowed before :: "
-                "is zip://, as in zip://INSIDE::ARCHIVE"
+                "is zip://, as in zip://INSIDE::ARCHIVE",
+                where=("path",),
             )
         if protocol in S3 | _GCS and not location[found.end() :].strip("/"):
             raise layertap.ConfigError(
-                f"cannot use {location!r}: it does not name a bucket, as in {protocol}://BUCKET/photos/"
+                f"cannot use {location!r}: it does not name a bucket, as in {protocol}://BUCKET/photos/",
+                where=("path",),
             )
         options = {**_class(protocol, location)._get_kwargs_from_urls(location), **storage_options}
         try:
             return cls(protocol, json.dumps(options, sort_keys=True), timeout, retries)
         except TypeError as error:
-            raise layertap.ConfigError(f"storage_options: {error}; only plain data is allowed") from error
+            raise layertap.ConfigError(f"{error}; only plain data is allowed", where=("storage_options",)) from error
 
     def path_of(self, location: str) -> str:
         """The path by which the service knows the object at one of its URLs."""
@@ -119,10 +121,13 @@ def _class(protocol: str, location: str) -> Any:
     except ImportError as error:
         missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
         if protocol in HTTP | S3 | _GCS or missing.name == "fsspec":
-            raise layertap.ConfigError(layertap.missing_extra(repr(location), missing.name, extra)) from error
+            raise layertap.ConfigError(
+                layertap.missing_extra(repr(location), missing.name, extra), where=("path",)
+            ) from error
         package = f"the package {missing.name!r}" if missing.name else "another package"
-        raise layertap.ConfigError(f"{location!r} needs {package}: {error}") from error
+        raise layertap.ConfigError(f"{location!r} needs {package}: {error}", where=("path",)) from error
     except ValueError as error:
         raise layertap.ConfigError(
-            f"cannot use {location!r}: unknown protocol {protocol!r}; some known ones are s3://, gs://, https:// and zip://"
+            f"cannot use {location!r}: unknown protocol {protocol!r}; some known ones are s3://, gs://, https:// and zip://",
+            where=("path",),
         ) from error

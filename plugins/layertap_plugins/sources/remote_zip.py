@@ -162,7 +162,8 @@ def parted(location: str) -> tuple[str, str]:
     if not archive or "::" in archive or archive.startswith("zip:"):
         raise layertap.ConfigError(
             f"cannot use {location!r}: write zip://::photos.zip, or zip://FOLDER/INSIDE::photos.zip; archives inside "
-            "other archives are not supported"
+            "other archives are not supported",
+            where=("path",),
         )
     return inside.strip("/"), archive.removeprefix("file://")
 

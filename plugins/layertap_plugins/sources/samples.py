@@ -39,7 +39,8 @@ class SamplesSource(layertap.Source):
             path = folder / name
             if not path.is_file():
                 raise layertap.ConfigError(
-                    f"source.type: samples: {name} is not in {str(folder)!r}; install another version of scikit-image"
+                    f"samples: {name} is not in {str(folder)!r}; install another version of scikit-image",
+                    where=("type",),
                 )
             yield layertap.ImageRecord(name, path, {"label": path.stem})
 

@@ -58,7 +58,7 @@ def check_column(key: str, column: str, known: Sequence[str], where: str) -> Non
     """Raise `ConfigError` with the nearest names for a column that does not exist."""
     if column not in known:
         near = nearest(column, known) or f" (it has {', '.join(known) or 'none'})"
-        raise layertap.ConfigError(f"source.{key}: {where} has no column {column!r}{near}")
+        raise layertap.ConfigError(f"{where} has no column {column!r}{near}", where=(key,))
 
 
 def scalars(schema: Any) -> list[str]:
@@ -124,7 +124,7 @@ def understood(path: str) -> Iterator[None]:
         yield
     except (pyarrow.ArrowException, OSError) as error:
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise layertap.ConfigError(f"source.path: cannot read {path!r} as Parquet: {said[0]}") from error
+        raise layertap.ConfigError(f"cannot read {path!r} as Parquet: {said[0]}", where=("path",)) from error
 
 
 def rows_of(file: Any, group: int, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:

@@ -72,8 +72,9 @@ class TarSource(layertap.Source):
             for sample in self._samples(path):
                 if sample.key in here:
                     raise layertap.ConfigError(
-                        f"source.path: {path!r} holds the sample {sample.key!r} in two places; the parts of a sample "
-                        "must be next to each other"
+                        f"{path!r} holds the sample {sample.key!r} in two places; the parts of a sample "
+                        "must be next to each other",
+                        where=("path",),
                     )
                 here.add(sample.key)
                 survey.columns |= dict.fromkeys(sample.facts)
@@ -81,7 +82,7 @@ class TarSource(layertap.Source):
             keys |= here
         if not keys:
             raise layertap.ConfigError(
-                f"source.path: no images in {self.params.path!r} end in {', '.join(self.params.images)}"
+                f"no images in {self.params.path!r} end in {', '.join(self.params.images)}", where=("path",)
             )
         return survey
 
@@ -100,7 +101,7 @@ class TarSource(layertap.Source):
                     continue
                 called = files.text_of(suffix)
                 if called in parts:
-                    raise layertap.ConfigError(f"source.path: {path!r} holds {files.text_of(member.name)!r} twice")
+                    raise layertap.ConfigError(f"{path!r} holds {files.text_of(member.name)!r} twice", where=("path",))
                 parts[called] = member
             yield from self._sample(path, archive, key, parts)
         finally:
@@ -113,8 +114,9 @@ class TarSource(layertap.Source):
         name = files.text_of(key)
         if len(images) > 1:
             raise layertap.ConfigError(
-                f"source.images: the sample {name!r} in {path!r} has several images ({', '.join(images)}); name one, "
-                f"as in [{images[0]}]"
+                f"the sample {name!r} in {path!r} has several images ({', '.join(images)}); name one, "
+                f"as in [{images[0]}]",
+                where=("images",),
             )
         facts: dict[str, tables.Value] = {}
         if self.params.metadata:
@@ -149,7 +151,7 @@ def _facts(
         return understood(archive.read(member))
     except (ValueError, RecursionError) as error:
         raise layertap.ConfigError(
-            f"source.path: cannot read {where}: {error or type(error).__name__}; `metadata: false` skips it"
+            f"cannot read {where}: {error or type(error).__name__}; `metadata: false` skips it", where=("path",)
         ) from error
 
 

@@ -74,19 +74,19 @@ class TorchvisionDatasetSource(layertap.Source):
         known = [name for name in datasets.__all__ if _is_dataset(getattr(datasets, name), datasets)]
         if name not in known:
             near = weights.nearest(name, known)
-            raise layertap.ConfigError(f"source.name: torchvision has no data set {name!r}{near}")
+            raise layertap.ConfigError(f"torchvision has no data set {name!r}{near}", where=("name",))
         if name in _UNSAFE:
             raise layertap.UnsafeError(
-                f"source.name: {name} would load a pickle from the working directory, which can run code"
+                f"{name} would load a pickle from the working directory, which can run code", where=("name",)
             )
         parameters = inspect.signature(getattr(datasets, name)).parameters
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         for key in args:
             if key in _FUNCTIONS:
-                raise layertap.ConfigError(f"source.args: {key} is a function; images are prepared by `preprocess`")
+                raise layertap.ConfigError(f"{key} is a function; images are prepared by `preprocess`", where=("args",))
             if key not in parameters and not takes_all:
                 near = weights.nearest(key, parameters) or f" (it has {', '.join({*parameters} - _FUNCTIONS)})"
-                raise layertap.ConfigError(f"source.args: {name} has no {key!r}{near}")
+                raise layertap.ConfigError(f"{name} has no {key!r}{near}", where=("args",))
         if "download" in parameters:
             args.setdefault("download", False)
         try:
@@ -95,9 +95,9 @@ class TorchvisionDatasetSource(layertap.Source):
             first = dataset[0] if len(dataset) and _paths(dataset) is None else None
         except Exception as error:
             said = weights.brief(error)
-            raise layertap.ConfigError(f"source.args: {self.params.args} does not suit {name}: {said}") from error
+            raise layertap.ConfigError(f"{self.params.args} does not suit {name}: {said}", where=("args",)) from error
         if not len(dataset):
-            raise layertap.ConfigError(f"source.args: {name} has no images")
+            raise layertap.ConfigError(f"{name} has no images", where=("args",))
         if first is not None:
             _image_of(first, name)
         return dataset
@@ -126,7 +126,7 @@ def _image_of(item: Any, name: str) -> Image.Image:
 
     image = item[0] if isinstance(item, tuple) else item
     if not isinstance(image, Image.Image):
-        raise layertap.ConfigError(f"source.name: {name} gives a {type(image).__name__} per item, not one image")
+        raise layertap.ConfigError(f"{name} gives a {type(image).__name__} per item, not one image", where=("name",))
     return image
 
 
