@@ -639,6 +639,7 @@ from layertap.config.loading import load_config
 from layertap.errors import ConfigError
 from layertap.plugins import Plugins
 plugins = Plugins.load()
+assert list(plugins)  # a plugin is imported when its type is used: have all of them imported before
 ready = False
 seen = []
 def hook(event, arguments):

@@ -191,7 +191,7 @@ def test_observer_that_raises_does_not_hide_why_a_run_ended(run):
 def test_event_that_does_not_exist_is_told_before_the_run(run, tmp_path, observer, said):
     sink = {"type": "npy", "path": str(tmp_path / "out")}
     error, _ = run({"type": observer}, sink=sink, expect=layertap.PluginError)
-    assert str(error).startswith(said)
+    assert str(error).startswith(f"config: observers[0]: {said}")
     assert not (tmp_path / "out").exists()
 
 
