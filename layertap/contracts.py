@@ -145,13 +145,16 @@ class LoadedModel:
     """A model ready to tap: the module, its own preprocessing, and facts about it.
 
     `about` must survive JSON. The core reads `weights` (what they are), `weights_sha256` (64 digits, None where they
-    are not a file), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps; None where they have no one layout) and
-    `num_prefix_tokens`; all of it goes into the manifest.
+    are not a file), `weights_entry` and `weights_prefix` (which state dict of the file, and what was stripped from its
+    keys; None where it is a plain one), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps; None where they have no
+    one layout) and `num_prefix_tokens`; all of it goes into the manifest. `advice` is for a model without a
+    preprocessor: it ends the error that asks for one, and says which to set.
     """
 
     module: nn.Module
     preprocessor: Preprocessor | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    advice: str = ""
 
 
 class Reducer(Plugin):

@@ -173,7 +173,7 @@ class Report:
     `planned == kept + failed`. `seconds` is the whole run, `extracting` the part of it from the first image to the
     finished output; before that the model is loaded and everything is checked. `path` is the output folder, None for a
     sink that has none (then nothing can be resumed, and `stored` is False). `values` are the arrays of a sink that
-    returns them, such as `memory`.
+    returns them, such as `memory`; `about` is what the model provider says of the model and its weights.
     `remarks` are sentences for the user: what is not known of an older output that was resumed, for instance.
     """
 
@@ -193,6 +193,7 @@ class Report:
     already: bool = False
     remarks: Sequence[str] = ()
     extracting: float = 0.0
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -240,4 +241,5 @@ class Tally:
             reasons=dict(self.reasons),
             nonfinite=dict(self.nonfinite),
             notes=dict(self.notes),
+            about=info.about,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,7 +35,19 @@ def report_data(report: Report) -> dict[str, Any]:
         "nonfinite": dict(report.nonfinite),
         "notes": dict(report.notes),
         "remarks": list(report.remarks),
+        **{key: report.about[key] for key in ("weights_entry", "weights_prefix") if key in report.about},
     }
+
+
+def weights_text(about: Mapping[str, Any]) -> str | None:
+    """Which weights of a file a model has; None for a file that is a plain state dict, or where there is no file."""
+    entry, prefix = about.get("weights_entry"), about.get("weights_prefix")
+    if not about.get("weights_sha256") or not (entry or prefix):
+        return None
+    words = [f"entry {entry}"] if entry else []
+    words += [f"prefix {prefix} stripped"] if prefix else []
+    words += [f"{about['unused_keys']} other keys left out"] if about.get("unused_keys") else []
+    return _printable(f"{about.get('weights_file')}: {', '.join(words)}")
 
 
 def report_text(report: Report) -> str:
@@ -51,6 +63,8 @@ def report_text(report: Report) -> str:
     if report.failed:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
         lines.append(f"  failed: {reasons}" + (f" (listed in {report.path / 'failures.csv'})" if report.path else ""))
+    if weights := weights_text(report.about):
+        lines.append(f"  weights {weights}")
     if report.notes:
         lines.append("  noted: " + ", ".join(f"{word} {count}" for word, count in sorted(report.notes.items())))
     if report.path and (left := retired(report.path)).exists():

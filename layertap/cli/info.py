@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from layertap.cli.format import weights_text
 from layertap.records import Tally
 from layertap.store.commits import Commits
 from layertap.store.dtypes import numpy_dtype
@@ -23,6 +24,8 @@ def summary_text(path: Path, manifest: Manifest) -> str:
     ]
     if digest := manifest.model.get("weights_sha256"):
         lines.append(f"  sha256      {digest}")
+    if weights := weights_text(manifest.model):
+        lines.append(f"  weights     {weights}")
     lines += [
         f"  source      {_named(manifest.config['source'])}",
         f"  preprocess  {_named(manifest.config['preprocess'])}",

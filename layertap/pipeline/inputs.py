@@ -143,7 +143,7 @@ def _eager(model: nn.Module) -> nn.Module:
 def _own(loaded: LoadedModel, cure: str) -> Preprocessor:
     if loaded.preprocessor is None:
         name = loaded.about.get("name") or type(loaded.module).__name__
-        raise ConfigError(f"the model {name} comes without preprocessing; {cure}")
+        raise ConfigError(f"the model {name} comes without preprocessing; {loaded.advice or cure}")
     return loaded.preprocessor
 
 

@@ -185,7 +185,7 @@ class Manifest(Facts):
 
     def different(self, other: Manifest, besides: tuple[str, ...] = ()) -> list[str]:
         """The differences of the fingerprint from that of `other`, in words; keys in `besides` do not count."""
-        old, new = self.fingerprint, other.fingerprint
+        old, new = _comparable(self.fingerprint, other.fingerprint)
         skipped = {*besides, *self.unknown(other)}
         changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in skipped]
         implied = {after for before in changed for after in _IMPLIED.get(before, ())}
@@ -209,6 +209,31 @@ _IMPLIED: Mapping[str, tuple[str, ...]] = {
     "taps": ("columns", "shard_rows"),
     "model": ("about",),
 }
+
+
+_CHOICE = ("weights_entry", "weights_prefix")
+
+
+def _comparable(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Two fingerprints that can be compared in which weights of a file were taken.
+
+    Where both record what was taken, it makes no difference whether a user asked for it. An older output does not, and
+    where nobody asks, what it took is still what is taken, or the file is refused.
+    """
+    recorded = ["weights_prefix" in _part(each, "about") for each in (old, new)]
+    if not any(recorded):
+        return old, new
+    part, keys = ("model", _CHOICE) if all(recorded) else ("about", (*_CHOICE, "weights_name"))
+
+    def without(whole: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**whole, part: {key: value for key, value in _part(whole, part).items() if key not in keys}}
+
+    return without(old), without(new)
+
+
+def _part(fingerprint: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = fingerprint.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def read_manifest(path: Path) -> Manifest | None:

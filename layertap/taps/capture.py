@@ -18,6 +18,7 @@ from layertap.plugins import Plugins, guard
 from layertap.records import TapInfo, dtype_name
 from layertap.taps.axes import axes_of
 from layertap.taps.grammar import Tap
+from layertap.taps.layers import why_empty
 from layertap.taps.nested import Received, item_of, tensors_of
 
 Hint = Callable[[str], str]
@@ -222,12 +223,14 @@ class Capture:
             try:
                 value = item_of(value, key)
             except (LookupError, AttributeError):
-                raise TapError(f"{_where(self.tap, done)} has no [{key}]{_choices(value, self.tap, done)}") from None
+                cure = why_empty(self._forward.model, self._layer, keys) or _choices(value, self.tap, done)
+                raise TapError(f"{_where(self.tap, done)} has no [{key}]{cure}") from None
         tensors = [tensor for _, tensor in tensors_of(value)]
         if len(tensors) == 1:
             return tensors[0]
         if not tensors:
-            raise TapError(f"{_where(self.tap, len(keys))} holds no tensor but {type(value).__name__}")
+            cure = why_empty(self._forward.model, self._layer, keys)
+            raise TapError(f"{_where(self.tap, len(keys))} holds no tensor but {type(value).__name__}{cure}")
         choices = _choices(value, self.tap, len(keys))
         raise TapError(f"{_where(self.tap, len(keys))} holds {len(tensors)} tensors{choices}")
 

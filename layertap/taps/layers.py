@@ -53,7 +53,25 @@ def why_silent(root: nn.Module, layer: str) -> str | None:
     module = root.get_submodule(layer)
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
         return f"a {type(module).__name__} only holds layers and is never called; tap those in it: {layer}.*"
+    above = root.get_submodule(parent) if parent else root
+    if getattr(above, "fused_attn", False) is True:  # as timm names it
+        return (
+            f"{parent or 'the model'} computes fused attention, which skips the layers inside it: set the environment "
+            "variable TIMM_FUSED_ATTN=0, or call timm.layers.set_fused_attn(False) before the model is built"
+        )
     return None
+
+
+def why_empty(root: nn.Module, layer: nn.Module, keys: Sequence[int | str]) -> str:
+    """The cure for a layer of transformers that gives no attention weights; an empty string for any other."""
+    attention = getattr(getattr(root, "config", None), "_attn_implementation", None)
+    whole = "attentions" in keys
+    if not isinstance(attention, str) or not (whole or "Attention" in type(layer).__name__):
+        return ""
+    if attention == "eager" and not whole:
+        return ""
+    args = "attn_implementation: eager" + (", output_attentions: true" if whole else "")
+    return f"; attention weights need model.args={{{args}}} (in Python, the same fields of the model's config)"
 
 
 def _inside(tap: Tap, every: Mapping[str, nn.Module]) -> str:

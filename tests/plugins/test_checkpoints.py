@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import zipfile
 from collections import OrderedDict
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from layertap import UnsafeError, WeightsError
-from layertap_plugins.models import checkpoints, weights
+from layertap_plugins.models import checkpoints, entries, weights
 
 
 class Gadget:
@@ -35,17 +36,24 @@ def one_line(error):
     return "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict", "encoder"])
+def only(path):
+    """The one state dict in a file."""
+    ((_, state),) = checkpoints.read(path).states
+    return state
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "model_state_dict", "encoder", "whatever"])
 def test_a_state_dict_is_read_out_of_its_wrapper(tmp_path, wrapper):
     state = tiny().state_dict()
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "tiny.pth")
-    assert checkpoints.read(tmp_path / "tiny.pth").state.keys() == state.keys()
+    ((entry, found),) = checkpoints.read(tmp_path / "tiny.pth").states
+    assert (entry, found.keys()) == (wrapper, state.keys())
 
 
 def test_the_command_line_that_training_scripts_save_too_is_not_an_obstacle(tmp_path):
     state = tiny().state_dict()
     torch.save({"model": state, "args": argparse.Namespace(lr=0.1, path="x")}, tmp_path / "tiny.pth")
-    assert checkpoints.read(tmp_path / "tiny.pth").state.keys() == state.keys()
+    assert only(tmp_path / "tiny.pth").keys() == state.keys()
 
 
 def test_safetensors_and_the_format_of_old_are_read(tmp_path):
@@ -53,7 +61,7 @@ def test_safetensors_and_the_format_of_old_are_read(tmp_path):
     save_file(state, tmp_path / "tiny.safetensors")
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     for name in ("tiny.safetensors", "old.pth"):
-        assert torch.equal(checkpoints.read(tmp_path / name).state["weight"], state["weight"])
+        assert torch.equal(only(tmp_path / name)["weight"], state["weight"])
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
@@ -145,9 +153,25 @@ def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path, content, what)
         checkpoints.read(tmp_path / "other.pth")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    weights_entry: str | None = None
+    weights_prefix: str | None = None
+
+
+def filling(module, classes=5):
+    def fill(candidate):
+        checkpoints.fit(module, candidate.state, Path("tiny.pth"), classes)
+        return module
+
+    return fill
+
+
 def fitted(state, classes=5):
+    """The tiny model with a state dict, whatever prefix that has."""
     module = tiny()
-    checkpoints.fit(module, state, Path("tiny.pth"), classes)
+    checkpoint = checkpoints.Checkpoint(Path("tiny.pth"), "0" * 64, [(None, state)])
+    checkpoint.loaded(filling(module, classes), Wanted(), module)
     return module
 
 
@@ -171,8 +195,10 @@ def test_a_prefix_that_the_model_has_itself_is_kept():
     assert (module.model.weight == 1).all()
 
 
-def test_without_a_model_only_the_prefixes_of_wrappers_are_dropped():
-    assert list(checkpoints.aligned({"module.model.weight": torch.ones(1)})) == ["model.weight"]
+def test_without_a_model_only_the_prefixes_of_wrappers_are_stripped():
+    states = [(None, {"module.model.weight": torch.ones(1)})]
+    (candidate,) = entries.candidates(states, (), Wanted(), Path("tiny.pth"))
+    assert (candidate.prefix, list(candidate.state)) == ("module.", ["model.weight"])
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
@@ -225,8 +251,18 @@ def test_values_that_cannot_be_taken_over_are_an_error_about_weights():
 def test_a_checkpoint_says_what_file_it_is_from(tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "tiny.pth")
     digest = weights.sha256(tmp_path / "tiny.pth")
+    module = nn.Linear(1, 1, bias=False)
     found = checkpoints.read(tmp_path / "tiny.pth", digest)
-    assert found.facts == {"weights_file": "tiny.pth", "weights_sha256": digest}
+    with pytest.raises(WeightsError, match="of another shape"):
+        found.loaded(filling(module), Wanted(), module)
+    module = nn.ParameterDict({"weight": nn.Parameter(torch.zeros(1))})
+    _, facts = found.loaded(filling(module), Wanted(), module)
+    assert facts == {
+        "weights_file": "tiny.pth",
+        "weights_sha256": digest,
+        "weights_entry": None,
+        "weights_prefix": None,
+    }
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -244,7 +280,7 @@ def test_other_things_saved_with_the_weights_are_not_an_obstacle(tmp_path, zippe
         "history": [0.25] * 250_000,
     }
     torch.save(content, tmp_path / "mine..of 3.pth", _use_new_zipfile_serialization=zipped)
-    state = checkpoints.read(tmp_path / "mine..of 3.pth").state
+    state = dict(checkpoints.read(tmp_path / "mine..of 3.pth").states)["state_dict"]
     assert all(torch.equal(state[key], value) for key, value in content["state_dict"].items())
 
 
@@ -254,14 +290,14 @@ def test_every_type_of_number_is_read_from_either_kind_of_file(tmp_path, dtype):
     torch.save({"weight": value}, tmp_path / "tiny.pth")
     save_file({"weight": value}, tmp_path / "tiny.safetensors")
     for name in ("tiny.pth", "tiny.safetensors"):
-        found = checkpoints.read(tmp_path / name).state["weight"]
+        found = only(tmp_path / name)["weight"]
         assert (found.dtype, found.view(torch.uint8).tolist()) == (value.dtype, value.view(torch.uint8).tolist())
 
 
 def test_tensors_may_share_their_storage(tmp_path):
     weight = torch.randn(4, 3)
     torch.save({"weight": weight, "tied": weight, "row": weight[1], "one": weight[:1].expand(1, 3)}, tmp_path / "t.pth")
-    assert torch.equal(checkpoints.read(tmp_path / "t.pth").state["tied"], weight)
+    assert torch.equal(only(tmp_path / "t.pth")["tied"], weight)
 
 
 def test_a_mask_may_be_infinite_and_a_parameter_may_not(tmp_path):

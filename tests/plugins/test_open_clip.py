@@ -190,7 +190,7 @@ def test_weights_in_the_cache_are_used_without_a_network(cache, tag):
     save_file(state, publish(cache, REPOSITORY) / "open_clip_model.safetensors")
     loaded = load("ViT-B-32", weights=tag, args=VIT)
     assert same(loaded.module, seeded().visual.state_dict())
-    assert loaded.about["weights_entry"] == f"{REPOSITORY}/open_clip_model.safetensors"
+    assert loaded.about["weights_name"] == f"{REPOSITORY}/open_clip_model.safetensors"
     assert (loaded.about["revision"], loaded.about["untrained"]) == (COMMIT, False)
 
 

@@ -198,9 +198,14 @@ def refused(transforms, tmp_path):
 @pytest.mark.parametrize(
     ("transforms", "said"),
     [
-        ([{"Resise": 5}], "transforms[0]: 'Resise' is not a transform that always gives an image the same values; "),
+        ([{"Resise": 5}], "transforms[0]: 'Resise' is not a transform that can be named here; "),
         ([{"Resise": 5}], "did you mean 'Resize'?"),
         (["ToImage", {"RandomResizedCrop": 5}], "transforms[1]: 'RandomResizedCrop' is not a transform"),
+        (
+            [{"FiveCrop": 5}],
+            "transforms[0]: 'FiveCrop' gives five crops per image, and an output has one row",
+        ),
+        (["TenCrop"], "transforms[0]: 'TenCrop' gives ten crops per image"),
         ([{"Lambda": "os.system"}], "'Lambda' is not a transform"),
         (["os.system"], "'os.system' is not a transform"),
         (["ToTensor"], "instead of 'ToTensor' write `ToImage` and `ToDtype: {dtype: float32, scale: true}`"),

@@ -183,7 +183,7 @@ def test_weights_in_the_cache_are_used_without_a_network(cache, params, weights)
     save_file(state, publish(cache, "timm/test_vit.r160_in1k") / "model.safetensors")
     loaded = load(**params, weights=weights)
     assert same(loaded.module, state)
-    assert (loaded.about["weights_entry"], loaded.about["revision"]) == ("test_vit.r160_in1k", COMMIT)
+    assert (loaded.about["weights_name"], loaded.about["revision"]) == ("test_vit.r160_in1k", COMMIT)
     assert "state_dict" not in loaded.module.pretrained_cfg
 
 

@@ -253,7 +253,7 @@ def test_torchvisions_file_gives_torchvisions_model_wherever_it_lies(hub, mobile
     assert torch.equal(loaded.module.eval()(pixels), theirs.eval()(pixels))
     assert loaded.about["weights_sha256"].startswith("b0353104")
     assert (loaded.about["weights"], loaded.about["weights_file"]) == (reference, MOBILENET)
-    assert (loaded.about["weights_entry"], loaded.about["untrained"]) == ("IMAGENET1K_V1", False)
+    assert (loaded.about["weights_name"], loaded.about["untrained"]) == ("IMAGENET1K_V1", False)
     # The transform of these very weights, not of DEFAULT, which resizes to 232.
     assert loaded.preprocessor.params.resize == 256
     assert CARRIER not in sys.modules

@@ -1,4 +1,4 @@
-"""Checkpoints, whatever the library: read without running anything in them, and loaded whole or not at all."""
+"""Checkpoints of any library: read without running anything in them, and loaded whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,46 +9,51 @@ import math
 import pickle
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from layertap import WeightsError
-from layertap_plugins.models import vetting, weights
+from layertap_plugins.models import entries, vetting, weights
+from layertap_plugins.models.entries import Candidate
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Shape: TypeAlias = tuple[int, ...]
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "encoder")
-# What DataParallel and torch.compile put before every key, and what a module that wraps the model often does.
-WRAPPED = ("module.", "_orig_mod.")
-PREFIXES = (*WRAPPED, "model.")
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A state dict, on the CPU, and the file that it was in."""
+    """The state dicts in a file, on the CPU, each with the keys that lead to it; None for one at the top level."""
 
     path: Path
     sha256: str
-    state: dict[str, Tensor]
+    states: Sequence[tuple[str | None, entries.State]]
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a model's `about` says of its file."""
-        return {"weights_file": self.path.name, "weights_sha256": self.sha256}
+    def loaded(
+        self, load: Callable[[Candidate], nn.Module], wanted: entries.Wanted, module: nn.Module | None = None
+    ) -> tuple[nn.Module, dict[str, Any]]:
+        """The module that `load` gives for the one candidate that fits, and what its `about` says of the weights.
+
+        `module` has the names and shapes of the parameters that must be loaded; without it only whole state dicts are
+        tried. Raises `WeightsError` where no candidate fits, or several do and `wanted` chooses none of them.
+        """
+        own = {name: tuple(value.shape) for name, value in module.named_parameters()} if module is not None else {}
+        among = entries.candidates(self.states, own, wanted, self.path)
+        filled, taken = entries.chosen(among, load, own, self.path)
+        facts = {"weights_file": self.path.name, "weights_sha256": self.sha256}
+        return filled, {**facts, **taken.facts}
 
 
 def read(path: Path, pinned: str | None = None, *, named: bool = False) -> Checkpoint:
-    """The state dict in a file, whether at the top or in a wrapper; nothing in the file is run.
+    """Every state dict in a file, at the top level or nested; nothing in the file is run.
 
     `pinned` is the digest that the file must have. `named`: its own name says how its digest begins. The file is read
-    once, so that it cannot be another one when it is loaded than when it was checked.
+    once, so that the bytes that are checked are the bytes that are loaded.
 
-    Raises `UnsafeError` for a file of another digest, or that holds more than plain tensors, `WeightsError` for one
+    Raises `UnsafeError` for a file of another digest, or one that holds more than plain tensors, `WeightsError` for one
     that is damaged or holds no state dict.
     """
     data = weights.content(path)
@@ -56,26 +61,10 @@ def read(path: Path, pinned: str | None = None, *, named: bool = False) -> Check
     weights.check_pin(path, digest, pinned)
     if named:
         weights.check_digest(path, digest)
-    state = _state(_safetensors(data, path) if path.suffix.lower() == ".safetensors" else _pickled(data, path), path)
-    _check_size(state, len(data), path)
-    return Checkpoint(path, digest, state)
-
-
-def _state(content: Any, path: Path) -> dict[str, Tensor]:
-    from torch import Tensor
-
-    if isinstance(content, dict):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict):
-        raise WeightsError(f"{str(path)!r} holds no state dict but a {type(content).__name__}", where=("weights",))
-    for key, value in content.items():
-        if not (isinstance(key, str) and isinstance(value, Tensor)):
-            raise WeightsError(
-                f"{str(path)!r} holds no state dict: its entry {key!r:.100} is a {type(value).__name__} "
-                f"(a state dict lies at the top, or under {', '.join(WRAPPERS)})",
-                where=("weights",),
-            )
-    return content
+    content = _safetensors(data, path) if path.suffix.lower() == ".safetensors" else _pickled(data, path)
+    states = entries.found(content, path)
+    _check_size((item for _, state in states for item in state.items()), len(data), path)
+    return Checkpoint(path, digest, states)
 
 
 def _safetensors(data: bytes, path: Path) -> Any:
@@ -104,12 +93,12 @@ def _pickled(data: bytes, path: Path) -> Any:
         raise vetting.damaged(path, weights.brief(error)) from error
 
 
-def _check_size(state: Mapping[str, Tensor], size: int, path: Path) -> None:
+def _check_size(values: Iterable[tuple[str, Tensor]], size: int, path: Path) -> None:
     """Raise `UnsafeError` where the tensors claim more bytes than the file has: a stride of 0 makes any number of 4."""
     import torch
 
     held: dict[int, int] = {}
-    for key, value in state.items():
+    for key, value in values:
         is_plain = value.layout is torch.strided and value.device.type == "cpu"
         if not is_plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise vetting.unsafe(path, f"{key!r:.100} claims more values than the file has")
@@ -135,14 +124,17 @@ def check_finite(module: nn.Module, path: Path) -> None:
                 )
 
 
-def fit(module: nn.Module, state: Mapping[str, Tensor], path: Path, classes: int | None = None) -> None:
-    """Load `state` into `module`, every key of both; a prefix such as `module.` on all keys is dropped first.
+def fit(module: nn.Module, state: entries.State, path: Path, classes: int | None = None) -> None:
+    """Load `state` into `module`, every key of both.
 
     `path` and `classes`, the number the module was built for, are for the message. Raises `WeightsError` that lists
     what is missing, unexpected, or of another shape.
     """
     own = module.state_dict()
-    state = aligned(state, own)
+    versions = getattr(state, "_metadata", None)
+    state = OrderedDict(state)
+    # A .safetensors file has no versions, and MNASNet refuses a state that does not say its own.
+    state._metadata = versions or {"": getattr(own, "_metadata", {}).get("", {})}  # type: ignore[attr-defined]
     shapes = {key: (tuple(state[key].shape), tuple(own[key].shape)) for key in own if key in state}
     # (1,) for () is no fault: torch takes it, since checkpoints of old have it.
     differ = {key: pair for key, pair in shapes.items() if pair[0] != pair[1] and pair != ((1,), ())}
@@ -176,36 +168,6 @@ def misfit(
     if len(heads) == 1:
         message += f"; it has {max(heads)} classes: set model.args={{num_classes: {max(heads)}}}"
     return WeightsError(message, where=("weights",))
-
-
-def aligned(state: Mapping[str, Tensor], own: Mapping[str, Any] | None = None) -> OrderedDict[str, Tensor]:
-    """`state` under keys like a model's `own`, with the versions of its modules, by which torch converts old ones.
-
-    Where the model's keys are not known, only prefixes that no model has itself are dropped.
-    """
-    dropped = _prefix(state, {}, WRAPPED) if own is None else _prefix(state, own, PREFIXES)
-    aligned = OrderedDict((key.removeprefix(dropped), value) for key, value in state.items())
-    versions = getattr(state, "_metadata", None)
-    if isinstance(versions, dict):
-        path = dropped.removesuffix(".")
-        versions = {str(key).removeprefix(path).removeprefix("."): value for key, value in versions.items()}
-    elif own is not None:  # a .safetensors file: MNASNet refuses a state that does not say its version
-        versions = {"": getattr(own, "_metadata", {}).get("", {})}
-    if versions is not None:
-        aligned._metadata = versions  # type: ignore[attr-defined]
-    return aligned
-
-
-def _prefix(state: Mapping[str, Any], own: Mapping[str, Any], prefixes: Iterable[str]) -> str:
-    """What stands before every key of `state` and before none of the model's own; several may be joined."""
-
-    def is_before_all(dropped: str, prefix: str) -> bool:
-        return all(key.startswith(dropped + prefix) for key in state) and not any(key.startswith(prefix) for key in own)
-
-    dropped = ""
-    while state and (longer := next((prefix for prefix in prefixes if is_before_all(dropped, prefix)), None)):
-        dropped += longer
-    return dropped
 
 
 def _listed(fault: str, keys: Iterable[str] | Mapping[str, Any], most: int = 3) -> str:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.models import building, checkpoints, hub, weights
-from layertap_plugins.models.weights import Pin
+from layertap_plugins.models.weights import Entry, Pin, Prefix
 from layertap_plugins.preprocessors.composed import OpenClipTransform
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class OpenClipModel(layertap.ModelProvider):
             "hf-hub: and local-dir: have",
         )
         weights_sha256: Pin = None
+        weights_entry: Entry = None
+        weights_prefix: Prefix = None
         args: dict[str, Any] = Field(
             default_factory=dict,
             description="fields of the vision config, such as {image_size: 336}, or embed_dim or quick_gelu",
@@ -61,8 +63,7 @@ class OpenClipModel(layertap.ModelProvider):
             "library_version": open_clip.__version__,
             "name": self.params.name,
             "weights": reference,
-            "weights_file": None,
-            "weights_sha256": None,
+            **weights.NO_FILE,
             "untrained": reference == weights.RANDOM,
         }
         if reference == weights.RANDOM:
@@ -70,11 +71,11 @@ class OpenClipModel(layertap.ModelProvider):
         else:
             path, preprocess, files = self._find(origin)
             checkpoint = checkpoints.read(path, self.params.weights_sha256)
-            about |= checkpoint.facts
-            if files is not None:
-                about |= {"weights_entry": f"{files.label}/{path.name}", "revision": files.revision}
             clip = self._build(origin)
-            _fill(clip, checkpoint.state, path)
+            _, facts = checkpoint.loaded(lambda each: _fill(clip, each.state, path), self.params, clip.visual)
+            about |= facts
+            if files is not None:
+                about |= {"weights_name": f"{files.label}/{path.name}", "revision": files.revision}
             checkpoints.check_finite(clip.visual, path)
         size = self.params.args.get("image_size")
         if size is not None and hasattr(clip.visual, "set_input_size"):
@@ -158,15 +159,19 @@ def _published(files: hub.Files) -> _Origin:
     return _Origin(config, _preprocess(content.get("preprocess_cfg") or {}), {}, files)
 
 
-def _fill(clip: Any, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load the tower's part of a checkpoint, converted as open_clip does it; what belongs to the text is left."""
+def _fill(clip: Any, state: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """The tower with its part of a checkpoint, converted as open_clip does it; the part of the text is left out."""
     open_clip: Any = importlib.import_module("open_clip")
-    whole = checkpoints.aligned(state)
+    whole = dict(state)
     if any(key.startswith("image_encoder.") for key in whole):
-        whole = checkpoints.aligned(open_clip.convert.convert_state_dict(clip, whole))
+        whole = dict(open_clip.convert.convert_state_dict(clip, whole))
+    if not any(key.startswith(_TOWER) for key in whole):
+        whole = {f"{_TOWER}{key}": value for key, value in whole.items()}
     open_clip.model.resize_pos_embed(whole, clip)
     tower = {key.removeprefix(_TOWER): value for key, value in whole.items() if key.startswith(_TOWER)}
-    checkpoints.fit(clip.visual, tower or whole, path)
+    visual: nn.Module = clip.visual
+    checkpoints.fit(visual, tower, path)
+    return visual
 
 
 def _preprocess(config: Mapping[str, Any]) -> dict[str, Any]:

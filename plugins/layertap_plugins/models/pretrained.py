@@ -6,13 +6,14 @@ import hashlib
 import importlib
 import inspect
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layertap import WeightsError
 from layertap_plugins.models import checkpoints, hub, weights
+from layertap_plugins.models.entries import Candidate, Wanted
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,17 +46,54 @@ def read(paths: list[Path], pinned: str | None = None) -> checkpoints.Checkpoint
     digests = [weights.sha256(path) for path in paths]
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
     weights.check_pin(paths[0], digest, pinned)
-    shards = [checkpoints.read(path, of).state for path, of in zip(paths, digests, strict=True)]
-    return checkpoints.Checkpoint(paths[0], digest, {key: value for shard in shards for key, value in shard.items()})
+    whole: dict[str, Tensor] = {}
+    for path, of in zip(paths, digests, strict=True):
+        for entry, state in checkpoints.read(path, of).states:
+            if entry is not None:
+                raise WeightsError(f"{str(path)!r} is one of several files, and not a plain state dict")
+            whole |= state
+    return checkpoints.Checkpoint(paths[0], digest, [(None, whole)])
 
 
-def filled(model_class: Any, config: Any, state: dict[str, Tensor], path: Path) -> tuple[nn.Module, int]:
-    """The model with `state` loaded as the library does it, and how many keys of other parts were left.
+def filled(
+    model_class: Any, config: Any, checkpoint: checkpoints.Checkpoint, wanted: Wanted
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with the weights of a checkpoint, and what its `about` says of them.
+
+    `unused_keys` counts the keys of other parts of the model. Raises what `Checkpoint.loaded` raises.
+    """
+    left = 0  # of the last candidate that was loaded, which is the one that is taken
+
+    def fill(candidate: Candidate) -> nn.Module:
+        nonlocal left
+        module, left = _filled(model_class, config, candidate.state, checkpoint.path)
+        return module
+
+    module, facts = checkpoint.loaded(fill, wanted, _outline(model_class, config))
+    return module, {**facts, "unused_keys": facts.get("unused_keys", 0) + left}
+
+
+def _outline(model_class: Any, config: Any) -> nn.Module | None:
+    """The model without values, and without a pooler that may be missing; None where it cannot be built like that."""
+    import torch
+
+    options = {"add_pooling_layer": False} if _has_pooler(model_class) else {}
+    with torch.device("meta"), suppress(Exception):
+        module: nn.Module = model_class(config, **options)
+        return module
+    return None
+
+
+def _has_pooler(model_class: Any) -> bool:
+    return "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+
+
+def _filled(model_class: Any, config: Any, state: Mapping[str, Tensor], path: Path) -> tuple[nn.Module, int]:
+    """The model with `state` loaded as the library does it, and how many keys of other parts were left out.
 
     Every value of the model must come from the file: what the library would draw at random raises `WeightsError`,
     except a pooler that the model can be built without.
     """
-    state = dict(checkpoints.aligned(state))
 
     def load(**options: bool) -> tuple[Any, dict[str, Any]]:
         try:
@@ -75,8 +113,7 @@ def filled(model_class: Any, config: Any, state: dict[str, Tensor], path: Path) 
 
     module, found = load()
     missing = sorted(found["missing_keys"])
-    options = inspect.signature(model_class.__init__).parameters
-    if "add_pooling_layer" in options and any(key.startswith("pooler.") for key in missing):
+    if _has_pooler(model_class) and any(key.startswith("pooler.") for key in missing):
         module, found = load(add_pooling_layer=False)
         missing = sorted(found["missing_keys"])
     differ = {key: (tuple(theirs), tuple(ours)) for key, theirs, ours in sorted(found["mismatched_keys"])}

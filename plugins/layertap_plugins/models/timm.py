@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.models import building, checkpoints, hub, weights
-from layertap_plugins.models.weights import Pin
+from layertap_plugins.models.entries import Candidate
+from layertap_plugins.models.weights import Entry, Pin, Prefix
 from layertap_plugins.preprocessors.composed import TimmTransform
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class TimmModel(layertap.ModelProvider):
             "or .safetensors file, random (seeded), or package:NAME/path/in/package, a file of an installed package",
         )
         weights_sha256: Pin = None
+        weights_entry: Entry = None
+        weights_prefix: Prefix = None
         args: dict[str, Any] = Field(
             default_factory=dict, description="arguments of the architecture, such as {num_classes: 0, img_size: 384}"
         )
@@ -60,8 +64,7 @@ class TimmModel(layertap.ModelProvider):
             "library_version": timm.__version__,
             "name": self.params.name,
             "weights": self.params.weights,
-            "weights_file": None,
-            "weights_sha256": None,
+            **weights.NO_FILE,
             "untrained": reference == weights.RANDOM,
         }
         if reference == weights.RANDOM:
@@ -69,16 +72,21 @@ class TimmModel(layertap.ModelProvider):
         else:
             path = origin.weights() if reference == DEFAULT else weights.locate(reference, (DEFAULT, *origin.tags))
             checkpoint = checkpoints.read(path, self.params.weights_sha256, named=reference == DEFAULT)
-            about |= checkpoint.facts
             if reference == DEFAULT:
-                about |= {"weights_entry": origin.name, "revision": origin.files and origin.files.revision}
-                module = self._with_own(origin, checkpoint.state, path)
+                module, facts = checkpoint.loaded(lambda each: self._with_own(origin, each.state, path), self.params)
+                facts |= {"weights_name": origin.name, "revision": origin.files and origin.files.revision}
             else:
-                module = self._with_other(origin, checkpoint.state, path)
+                unfilled = self._suited(origin)
+                module, facts = checkpoint.loaded(
+                    lambda each: self._with_other(origin, unfilled, each, path), self.params, unfilled
+                )
+            about |= facts
             checkpoints.check_finite(module, path)
-        return layertap.LoadedModel(module, _preprocessor(module, self.params.args), {**about, **_facts(module)})
+        preprocessor = _preprocessor(module, self.params.args)
+        advice = _advice(module, self.params.args) if preprocessor is None else ""
+        return layertap.LoadedModel(module, preprocessor, {**about, **_facts(module)}, advice)
 
-    def _with_own(self, origin: _Origin, state: dict[str, Tensor], path: Path) -> nn.Module:
+    def _with_own(self, origin: _Origin, state: Mapping[str, Tensor], path: Path) -> nn.Module:
         classes = origin.classes
         asked = self.params.args.get("num_classes", classes)
         if asked not in (0, classes):
@@ -88,7 +96,7 @@ class TimmModel(layertap.ModelProvider):
                 where=("args",),
             )
         try:
-            return self._suited(origin, {"state_dict": checkpoints.aligned(state)})
+            return self._suited(origin, {"state_dict": state})
         except layertap.LayertapError:
             raise
         except Exception as error:
@@ -96,18 +104,17 @@ class TimmModel(layertap.ModelProvider):
                 f"{str(path)!r} does not fit {origin.name}: {weights.brief(error)}", where=("weights",)
             ) from error
 
-    def _with_other(self, origin: _Origin, state: dict[str, Tensor], path: Path) -> nn.Module:
-        module = self._suited(origin)
-        classes = getattr(module, "num_classes", None)
+    def _with_other(self, origin: _Origin, unfilled: nn.Module, candidate: Candidate, path: Path) -> nn.Module:
+        classes = getattr(unfilled, "num_classes", None)
         try:
-            checkpoints.fit(module, state, path, classes)
+            checkpoints.fit(unfilled, candidate.state, path, classes)
         except layertap.WeightsError:
-            # It may be of the model's authors: timm renames their keys. All of them must fit then, head included.
-            state = checkpoints.aligned(state, module.state_dict())
+            # They may be the authors' own names, which timm converts. Everything must fit then, the head included.
             with suppress(Exception):
-                return self._build(origin, {"state_dict": state, "num_classes": classes, "label_offset": 0})
+                own = OrderedDict(candidate.state)  # some converters change what they are given
+                return self._build(origin, {"state_dict": own, "num_classes": classes, "label_offset": 0})
             raise
-        return module
+        return unfilled
 
     def _suited(self, origin: _Origin, overlay: Mapping[str, Any] | None = None) -> nn.Module:
         with building.suited(origin.name, self.params.args, published=origin.published):
@@ -210,13 +217,35 @@ def _refuse(args: Mapping[str, Any]) -> None:
     building.refuse(args, [key for key in args if key in _OURS or key.startswith("pretrained")])
 
 
-def _preprocessor(module: nn.Module, args: Mapping[str, Any]) -> TimmTransform | None:
-    """timm's transform of the model's data config; None for a model of other than three channels."""
+def _data_config(module: nn.Module, args: Mapping[str, Any]) -> tuple[Mapping[str, Any], int]:
+    """timm's data config of a model at the size that it was built for, and the number of its input channels."""
     data: Any = importlib.import_module("timm.data")
     size = args.get("img_size")
     sides = (size, size) if isinstance(size, int) else size
-    config = data.resolve_model_data_config(module, {"input_size": (3, *sides)} if sides else None)
-    if args.get("in_chans", config["input_size"][0]) != 3:
+    config: Mapping[str, Any] = data.resolve_model_data_config(module, {"input_size": (3, *sides)} if sides else None)
+    return config, args.get("in_chans", config["input_size"][0])
+
+
+def _advice(module: nn.Module, args: Mapping[str, Any]) -> str:
+    """Which preprocessing to set for a model of other than three channels."""
+    config, channels = _data_config(module, args)
+    if channels != 1:
+        return f"it takes {channels} channels, and the installed preprocessors give 3 or 1: use one of your own"
+    mean, std = (round(sum(config[key]) / len(config[key]), 4) for key in ("mean", "std"))
+    steps = (
+        f"{{Resize: {list(config['input_size'][1:])}}}, Grayscale, ToImage, {{ToDtype: {{dtype: float32, scale: true}}}}, "
+        f"{{Normalize: {{mean: [{mean}], std: [{std}]}}}}"
+    )
+    return (
+        f"it takes 1 channel: set `preprocess: {{type: torchvision, transforms: [{steps}]}}`, with the mean and std that "
+        "it was trained with"
+    )
+
+
+def _preprocessor(module: nn.Module, args: Mapping[str, Any]) -> TimmTransform | None:
+    """timm's transform of the model's data config; None for a model of other than three channels."""
+    config, channels = _data_config(module, args)
+    if channels != 3:
         return None
     return TimmTransform.of(
         size=tuple(config["input_size"][1:]),

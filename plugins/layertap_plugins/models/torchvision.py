@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.models import building, checkpoints, hollow, weights
-from layertap_plugins.models.weights import Pin
+from layertap_plugins.models.entries import Candidate
+from layertap_plugins.models.weights import Entry, Pin, Prefix
 from layertap_plugins.preprocessors.imagenet import ImageNet
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class TorchvisionModel(layertap.ModelProvider):
             ".safetensors file, random (seeded), or package:NAME/path/in/package, a file of an installed package",
         )
         weights_sha256: Pin = None
+        weights_entry: Entry = None
+        weights_prefix: Prefix = None
         args: dict[str, Any] = Field(
             default_factory=dict, description="arguments of the architecture, such as {num_classes: 10}"
         )
@@ -62,28 +65,34 @@ class TorchvisionModel(layertap.ModelProvider):
             "library_version": torchvision.__version__,
             "name": name,
             "weights": reference,
-            "weights_file": None,
-            "weights_sha256": None,
+            **weights.NO_FILE,
             "untrained": reference == weights.RANDOM,
             **_facts(name),
         }
         if reference == weights.RANDOM:
             with building.suited(name, self.params.args), building.seeded():
                 module: nn.Module = self._builder()()
-            return layertap.LoadedModel(module, _preprocessor([entries.DEFAULT, *entries], module), about)
+            return _with_preprocessor(module, [entries.DEFAULT, *entries], about)
         entry, path = _find(entries, reference)
         checkpoint = checkpoints.read(path, self.params.weights_sha256, named=entry is not None)
-        about |= checkpoint.facts
         if entry is None:
-            module = self._unfilled()
+            unfilled = self._unfilled()
             classes = self.params.args.get("num_classes", len(entries.DEFAULT.meta.get("categories", ())))
-            checkpoints.fit(module, _today(name, checkpoint.state), path, classes)
+
+            def fill(candidate: Candidate) -> nn.Module:
+                checkpoints.fit(unfilled, _today(name, candidate.state), path, classes)
+                return unfilled
+
+            module, facts = checkpoint.loaded(fill, self.params, unfilled)
         else:
-            module = self._unfilled(_LoadedEntry(entry, checkpoint.state))
-            about["weights_entry"] = entry.name
+            module, facts = checkpoint.loaded(
+                lambda candidate: self._unfilled(_LoadedEntry(entry, candidate.state)), self.params
+            )
+            facts["weights_name"] = entry.name
         checkpoints.check_finite(module, path)
+        about |= facts
         presets = [entries.DEFAULT, *entries] if entry is None else [entry]
-        return layertap.LoadedModel(module, _preprocessor(presets, module), about)
+        return _with_preprocessor(module, presets, about)
 
     def _unfilled(self, entry: _LoadedEntry | None = None) -> nn.Module:
         """The architecture on the CPU with the values of `entry`, or for every parameter to be loaded."""
@@ -112,7 +121,7 @@ class _LoadedEntry:
     weights (classes, image size, input transform, frozen norms, auxiliary heads), but unpickles nothing.
     """
 
-    def __init__(self, entry: Any, state: dict[str, Tensor]) -> None:
+    def __init__(self, entry: Any, state: Mapping[str, Tensor]) -> None:
         self._entry = entry
         self._state = state
 
@@ -129,7 +138,7 @@ class _LoadedEntry:
     def __hash__(self) -> int:
         return hash(self._entry)
 
-    def get_state_dict(self, **_: Any) -> dict[str, Tensor]:
+    def get_state_dict(self, **_: Any) -> Mapping[str, Tensor]:
         return self._state
 
 
@@ -143,7 +152,7 @@ def _find(entries: Any, reference: str) -> tuple[Any, Path]:
     return next((entry for entry in entries if weights.file_name(entry.url) == path.name), None), path
 
 
-def _today(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _today(name: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if not name.startswith("densenet"):
         return state
     return {_OLD_DENSENET.sub(r"\1", key): value for key, value in state.items()}
@@ -164,6 +173,52 @@ def _preprocessor(entries: Iterable[Any], module: nn.Module) -> ImageNet | None:
                 interpolation=preset.interpolation.value,
             )
     return None
+
+
+def _with_preprocessor(module: nn.Module, entries: Sequence[Any], about: Mapping[str, Any]) -> layertap.LoadedModel:
+    preprocessor = _preprocessor(entries, module)
+    advice = _advice(entries[0].transforms(), module) if preprocessor is None else ""
+    return layertap.LoadedModel(module, preprocessor, about, advice)
+
+
+def _advice(preset: Any, module: nn.Module) -> str:
+    """Which preprocessing to set for a model whose own gives images of several shapes, or of another size."""
+    kind = type(preset).__name__
+    if kind == "ImageClassification":
+        side = getattr(module, "image_size", None)
+        resize = round(side * preset.resize_size[0] / preset.crop_size[0]) if side else preset.resize_size[0]
+        numbers = f"resize: {resize}, crop: {side}, mean: {preset.mean}, std: {preset.std}"
+        return f"it was built for {side} x {side}: set `preprocess: {{type: imagenet, {numbers}}}`"
+    if kind == "SemanticSegmentation":
+        side = preset.resize_size[0]
+        numbers = f"mean: {preset.mean}, std: {preset.std}"
+        return (
+            f"its own keeps the aspect of an image, with a shorter side of {side}, and a batch has one shape: set "
+            f"`preprocess: {{type: squash, size: {side}, {numbers}}}`, which is its own for square images; for images "
+            f"that all have another aspect, give `size` as [HEIGHT, WIDTH] with {side} as the shorter"
+        )
+    if kind == "ObjectDetection":
+        return _detector_advice(module.transform)
+    return (
+        f"it takes {'pairs of images' if kind == 'OpticalFlow' else 'clips of several frames'}, and a run gives a "
+        "model one image per row"
+    )
+
+
+def _detector_advice(transform: Any) -> str:
+    """The size at which a detector resizes nothing; it normalises by itself in any case."""
+    if transform.fixed_size is not None:
+        width, height = transform.fixed_size
+        return (
+            f"it resizes every image to {width} x {height} and normalises inside: set "
+            f"`preprocess: {{type: squash, size: [{height}, {width}]}}`"
+        )
+    fill = [round(255 * level) for level in transform.image_mean]
+    side = transform.min_size[-1]
+    return (
+        f"it resizes to a shorter side of {side}, pads to one shape and normalises inside, and a run needs one shape "
+        f"before: set `preprocess: {{type: letterbox, size: {side}, fill: {fill}}}`"
+    )
 
 
 def _facts(name: str) -> dict[str, Any]:

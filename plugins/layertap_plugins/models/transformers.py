@@ -14,7 +14,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.models import building, checkpoints, hub, pretrained, weights
-from layertap_plugins.models.weights import Pin
+from layertap_plugins.models.weights import Entry, Pin, Prefix
 from layertap_plugins.preprocessors import processor
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class TransformersModel(layertap.ModelProvider):
             "file, random (seeded), or package:NAME/path/in/package; a type of model has no DEFAULT",
         )
         weights_sha256: Pin = None
+        weights_entry: Entry = None
+        weights_prefix: Prefix = None
         args: dict[str, Any] = Field(
             default_factory=dict,
             description="fields of the model's config, such as {image_size: 384, attn_implementation: eager}",
@@ -70,8 +72,7 @@ class TransformersModel(layertap.ModelProvider):
             "library_version": transformers.__version__,
             "name": self.params.name,
             "weights": reference,
-            "weights_file": None,
-            "weights_sha256": None,
+            **weights.NO_FILE,
             "untrained": reference == weights.RANDOM,
         }
         with pretrained.quiet(), building.seeded():
@@ -84,13 +85,14 @@ class TransformersModel(layertap.ModelProvider):
             else:
                 paths = self._paths(files)
                 checkpoint = pretrained.read(paths, self.params.weights_sha256)
-                module, unused = pretrained.filled(model_class, config, checkpoint.state, paths[0])
+                module, facts = pretrained.filled(model_class, config, checkpoint, self.params)
                 checkpoints.check_finite(module, paths[0])
                 others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-                about |= {**checkpoint.facts, "weights_file": f"{paths[0].name}{others}"}
-                about |= {"revision": files and files.revision, "unused_keys": unused}
+                about |= {**facts, "weights_file": f"{paths[0].name}{others}"}
+                about["revision"] = files and files.revision
             preprocessor = _preprocessor(files, config)
-        return layertap.LoadedModel(module, preprocessor, {**about, **_facts(module)})
+        advice = _advice(self.params.name, config) if preprocessor is None else ""
+        return layertap.LoadedModel(module, preprocessor, {**about, **_facts(module)}, advice)
 
     def _files(self) -> hub.Files | None:
         """Where the model was published; None for a type of model. Raises `ConfigError` with the nearest."""
@@ -198,6 +200,16 @@ def _preprocessor(files: hub.Files | None, config: Any) -> processor.ImageProces
         path = files.find("preprocessor_config.json", "processor_config.json")
         return processor.of_folder(path.parent) if path is not None else None
     return None
+
+
+def _advice(name: str, config: Any) -> str:
+    """Which preprocessing to set for a model without a processor that can be used."""
+    side = getattr(config, "image_size", None)
+    sizes = [side, side] if isinstance(side, int) else list(side or (224, 224))
+    return (
+        f"{name} has no image processor that can be read: put its preprocessor_config.json there, or set `preprocess: "
+        f"{{type: squash, size: {sizes}}}`, with the `mean` and `std` that it was trained with"
+    )
 
 
 def _facts(module: nn.Module) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from layertap import UnsafeError, WeightsError
 
 RANDOM = "random"
 PACKAGE = "package:"
+NO_FILE = {"weights_file": None, "weights_sha256": None, "weights_entry": None, "weights_prefix": None}
+"""What a model's `about` says of weights that are not in a file."""
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 
 _DIGEST = re.compile(r"-([0-9a-f]{8,})\.")
@@ -44,7 +46,36 @@ Pin: TypeAlias = Annotated[
         json_schema_extra={"pattern": f"^{_SHA256.pattern}$"},
     ),
 ]
-"""A parameter for the digest of a file; it stands after `weights`."""
+"""A parameter for the digest of a file; it comes after `weights`."""
+
+
+def _of_file(value: Any, info: ValidationInfo) -> Any:
+    if value is not None and info.data.get("weights") == RANDOM:
+        raise ValueError(f"there is no file to choose from, since weights is {RANDOM}: leave it out")
+    return value
+
+
+Entry: TypeAlias = Annotated[
+    str | None,
+    AfterValidator(_of_file),
+    Field(
+        min_length=1,
+        description="which state dict to take from a file that holds several: its key (teacher), or the keys that lead "
+        "to it, joined by dots (model.ema); null: the only one that fits the model",
+    ),
+]
+"""A parameter for the place of a state dict in a file; it comes after `weights`."""
+
+Prefix: TypeAlias = Annotated[
+    str | None,
+    AfterValidator(_of_file),
+    Field(
+        min_length=1,
+        description="what to strip from the keys of the state dict (backbone.), leaving out the keys that do not begin "
+        "with it; null: the only prefix with which it fits the model",
+    ),
+]
+"""A parameter for the prefix of the keys in a file; it comes after `weights`."""
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str:

@@ -27,6 +27,9 @@ Deviations: TypeAlias = Annotated[list[Annotated[float, Field(gt=0)]], Field(min
 Filter: TypeAlias = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
 
+_CROPS = {"FiveCrop": "five", "TenCrop": "ten"}
+
+
 class Arguments(layertap.Params):
     """The arguments of a transform. A value that is not a mapping is the first argument, as in `CenterCrop: 224`."""
 
@@ -126,7 +129,11 @@ class Step(layertap.Params):
         ((name, arguments),) = value.items()
         if name == "ToTensor":
             raise ValueError("instead of 'ToTensor' write `ToImage` and `ToDtype: {dtype: float32, scale: true}`")
-        _refuse_unknown(str(name), cls.model_fields, "a transform that always gives an image the same values")
+        if name in _CROPS:
+            raise ValueError(
+                f"{name!r} gives {_CROPS[name]} crops per image, and an output has one row per image; use `CenterCrop`"
+            )
+        _refuse_unknown(str(name), cls.model_fields, "a transform that can be named here")
         if arguments is None and (needed := cls._needed(name)):
             raise ValueError(f"{name} needs its {' and '.join(needed)}")
         return {name: {} if arguments is None else arguments}
