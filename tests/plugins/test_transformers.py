@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import re
 import sys
 import time
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import layertap
-from layertap import ConfigError, UnsafeError, WeightsError
+from layertap import ConfigError, TapError, UnsafeError, WeightsError
 from tests.published import COMMIT, as_we_do, empty_hub, layers, one_line, picture, pictures, processed, publish, same
 
 transformers = pytest.importorskip("transformers", reason="needs `pip install 'layertap[transformers]'`")
@@ -390,3 +392,46 @@ def test_a_run_gives_what_a_plain_loop_gives(photos):
         expected = torch.cat([module(pixels[:4]).last_hidden_state, module(pixels[4:]).last_hidden_state])
     assert report.kept == 6
     assert np.array_equal(report.values["layernorm"], expected.numpy())
+
+
+ATTENTION = {
+    "vit": "layers.0.attention[1]",
+    "beit": "layers.0.attention[1]",
+    "clip_vision_model": "encoder.layers.0.self_attn[1]",
+    "siglip_vision_model": "encoder.layers.0.self_attn[1]",
+    "swin": "encoder.layers.0.blocks.0.attention[1]",
+}
+
+
+@pytest.mark.parametrize("tap", [*ATTENTION.items(), ("vit", ".[attentions][0]")])
+def test_attention_weights_that_are_not_computed_name_a_cure_that_works(tap):
+    kind, tap = tap
+
+    def weights(args):
+        module = load(kind, weights="random", args={**TINY[kind], **args}).module.eval()
+        with layertap.tap(module, [tap]) as taps:
+            return taps.run(torch.zeros(2, 3, 32, 32))[tap]
+
+    with pytest.raises(TapError, match=r"attention weights need model\.args=\{attn_implementation: eager") as error:
+        weights({})
+    assert one_line(error)
+    (said,) = re.findall(r"model\.args=(\{.*?\})", str(error.value))
+    rows = weights(yaml.safe_load(said)).sum(-1)
+    assert torch.allclose(rows, torch.ones_like(rows), atol=1e-5)
+
+
+def test_a_value_that_is_none_for_another_reason_names_no_attention():
+    module = load("vit", weights="random", args={**TINY["vit"], "attn_implementation": "eager"}).module
+    with layertap.tap(module, [".[hidden_states]"]) as taps, pytest.raises(TapError) as error:
+        taps.run(torch.zeros(2, 3, 32, 32))
+    assert "attn_implementation" not in str(error.value)
+
+
+def test_a_model_without_a_processor_advises_its_size(tmp_path, photos):
+    folder = saved(seeded("vit", **VIT), tmp_path / "vit")
+    with pytest.raises(ConfigError, match=r"has no image processor that.*preprocessor_config\.json") as error:
+        list(layertap.extract({"type": "transformers", "name": str(folder)}, photos, ["layernorm"]))
+    (said,) = re.findall(r"`preprocess: (.*?)`", str(error.value))
+    model = {"type": "transformers", "name": str(folder)}
+    (batch,) = layertap.extract(model, [picture(50, 60)], ["layernorm"], preprocess=yaml.safe_load(said))
+    assert batch.values["layernorm"].shape == (1, 17, 16)

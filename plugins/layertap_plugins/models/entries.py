@@ -159,7 +159,7 @@ def chosen(
     # One with keys to spare is refused by the model, but may well be what was meant.
     rivals = [rival for rival in rivals if not _same(fits[0][1], rival.state, own)]
     if len(fits) > 1 or rivals:
-        raise _several([*(candidate for candidate, _ in fits), *rivals], path)
+        raise _several([candidate for candidate, _ in fits], rivals, path)
     taken = fits[0][0]
     return (module if taken is last else load(taken)), taken
 
@@ -224,8 +224,8 @@ def _nearest(faults: Sequence[tuple[Candidate, WeightsError]], own: Shapes) -> W
     return WeightsError(f"{error}; these are of the entry {candidate.entry!r}, and no other fits ({listed})")
 
 
-def _several(fits: Sequence[Candidate], path: Path) -> WeightsError:
-    entries = Counter(each.entry for each in fits)
+def _several(fits: Sequence[Candidate], rivals: Sequence[Candidate], path: Path) -> WeightsError:
+    entries = Counter(each.entry for each in [*fits, *rivals])
 
     def choice(each: Candidate) -> str:
         words = [f"model.weights_entry={each.entry}"] if len(entries) > 1 else []
@@ -235,6 +235,6 @@ def _several(fits: Sequence[Candidate], path: Path) -> WeightsError:
         return " ".join(words)
 
     return WeightsError(
-        f"{str(path)!r} holds {len(fits)} different sets of weights that fit the model; choose one: "
-        f"{', or '.join(choice(each) for each in fits)}"
+        f"{str(path)!r} holds {len(fits) + len(rivals)} different sets of weights that fit the model; choose one: "
+        f"{', or '.join([*sorted(map(choice, fits)), *map(choice, rivals)])}"
     )

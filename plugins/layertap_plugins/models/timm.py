@@ -232,12 +232,10 @@ def _advice(module: nn.Module, args: Mapping[str, Any]) -> str:
     if channels != 1:
         return f"it takes {channels} channels, and the installed preprocessors give 3 or 1: use one of your own"
     mean, std = (round(sum(config[key]) / len(config[key]), 4) for key in ("mean", "std"))
-    steps = (
-        f"{{Resize: {list(config['input_size'][1:])}}}, Grayscale, ToImage, {{ToDtype: {{dtype: float32, scale: true}}}}, "
-        f"{{Normalize: {{mean: [{mean}], std: [{std}]}}}}"
-    )
+    resize, floats = f"{{Resize: {list(config['input_size'][1:])}}}", "{ToDtype: {dtype: float32, scale: true}}"
+    steps = f"[{resize}, Grayscale, ToImage, {floats}, {{Normalize: {{mean: [{mean}], std: [{std}]}}}}]"
     return (
-        f"it takes 1 channel: set `preprocess: {{type: torchvision, transforms: [{steps}]}}`, with the mean and std that "
+        f"it takes 1 channel: set `preprocess: {{type: torchvision, transforms: {steps}}}`, with the mean and std that "
         "it was trained with"
     )
 
