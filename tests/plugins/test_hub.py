@@ -146,7 +146,7 @@ def test_offline_mode_is_named_in_the_error(cache, monkeypatch):
     "reference", ["name", "a/b/c", "../x", "a/..", "a b/c", "a/b@", "a/b@../c", "a/b@x/../y", "/a", "a/"]
 )
 def test_a_reference_that_is_not_a_repository_is_refused(cache, reference):
-    with pytest.raises(WeightsError, match=r"is not OWNER/NAME|is no revision"):
+    with pytest.raises(WeightsError, match=r"is not OWNER/NAME|is not a revision"):
         hub.Repository(reference)
 
 

@@ -270,7 +270,7 @@ def test_an_invalid_config_is_reported(tmp_path, config):
     with pytest.raises(WeightsError, match=r"has no open_clip_config\.json"):
         load(f"local-dir:{tmp_path}")
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match="is no config of open_clip"):
+    with pytest.raises(WeightsError, match="is not a config of open_clip"):
         load(f"local-dir:{tmp_path}")
 
 

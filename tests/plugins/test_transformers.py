@@ -338,7 +338,7 @@ def test_attention_that_is_code_from_the_hub_is_refused(tmp_path, where):
     [
         ({"name": "vit"}, WeightsError, "'vit' is a type of model, which has no weights of its own"),
         ({"name": "dinov22"}, ConfigError, "did you mean 'dinov2'"),
-        ({"name": "bert", "weights": "random"}, ConfigError, "'bert' is no vision model"),
+        ({"name": "bert", "weights": "random"}, ConfigError, "'bert' is not a vision model"),
         ({"name": "siglip2_vision_model", "weights": "random"}, ConfigError, "pixel_attention_mask, spatial_shapes"),
         ({"name": "./nowhere"}, ConfigError, "'./nowhere' is not a folder"),
         ({"name": "vit", "weights": "mine"}, WeightsError, "no weights are named 'mine'"),

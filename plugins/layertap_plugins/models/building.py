@@ -1,4 +1,4 @@
-"""Building a model, whatever the library: on the CPU, the same each time, from arguments that fetch nothing."""
+"""Building a model of any library: on the CPU, the same each time, from arguments that fetch nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """What is built inside is on the CPU, with the initial values of seed 0; no random state is drawn from."""
+    """Build on the CPU, with the initial values of seed 0; the random state of the process does not change."""
     import torch
 
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
@@ -28,7 +28,7 @@ def seeded() -> Iterator[None]:
 def suited(name: str, args: Mapping[str, Any], *, published: bool = False) -> Iterator[None]:
     """Turn what a library raises into `ConfigError` where the user's `args` are the likely reason.
 
-    Without any, a config that somebody `published` is, and that raises `WeightsError`.
+    Without arguments, the likely reason is a config that somebody `published`, and that raises `WeightsError`.
     """
     try:
         yield
@@ -45,14 +45,14 @@ def suited(name: str, args: Mapping[str, Any], *, published: bool = False) -> It
 
 
 def refuse(args: Mapping[str, Any], ours: Collection[str]) -> None:
-    """Raise `ConfigError` for an argument that would fetch or unpickle weights by itself, past every check here."""
+    """Raise `ConfigError` for an argument that would make a library fetch or unpickle weights past every check here."""
     for key in args:
         if key in ours:
             raise ConfigError(f"{key!r} is not for the architecture; set model.weights instead", where=("args",))
 
 
 def overridden(args: Mapping[str, Any], known: Collection[str], what: str) -> None:
-    """Raise `ConfigError` for an argument that is none of the `known` fields: libraries pass over some in silence."""
+    """Raise `ConfigError` for an argument that is not among the `known` fields: libraries ignore some silently."""
     for key in args:
         if key not in known:
             near = weights.nearest(key, known) or f" (it has {', '.join(sorted(known))})"
@@ -60,10 +60,10 @@ def overridden(args: Mapping[str, Any], known: Collection[str], what: str) -> No
 
 
 def layout(module: nn.Module, head: nn.Module | None = None) -> str | None:
-    """`NCHW` for a network of convolutions and batch norms up to its `head`; None where that is not sure.
+    """`NCHW` for a network of convolutions and batch norms up to its `head`; None where that is not certain.
 
-    Linear layers, layer norms and attention see channels last, windows or heads in 4 dimensions; a model that has any
-    has no one layout, even where most of its maps are NCHW.
+    Linear layers, layer norms and attention have channels last, windows or heads in 4 dimensions; a model with any of
+    them has no single layout, even where most of its maps are NCHW.
     """
     from torch import nn
 

@@ -73,7 +73,7 @@ def _safetensors(data: bytes, path: Path) -> Any:
     vetting.vet_safetensors(data, path)
     try:
         return load(data)
-    except Exception as error:  # beside its own error, a KeyError for a type that torch lacks
+    except Exception as error:  # its own error, or a KeyError for a type that torch lacks
         raise vetting.damaged(path, weights.brief(error)) from error
 
 
@@ -82,7 +82,7 @@ def _pickled(data: bytes, path: Path) -> Any:
 
     vetting.vet_pickled(data, path)
     try:
-        # Many training scripts save their command line beside the weights: plain attributes, which run nothing.
+        # Many training scripts save their command line with the weights: plain attributes, which run nothing.
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # about pickle protocols that it then refuses
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -119,7 +119,7 @@ def check_finite(module: nn.Module, path: Path) -> None:
             low, high = torch.aminmax(value.detach())
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise WeightsError(
-                    f"{str(path)!r} holds NaN or infinity in {name!r}; get a file of a training that went well",
+                    f"{str(path)!r} holds NaN or infinity in {name!r}; get a file of a training run that converged",
                     where=("weights",),
                 )
 
@@ -136,13 +136,13 @@ def fit(module: nn.Module, state: entries.State, path: Path, classes: int | None
     # A .safetensors file has no versions, and MNASNet refuses a state that does not say its own.
     state._metadata = versions or {"": getattr(own, "_metadata", {}).get("", {})}  # type: ignore[attr-defined]
     shapes = {key: (tuple(state[key].shape), tuple(own[key].shape)) for key in own if key in state}
-    # (1,) for () is no fault: torch takes it, since checkpoints of old have it.
+    # torch accepts (1,) for (): old checkpoints have it.
     differ = {key: pair for key, pair in shapes.items() if pair[0] != pair[1] and pair != ((1,), ())}
     for key in differ:
         del state[key]
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
-    except Exception as error:  # modules refuse what they cannot convert each in its own way
+    except Exception as error:  # the exception depends on the module that cannot convert a value
         raise WeightsError(
             f"{str(path)!r} does not fit the model: {weights.brief(error)}", where=("weights",)
         ) from error

@@ -1,8 +1,8 @@
 """Building a model whose parameters all come from a file: their initial values are never computed.
 
-Drawing them takes seconds for a large model, and then every one is overwritten. What a library computes besides, such
-as masks and position tables, is computed as ever. Only factories and copies of this thread are seen, and nothing of
-torch or of a library is replaced.
+Drawing them takes seconds for a large model, and then every one is overwritten. Everything else that a library
+computes, such as masks and position tables, is computed as usual. Only factories and copies of this thread are
+affected, and nothing in torch or in a library is replaced.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Built = TypeVar("Built")
 
 
 def built(build: Callable[[], Built], module: Callable[[Built], nn.Module], *, loads: bool) -> Built:
-    """What `build` gives inside `building.seeded`, but for the initial values of the parameters of its `module`.
+    """What `build` gives inside `building.seeded`, except for the initial values of the parameters of its `module`.
 
-    Whoever calls it must load every one of them, unless `build` `loads` them itself. A model that cannot be built so,
-    or whose other values would come out differently, is built in the ordinary way.
+    The caller must load every one of them, unless `build` `loads` them itself. A model that cannot be built like this,
+    or whose other values would be different, is built in the ordinary way.
     """
     try:
         found = _hollow(build, module, loads)
-    except Exception:  # whatever a library does to a tensor without values; the ordinary way says what else is wrong
+    except Exception:  # a library may do anything to a tensor without values; the ordinary way reports other faults
         found = None
     if found is None:
         with building.seeded():
@@ -39,7 +39,7 @@ def _hollow(build: Callable[[], Built], module: Callable[[Built], nn.Module], lo
     import torch
     from torch.overrides import TorchFunctionMode
 
-    copied: dict[int, tuple[Tensor, Tensor]] = {}  # by the identity of what was copied into, which it keeps alive
+    copied: dict[int, tuple[Tensor, Tensor]] = {}  # by the identity of the target, which it keeps alive
 
     class WithoutValues(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -80,7 +80,7 @@ def _hollow(build: Callable[[], Built], module: Callable[[Built], nn.Module], lo
 
 
 def _unsaved(module: nn.Module) -> list[Tensor]:
-    """The tensors of a module that no checkpoint need hold, and any that is left without values."""
+    """The tensors of a module that a checkpoint need not have, and any that still has no values."""
     from torch import Tensor
 
     saved = {value.data_ptr() for value in module.state_dict().values() if not value.is_meta}

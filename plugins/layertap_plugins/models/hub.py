@@ -1,7 +1,7 @@
 """Files of a model that somebody published: in a local folder, or in a repository of the Hugging Face hub.
 
-Files are only fetched, never run. What the cache has is used as it is, without asking the hub again, and where the hub
-cannot be reached the first attempt says so: the libraries' own loaders would retry for a minute.
+Files are only fetched, never run. Files in the cache are used as they are, without asking the hub again. Where the hub
+cannot be reached, the first attempt says so: the libraries' own loaders would retry for a minute.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from layertap_plugins.models.weights import RANDOM, brief
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"\w[\w-]*(\.[\w-]+)*/\w[\w-]*(\.[\w-]+)*")
 _REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
-# In this order: what cannot hold code comes first.
+# The file that cannot hold code comes first.
 _SAFE = {
     "pytorch_model.bin": ("model.safetensors",),
     "open_clip_pytorch_model.bin": ("open_clip_model.safetensors",),
@@ -26,7 +26,7 @@ _SAFE = {
 
 
 class Files(Protocol):
-    """Where the files of one model lie."""
+    """The place of the files of one model."""
 
     @property
     def label(self) -> str:
@@ -34,10 +34,10 @@ class Files(Protocol):
 
     @property
     def revision(self) -> str | None:
-        """The commit that the files are of, where there is one."""
+        """The commit of the files, where there is one."""
 
     def find(self, *names: str) -> Path | None:
-        """The first of the files that exists, on this disk; None where it has none of them. Raises `WeightsError`."""
+        """The first of the files that exists, on this disk; None where none does. Raises `WeightsError`."""
 
 
 class Folder:
@@ -63,7 +63,7 @@ class Repository:
         if not _NAME.fullmatch(self.label):
             raise WeightsError(f"{self.label!r} is not OWNER/NAME of a repository", where=("name",))
         if at and not _REVISION.fullmatch(revision):
-            raise WeightsError(f"{revision!r} is no revision of {self.label!r}", where=("name",))
+            raise WeightsError(f"{revision!r} is not a revision of {self.label!r}", where=("name",))
         self.revision: str | None = revision or None
 
     def find(self, *names: str) -> Path | None:
@@ -80,7 +80,7 @@ class Repository:
             raise WeightsError(self._unreachable(names[0], error), where=("name",)) from error
         except EntryNotFoundError:  # the repository can be reached, and has none of them
             return None
-        except Exception as error:  # what the hub's client raises depends on what it is built on
+        except Exception as error:  # the exceptions of the hub's client depend on its HTTP library
             raise WeightsError(self._unreachable(names[0], error), where=("name",)) from error
         if _COMMIT.fullmatch(path.parent.name):
             self.revision = path.parent.name  # all files of one load are of one commit
@@ -114,7 +114,7 @@ class Repository:
 
 
 def weights_file(files: Files, name: str = "pytorch_model.bin") -> Path:
-    """The file of its weights: `name`, or a .safetensors file in its place. Raises `WeightsError`."""
+    """The file of its weights: `name`, or a .safetensors file instead. Raises `WeightsError`."""
     stem, _, suffix = name.rpartition(".")
     names = (*_SAFE.get(name, (f"{stem}.safetensors",) if suffix in ("bin", "pth") else ()), name)
     path = files.find(*names)

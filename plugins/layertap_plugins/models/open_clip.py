@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEFAULT = "DEFAULT"
-# The text tower is not built: this one takes its place, too small to notice.
+# Instead of the text tower, one that is too small to notice.
 _NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 _TOWER = "visual."
 
@@ -141,7 +141,7 @@ def _origin(name: str) -> _Origin:
     tags = {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
     known = {tag: entry for tag, entry in tags.items() if entry.get("hf_hub")}
     seen = [_preprocess(entry) for entry in tags.values()]
-    # Its own file or random weights: as all of the model's weights are, where they agree.
+    # For a file of the user or random weights: the preprocessing of the model's weights, where all of them agree.
     agreed = seen[0] if seen and all(entry == seen[0] for entry in seen) else {}
     return _Origin(config, agreed, known)
 
@@ -154,7 +154,7 @@ def _published(files: hub.Files) -> _Origin:
     config = content.get("model_cfg")
     if not isinstance(config, dict) or not isinstance(config.get("vision_cfg"), dict) or "embed_dim" not in config:
         raise layertap.WeightsError(
-            f"{str(path)!r} is no config of open_clip: it has no model_cfg with vision_cfg", where=("name",)
+            f"{str(path)!r} is not a config of open_clip: it has no model_cfg with vision_cfg", where=("name",)
         )
     return _Origin(config, _preprocess(content.get("preprocess_cfg") or {}), {}, files)
 

@@ -1,4 +1,4 @@
-"""Weights of transformers, read by us and filled in by the library, which knows how its layers were once named."""
+"""Weights of transformers: read here, and loaded by the library, which knows the earlier names of its layers."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def weights_files(files: hub.Files) -> list[Path]:
 
 
 def read(paths: list[Path], pinned: str | None = None) -> checkpoints.Checkpoint:
-    """What is in a file, or in all shards together, whose digest is then that of their digests in a row.
+    """What is in a file, or in all shards together, whose digest is then the digest of their digests in a row.
 
     Raises what `checkpoints.read` raises.
     """
     if len(paths) == 1:
         return checkpoints.read(paths[0], pinned)
-    # All shards have passed before the first is loaded, and each must still be the same then.
+    # All shards are checked before the first is loaded, and each must still be the same then.
     digests = [weights.sha256(path) for path in paths]
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
     weights.check_pin(paths[0], digest, pinned)
@@ -117,7 +117,7 @@ def _filled(model_class: Any, config: Any, state: Mapping[str, Tensor], path: Pa
         module, found = load(add_pooling_layer=False)
         missing = sorted(found["missing_keys"])
     differ = {key: (tuple(theirs), tuple(ours)) for key, theirs, ours in sorted(found["mismatched_keys"])}
-    # A head beside the base model, or the tower for text, is no fault; a key of one of its own parts is.
+    # A head next to the base model, or the tower for text, may be left out; a key of one of its own parts may not.
     unexpected, parts = sorted(found["unexpected_keys"]), {name for name, _ in module.named_children()}
     befores = (f"{module.base_model_prefix}.", "vision_model.")
     own = [key for key in unexpected if _first_part(key, befores) in parts]
@@ -134,7 +134,7 @@ def _first_part(key: str, befores: tuple[str, ...]) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the library's progress bars and reports; what they tell is checked here."""
+    """Keep the library's progress bars and reports off; their content is checked here."""
     logging: Any = importlib.import_module("transformers.utils.logging")
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEFAULT = "DEFAULT"
-# With all that begins with "pretrained": what would make timm fetch weights by itself, or load a part of them.
+# With everything that begins with "pretrained": they would make timm fetch weights itself, or load a part of them.
 _OURS = frozenset({"checkpoint_path", "cache_dir"})
 
 
@@ -123,7 +123,7 @@ class TimmModel(layertap.ModelProvider):
     def _build(self, origin: _Origin, overlay: Mapping[str, Any] | None = None) -> nn.Module:
         """The architecture, with the state in `overlay` loaded as timm loads its own, or its seeded initial values."""
         timm: Any = importlib.import_module("timm")
-        # A source that the name brings along would win over the state.
+        # A source that comes with the name would win over the state.
         own = {"pretrained_cfg_overlay": {"source": None, "file": None, **overlay}} if overlay else {}
         with building.seeded():
             module: nn.Module = timm.create_model(origin.place, pretrained=bool(overlay), **own, **self.params.args)
@@ -145,9 +145,9 @@ class _Origin:
     file: str = "pytorch_model.bin"
     url: str | None = None
     tags: tuple[str, ...] = ()
-    """Those of the architecture that have weights."""
+    """The tags of the architecture that have weights."""
     published: bool = False
-    """Whether somebody else than timm says what it is."""
+    """Whether somebody other than timm says what it is."""
 
     def weights(self) -> Path:
         """The file of its own weights. Raises `WeightsError`."""

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-# What would make a builder fetch and unpickle weights by itself, past every check here.
+# They would make a builder fetch and unpickle weights past every check here.
 _OURS = frozenset({"weights", "weights_backbone", "pretrained", "pretrained_backbone"})
-# They permute or window the axes inside: no one layout is true of all their maps, and leaving it out would mean NCHW.
+# They permute or window the axes inside: their maps have no single layout, and leaving it out would mean NCHW.
 _MIXED_LAYOUT = ("convnext", "maxvit", "mvit", "swin")
-# DenseNet checkpoints of old have `denselayer1.norm.1.weight` for today's `denselayer1.norm1.weight`.
+# Old DenseNet checkpoints have `denselayer1.norm.1.weight` for today's `denselayer1.norm1.weight`.
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
 
@@ -110,7 +110,7 @@ class TorchvisionModel(layertap.ModelProvider):
         if entry is None and "weights_backbone" in inspect.signature(builder).parameters:
             own["weights_backbone"] = None
         if entry is None and name.endswith(("googlenet", "inception_v3")):
-            own["init_weights"] = True  # the default, which they warn about when it is left to them
+            own["init_weights"] = True  # the default, about which they warn unless it is given
         return partial(builder, **{**own, **args})
 
 
@@ -126,7 +126,7 @@ class _LoadedEntry:
         self._state = state
 
     @property  # type: ignore[misc]  # read-only
-    def __class__(self) -> type:  # builders verify what they are given with `isinstance`
+    def __class__(self) -> type:  # builders check their argument with `isinstance`
         return type(self._entry)
 
     def __getattr__(self, name: str) -> Any:
@@ -159,7 +159,7 @@ def _today(name: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def _preprocessor(entries: Iterable[Any], module: nn.Module) -> ImageNet | None:
-    """The evaluation transform of the first entry that suits the module; None where it is no classification preset."""
+    """The evaluation transform of the first entry that suits the module; None where it is not for classification."""
     from torchvision.transforms._presets import ImageClassification  # type: ignore[import-untyped]
 
     side = getattr(module, "image_size", None)  # a vision transformer takes one size only
@@ -206,7 +206,7 @@ def _advice(preset: Any, module: nn.Module) -> str:
 
 
 def _detector_advice(transform: Any) -> str:
-    """The size at which a detector resizes nothing; it normalises by itself in any case."""
+    """The size at which a detector resizes nothing; it normalises in any case."""
     if transform.fixed_size is not None:
         width, height = transform.fixed_size
         return (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 DEFAULT = "DEFAULT"
-# Their sequence is prefix tokens, all held under these names, and then one token a patch.
+# Their sequence has prefix tokens, whose parameters have these names, and then one token per patch.
 _PATCHES = frozenset({
     "beit", "chinese_clip_vision_model", "clip_vision_model", "data2vec-vision", "deit", "dinov2",
     "dinov2_with_registers", "dinov3_vit", "dpt", "ijepa", "internvl_vision", "mlcd_vision_model", "pixio",
@@ -31,7 +31,7 @@ _PREFIX = ("cls_token", "class_embedding", "distillation_token", "register_token
 
 
 class TransformersModel(layertap.ModelProvider):
-    """The model that AutoModel gives, or the vision tower of a model of two; its image processor as preprocessor."""
+    """The model that AutoModel gives, or the vision tower of a model of two, with its image processor."""
 
     extra = "transformers"
 
@@ -150,8 +150,7 @@ def _published(files: hub.Files) -> Any:
     kind = content.get("model_type")
     if kind not in transformers.CONFIG_MAPPING and content.get("auto_map"):
         raise layertap.UnsafeError(
-            f"{files.label} brings code of its own ({kind}), and such code is never run",
-            where=("name",),
+            f"{files.label} comes with code of its own ({kind}), and such code is never run", where=("name",)
         )
     if content.get("quantization_config"):
         raise layertap.WeightsError(
@@ -167,7 +166,7 @@ def _model_class(config: Any) -> Any:
         raise layertap.ConfigError(f"transformers has no AutoModel for {config.model_type!r}", where=("name",))
     if not _takes_images(config):
         raise layertap.ConfigError(
-            f"{config.model_type!r} is no vision model that runs on a batch of images alone: it takes "
+            f"{config.model_type!r} is not a vision model that runs on a batch of images alone: it takes "
             f"{', '.join(_wants(found))}",
             where=("name",),
         )
@@ -193,10 +192,10 @@ def _wants(model_class: Any) -> list[str]:
 
 
 def _preprocessor(files: hub.Files | None, config: Any) -> processor.ImageProcessor | None:
-    """What came with the model, or for a type its default one."""
+    """The one that came with the model, or the default one of a type."""
     if files is None:
         return processor.of_type(config)
-    with suppress(layertap.WeightsError):  # not in the cache; another preprocessor may be what the user asks for
+    with suppress(layertap.WeightsError):  # not in the cache; the user may ask for another preprocessor
         path = files.find("preprocessor_config.json", "processor_config.json")
         return processor.of_folder(path.parent) if path is not None else None
     return None

@@ -1,7 +1,7 @@
-"""A checkpoint looked through before anything is built from it: what it names, and how much it unpacks to.
+"""Checks of a checkpoint before anything is built from it: what it names, and how much it unpacks to.
 
-The readers that come after this run no code either. But torch's calls constructors with any size that a file asks for
-and unpacks what is compressed, and that of safetensors lets the last of two equal keys win.
+The readers that follow run no code either. But torch's reader calls constructors with any size that a file asks for and
+unpacks compressed members, and the reader of safetensors lets the last of two equal keys win.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ARCHIVE = b"PK\3\4"
 _HEADER_BYTES = 10_000_000
 """Most bytes of a .safetensors header; a checkpoint of ten thousand tensors has one of a million."""
 _OPERATIONS = 2_000_000
-"""Most operations of a pickle; a checkpoint of five thousand tensors has 150,000."""
+"""Most operations in a pickle; a checkpoint of five thousand tensors has 150,000."""
 _VALUES = 20_000_000
-"""Most values that a pickle takes into others, each as often as it is taken."""
+"""Most values that a pickle takes into others, each counted as often as it is taken."""
 _TUPLE = 10_000
 """Most values in one tuple with all tuples inside: Python hashes them anew whenever it is a key."""
 
-# All that a state dict needs, and what training scripts often save beside it. None of it does more than its arguments
-# are large: torch would also let a file ask for `bytearray` or a sparse tensor of any size.
+# What a state dict needs, and what training scripts often save with it. None of these takes more memory than its
+# arguments: torch would also let a file ask for a `bytearray` or a sparse tensor of any size.
 _PLAIN = frozenset({
     "collections OrderedDict",
     "collections Counter",
@@ -52,7 +52,7 @@ _GROWS = frozenset({"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUI
 _TUPLES = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"})
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 _GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
-# An old checkpoint is five of them in a row, and then bare values.
+# An old checkpoint has five of them in a row, followed by bare values.
 _PICKLES = 5
 
 
@@ -90,7 +90,7 @@ def vet_pickled(data: bytes, path: Path) -> None:
 
 
 def unsafe(path: Path, what: str) -> UnsafeError:
-    """What to raise for a file that is refused whatever it does."""
+    """What to raise for a file that may be hostile."""
     return UnsafeError(
         f"{str(path)!r} holds more than tensors, and reading that could run code or fill the memory ({what}); if you "
         "trust it, save its state dict as .safetensors where it came from",
@@ -99,13 +99,13 @@ def unsafe(path: Path, what: str) -> UnsafeError:
 
 
 def damaged(path: Path, why: str) -> WeightsError:
-    """What to raise for a file that no reader could make sense of."""
-    return WeightsError(f"{str(path)!r} is no weights file or a damaged one ({why}); get it again", where=("weights",))
+    """What to raise for a file that no reader can read."""
+    return WeightsError(f"{str(path)!r} is not a weights file, or is damaged ({why}); get it again", where=("weights",))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError(f"the key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r} stands twice")
+        raise ValueError(f"duplicate key {Counter(key for key, _ in pairs).most_common(1)[0][0]!r}")
     return dict(pairs)
 
 
@@ -133,7 +133,7 @@ def _vet_members(archive: zipfile.ZipFile, data: bytes, path: Path) -> str:
 
 
 def _directory(data: bytes) -> int | None:
-    """Where an archive's table of contents begins, by what stands in its last bytes; None where that is not sure."""
+    """Where an archive's table of contents begins, according to its last bytes; None where that is not certain."""
     end = len(data) - 22
     if data[end : end + 4] != b"PK\5\6":
         return None
@@ -151,7 +151,7 @@ def _vet_pickle(stream: io.BytesIO, path: Path) -> None:
         _walk(stream, path)
     except (UnsafeError, WeightsError):
         raise
-    except Exception as error:  # pickletools raises whatever the bytes lead it into
+    except Exception as error:  # the exception of pickletools depends on the bytes
         raise damaged(path, "neither an archive nor a whole pickle") from error
 
 
@@ -163,7 +163,7 @@ def _walk(stream: io.BytesIO, path: Path) -> None:
 
     def held(item: list[int] | None) -> list[int]:
         if item is None:
-            raise ValueError("a mark in the place of a value")
+            raise ValueError("a mark instead of a value")
         return item
 
     for number, (operation, argument, _) in enumerate(pickletools.genops(stream)):

@@ -1,4 +1,4 @@
-"""Weights, whatever the library: the file that a reference names, and whether it is what its name says."""
+"""Weights of any library: the file that a reference names, and whether it is what its name says."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def nearest(wrong: str, known: Iterable[str]) -> str:
 
 
 def locate(reference: str, names: Iterable[str]) -> Path:
-    """The file that a reference other than a weights name stands for: a path, or a file inside an installed package.
+    """The file for a reference other than a weights name: a path, or a file inside an installed package.
 
     `names` are the weights names that the model has, for the message. Raises `WeightsError`, and `UnsafeError` for a
     reference that leads out of its package.
@@ -167,13 +167,13 @@ def cached(url: str) -> Path:
 
 
 def content(path: Path) -> bytes:
-    """All of a weights file, read once: what is checked and what is loaded are then the same bytes.
+    """The bytes of a weights file, read once: the bytes that are checked are then the bytes that are loaded.
 
     Raises `WeightsError`.
     """
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     try:
-        # Not to wait at a FIFO, and a descriptor says surely what was opened.
+        # Not to wait at a FIFO; and only a descriptor is certain to be the file that was opened.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
