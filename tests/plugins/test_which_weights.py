@@ -222,8 +222,8 @@ def test_an_entry_is_not_taken_silently_where_another_only_has_keys_to_spare(sav
     ("params", "part"),
     [
         (
-            {"weights_entry": "techer"},
-            "weights_entry: '{path}' has no state dict 'techer'; did you mean 'teacher'?",
+            {"weights_entry": "teachers"},
+            "weights_entry: '{path}' has no state dict 'teachers'; did you mean 'teacher'?",
         ),
         ({"weights_entry": "epoch"}, "has no state dict 'epoch' (it has student, teacher)"),
         (
@@ -274,6 +274,22 @@ def test_random_weights_leave_nothing_to_choose(photos, kind, key):
 def test_odd_files_are_refused_at_once(saved, content):
     with pytest.raises(WeightsError):
         load(saved(content))
+
+
+def test_names_from_a_file_do_not_steer_the_terminal_or_fill_it(saved):
+    odd = {"a\x1b[2J\n": RAW, "b" * 100_000: EMA, "c": THIRD}
+    for params in ({}, {"weights_entry": "d"}):
+        with pytest.raises(WeightsError, match=r"'a\\x1b\[2J\\n'") as error:
+            load(saved(odd), **params)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 2_000
+
+
+def test_a_file_of_many_sets_of_weights_is_not_tried_to_the_end(saved):
+    key = "classifier.1.bias"
+    with pytest.raises(WeightsError, match="holds at least 8 different sets of weights") as error:
+        load(saved({f"step{number}": {**RAW, key: torch.full((3,), float(number))} for number in range(60)}))
+    assert len(str(error.value)) < 2_000
 
 
 def test_a_file_of_endless_dictionaries_is_refused(saved):

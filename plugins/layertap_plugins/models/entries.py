@@ -22,6 +22,8 @@ WRAPPED = ("module.", "_orig_mod.")
 PREFIXES = (*WRAPPED, "model.")
 
 _DEPTH = 5
+_FITS = 8
+"""Most sets of weights that fit before the search ends: a user has to choose in any case."""
 _MOST = 10_000
 """Most dictionaries that are searched for state dicts; a checkpoint with a long configuration has hundreds."""
 
@@ -107,7 +109,7 @@ def candidates(
     named = [(entry, state) for entry, state in states if asked is None or f"{entry or ''}.".startswith(f"{asked}.")]
     if not named:
         names = [entry for entry, _ in states if entry is not None]
-        has = f"it has {', '.join(names[:12])}" if names else "it is one state dict; leave weights_entry out"
+        has = f"it has {_listed(names)}" if names else "it is one state dict; leave weights_entry out"
         near = weights.nearest(asked or "", names)
         raise WeightsError(f"model.weights_entry: {str(path)!r} has no state dict {asked!r}{near} ({has})")
     if prefix is None:
@@ -119,7 +121,7 @@ def candidates(
         heads = list(dict.fromkeys(f"{key.partition('.')[0]}." for _, state in named for key in state if "." in key))
         raise WeightsError(
             f"model.weights_prefix: no keys in {str(path)!r} begin with {prefix!r}{weights.nearest(prefix, heads)} "
-            f"(they begin with {', '.join(heads[:12])})"
+            f"(they begin with {_listed(heads)})"
         )
     return made
 
@@ -154,6 +156,8 @@ def chosen(
         values = module.state_dict()
         if not any(_same(values, others, values) for _, others in fits):
             fits.append((candidate, values))
+        if len(fits) == _FITS:
+            break
     if not fits:
         raise _nearest(faults, own)
     # One with keys to spare is refused by the model, but may well be what was meant.
@@ -217,24 +221,33 @@ def _same(one: State, other: State, keys: Iterable[str]) -> bool:
 def _nearest(faults: Sequence[tuple[Candidate, WeightsError]], own: Shapes) -> WeightsError:
     """What is wrong with the candidate that has most of the model's keys, and what else was tried."""
     candidate, error = max(faults, key=lambda fault: sum(key in own for key in fault[0].state))
-    others = {each.entry: None for each, _ in faults if each.entry != candidate.entry}
+    others = list(dict.fromkeys(str(each.entry) for each, _ in faults if each.entry != candidate.entry))
     if not others:
         return error
-    listed = ", ".join(str(entry) for entry in others)
-    return WeightsError(f"{error}; these are of the entry {candidate.entry!r}, and no other fits ({listed})")
+    return WeightsError(f"{error}; this is the entry {candidate.entry!r:.100}, and no other fits ({_listed(others)})")
 
 
 def _several(fits: Sequence[Candidate], rivals: Sequence[Candidate], path: Path) -> WeightsError:
     entries = Counter(each.entry for each in [*fits, *rivals])
 
     def choice(each: Candidate) -> str:
-        words = [f"model.weights_entry={each.entry}"] if len(entries) > 1 else []
-        words += [f"model.weights_prefix={each.prefix}"] if entries[each.entry] > 1 else []
+        words = [f"model.weights_entry={_shown(str(each.entry))}"] if len(entries) > 1 else []
+        words += [f"model.weights_prefix={_shown(each.prefix)}"] if entries[each.entry] > 1 else []
         if words and not each.prefix and entries[each.entry] > 1:
             return "its keys without a prefix, saved alone"
         return " ".join(words)
 
+    count = f"at least {_FITS}" if len(fits) == _FITS else str(len(fits) + len(rivals))
     return WeightsError(
-        f"{str(path)!r} holds {len(fits) + len(rivals)} different sets of weights that fit the model; choose one: "
-        f"{', or '.join([*sorted(map(choice, fits)), *map(choice, rivals)])}"
+        f"{str(path)!r} holds {count} different sets of weights that fit the model; choose one: "
+        f"{', or '.join([*sorted(map(choice, fits)), *map(choice, rivals)][:_FITS])}"
     )
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    return ", ".join(map(_shown, names[:most])) + (", ..." if len(names) > most else "")
+
+
+def _shown(name: str) -> str:
+    """A name as it can be typed; one that would steer a terminal, or fill it, is quoted and cut."""
+    return name if name.isprintable() and len(name) <= 100 else f"{name!r:.100}"
