@@ -47,7 +47,7 @@ def weights_text(about: Mapping[str, Any]) -> str | None:
     words = [f"entry {entry}"] if entry else []
     words += [f"prefix {prefix} stripped"] if prefix else []
     words += [f"{about['unused_keys']} other keys left out"] if about.get("unused_keys") else []
-    return _printable(f"{about.get('weights_file')}: {', '.join(words)}")
+    return _printable(f"{about.get('weights_file')}, {', '.join(words)}")
 
 
 def report_text(report: Report) -> str:
@@ -64,7 +64,7 @@ def report_text(report: Report) -> str:
         reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(report.reasons.items()))
         lines.append(f"  failed: {reasons}" + (f" (listed in {report.path / 'failures.csv'})" if report.path else ""))
     if weights := weights_text(report.about):
-        lines.append(f"  weights {weights}")
+        lines.append(f"  weights: {weights}")
     if report.notes:
         lines.append("  noted: " + ", ".join(f"{word} {count}" for word, count in sorted(report.notes.items())))
     if report.path and (left := retired(report.path)).exists():

@@ -382,8 +382,8 @@ def config(photos, path, out, **model):
 def test_the_report_the_manifest_and_info_say_what_was_taken(saved, photos, tmp_path):
     path = saved({"teacher": before("backbone.", RAW) | before("head.", HEAD)})
     report = layertap.run(config(photos, path, tmp_path / "out"))
-    said = "zoo.pth: entry teacher, prefix backbone. stripped, 2 other keys left out"
-    assert f"weights {said}" in report_text(report)
+    said = "zoo.pth, entry teacher, prefix backbone. stripped, 2 other keys left out"
+    assert f"  weights: {said}" in report_text(report)
     assert report_data(report)["weights_entry"] == "teacher"
     assert report_data(report)["weights_prefix"] == "backbone."
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
