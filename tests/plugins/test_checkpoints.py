@@ -197,7 +197,7 @@ def test_a_prefix_that_the_model_has_itself_is_kept():
 
 def test_without_a_model_only_the_prefixes_of_wrappers_are_stripped():
     states = [(None, {"module.model.weight": torch.ones(1)})]
-    (candidate,) = entries.candidates(states, (), Wanted(), Path("tiny.pth"))
+    (candidate,) = entries.candidates(states, {}, Wanted(), Path("tiny.pth"))
     assert (candidate.prefix, list(candidate.state)) == ("module.", ["model.weight"])
 
 

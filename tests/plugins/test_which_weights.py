@@ -255,6 +255,18 @@ def test_where_none_fits_the_nearest_is_shown_and_the_others_are_named(saved):
     assert one_line(error)
 
 
+def test_a_prefix_that_leads_to_another_head_is_named_with_what_differs(saved):
+    other = models.get_model(NAME, weights=None, num_classes=5).state_dict()
+    with pytest.raises(WeightsError, match=r"set model\.args=\{num_classes: 5\}; this is without the prefix 'net\.'"):
+        load(saved({"state_dict": before("net.", other) | {"criterion.weight": torch.ones(5)}}))
+
+
+def test_a_prefix_in_several_entries_that_fits_in_none_is_an_error_with_what_differs(saved):
+    both = {name: before("backbone.", RAW) | before("head.", HEAD) for name in ("student", "teacher")}
+    with pytest.raises(WeightsError, match="does not fit the model: keys 52 missing"):
+        load(saved(both), weights_prefix="head.")
+
+
 def test_a_safetensors_file_has_prefixes_too(tmp_path):
     save_file(before("student.", RAW) | before("teacher.", EMA), tmp_path / "both.safetensors")
     with pytest.raises(WeightsError, match=r"weights_prefix=student\., or model\.weights_prefix=teacher\."):

@@ -53,6 +53,10 @@ class Candidate:
         facts: dict[str, Any] = {"weights_entry": self.entry, "weights_prefix": self.prefix or None}
         return {**facts, "unused_keys": self.unused} if self.unused else facts
 
+    def shared(self, keys: Iterable[str]) -> int:
+        """How many of the keys of a model it has."""
+        return sum(key in self.state for key in keys)
+
     def covers(self, shapes: Shapes) -> bool:
         """Whether it has every parameter of a model, in its shape, whatever else it has."""
         state = self.state
@@ -97,12 +101,10 @@ def _nested(content: Any, keys: tuple[str, ...], seen: Counter[str], path: Path)
             yield from _nested(value, (*keys, key), seen, path)
 
 
-def candidates(
-    states: Sequence[tuple[str | None, State]], own: Iterable[str], wanted: Wanted, path: Path
-) -> list[Candidate]:
-    """What the user asks for, or every state dict with every prefix that may lead to the keys `own` of a model.
+def candidates(states: Sequence[tuple[str | None, State]], own: Shapes, wanted: Wanted, path: Path) -> list[Candidate]:
+    """What the user asks for, or every state dict, whole and under every prefix of most of a model's parameters `own`.
 
-    Those that use all keys come first. Raises `WeightsError` where the user asks for what the file does not have.
+    The whole ones come first. Raises `WeightsError` where the user asks for what the file does not have.
     """
     asked, prefix, keys = wanted.weights_entry, wanted.weights_prefix, frozenset(own)
     # An entry that only holds another one means that one.
@@ -114,6 +116,7 @@ def candidates(
         raise WeightsError(f"model.weights_entry: {str(path)!r} has no state dict {asked!r}{near} ({has})")
     if prefix is None:
         made = [_stripped(entry, state, before) for entry, state in named for before in _prefixes(state, keys)]
+        made = [each for each in made if not each.unused or 2 * each.shared(own) > len(own)]
         return sorted(made, key=lambda candidate: candidate.unused > 0)
     made = [_stripped(entry, state, prefix) for entry, state in named]
     made = [each for each in made if any(not key.startswith(".") for key in each.state)]
@@ -127,16 +130,15 @@ def candidates(
 
 
 def chosen(
-    among: Sequence[Candidate], load: Callable[[Candidate], nn.Module], own: Shapes, path: Path
+    tried: Sequence[Candidate], load: Callable[[Candidate], nn.Module], own: Shapes, path: Path
 ) -> tuple[nn.Module, Candidate]:
     """The module that `load` gives for the one candidate that fits, and that candidate.
 
-    `load` raises `WeightsError` for one that does not fit; it may fill the same module each time. Of a state dict in
-    part, only a part that has every parameter in `own` is tried. Candidates of the same values are one.
+    `load` raises `WeightsError` for one that does not fit; it may fill the same module each time. Candidates of
+    the same values are one.
 
     Raises `WeightsError` where none fits, and where several do.
     """
-    tried = [each for each in among if not each.unused or len(among) == 1 or each.covers(own)]
     if len(tried) == 1:
         return load(tried[0]), tried[0]
     fits: list[tuple[Candidate, State]] = []
@@ -220,7 +222,9 @@ def _same(one: State, other: State, keys: Iterable[str]) -> bool:
 
 def _nearest(faults: Sequence[tuple[Candidate, WeightsError]], own: Shapes) -> WeightsError:
     """What is wrong with the candidate that has most of the model's keys, and what else was tried."""
-    candidate, error = max(faults, key=lambda fault: sum(key in own for key in fault[0].state))
+    candidate, error = max(faults, key=lambda fault: fault[0].shared(own))
+    if candidate.unused:
+        error = WeightsError(f"{error}; this is without the prefix {candidate.prefix!r:.100}")
     others = list(dict.fromkeys(str(each.entry) for each, _ in faults if each.entry != candidate.entry))
     if not others:
         return error
