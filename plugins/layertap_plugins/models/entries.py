@@ -76,11 +76,12 @@ def found(content: Any, path: Path) -> list[tuple[str | None, State]]:
     if listed:
         return listed
     if not isinstance(content, dict):
-        raise WeightsError(f"{str(path)!r} holds no state dict but a {type(content).__name__}")
+        raise WeightsError(f"{str(path)!r} holds no state dict but a {type(content).__name__}", where=("weights",))
     key, value = next((k, v) for k, v in content.items() if not (isinstance(k, str) and isinstance(v, Tensor)))
     raise WeightsError(
         f"{str(path)!r} holds no state dict: its entry {key!r:.100} is a {type(value).__name__} (a state dict is the "
-        "file itself, or a dictionary in it)"
+        "file itself, or a dictionary in it)",
+        where=("weights",),
     )
 
 
@@ -91,7 +92,9 @@ def _nested(content: Any, keys: tuple[str, ...], seen: Counter[str], path: Path)
         return
     seen["dictionaries"] += 1
     if seen["dictionaries"] > _MOST:
-        raise WeightsError(f"{str(path)!r} holds more than {_MOST:,} dictionaries; save the state dict alone")
+        raise WeightsError(
+            f"{str(path)!r} holds more than {_MOST:,} dictionaries; save the state dict alone", where=("weights",)
+        )
     if all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
         if content or not keys:
             yield ".".join(keys) or None, content
@@ -113,7 +116,7 @@ def candidates(states: Sequence[tuple[str | None, State]], own: Shapes, wanted: 
         names = [entry for entry, _ in states if entry is not None]
         has = f"it has {_listed(names)}" if names else "it is one state dict; leave weights_entry out"
         near = weights.nearest(asked or "", names)
-        raise WeightsError(f"model.weights_entry: {str(path)!r} has no state dict {asked!r}{near} ({has})")
+        raise WeightsError(f"{str(path)!r} has no state dict {asked!r}{near} ({has})", where=("weights_entry",))
     if prefix is None:
         made = [_stripped(entry, state, before) for entry, state in named for before in _prefixes(state, keys)]
         made = [each for each in made if not each.unused or 2 * each.shared(own) > len(own)]
@@ -123,8 +126,9 @@ def candidates(states: Sequence[tuple[str | None, State]], own: Shapes, wanted: 
     if not made:
         heads = list(dict.fromkeys(f"{key.partition('.')[0]}." for _, state in named for key in state if "." in key))
         raise WeightsError(
-            f"model.weights_prefix: no keys in {str(path)!r} begin with {prefix!r}{weights.nearest(prefix, heads)} "
-            f"(they begin with {_listed(heads)})"
+            f"no keys in {str(path)!r} begin with {prefix!r}{weights.nearest(prefix, heads)} "
+            f"(they begin with {_listed(heads)})",
+            where=("weights_prefix",),
         )
     return made
 
@@ -224,11 +228,16 @@ def _nearest(faults: Sequence[tuple[Candidate, WeightsError]], own: Shapes) -> W
     """What is wrong with the candidate that has most of the model's keys, and what else was tried."""
     candidate, error = max(faults, key=lambda fault: fault[0].shared(own))
     if candidate.unused:
-        error = WeightsError(f"{error}; this is without the prefix {candidate.prefix!r:.100}")
+        error = WeightsError(
+            f"{error.message}; this is without the prefix {candidate.prefix!r:.100}", where=error.where
+        )
     others = list(dict.fromkeys(str(each.entry) for each, _ in faults if each.entry != candidate.entry))
     if not others:
         return error
-    return WeightsError(f"{error}; this is the entry {candidate.entry!r:.100}, and no other fits ({_listed(others)})")
+    return WeightsError(
+        f"{error.message}; this is the entry {candidate.entry!r:.100}, and no other fits ({_listed(others)})",
+        where=error.where,
+    )
 
 
 def _several(fits: Sequence[Candidate], rivals: Sequence[Candidate], path: Path) -> WeightsError:
@@ -244,7 +253,8 @@ def _several(fits: Sequence[Candidate], rivals: Sequence[Candidate], path: Path)
     count = f"at least {_FITS}" if len(fits) == _FITS else str(len(fits) + len(rivals))
     return WeightsError(
         f"{str(path)!r} holds {count} different sets of weights that fit the model; choose one: "
-        f"{', or '.join([*sorted(map(choice, fits)), *map(choice, rivals)][:_FITS])}"
+        f"{', or '.join([*sorted(map(choice, fits)), *map(choice, rivals)][:_FITS])}",
+        where=("weights",),
     )
 
 
