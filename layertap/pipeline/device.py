@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from layertap.errors import ConfigError
+from layertap.taps.mode import eval_mode
 
 
 @contextmanager
@@ -17,22 +18,19 @@ def ready(
     module: nn.Module, device: torch.device, memory_format: torch.memory_format = torch.preserve_format
 ) -> Iterator[None]:
     """The module in eval mode on `device`; every layer's mode, and its place, are put back afterwards."""
-    modes = {layer: layer.training for layer in module.modules()}
     home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
     try:
-        module.eval()
         if home != device:
             module.to(device)
         if memory_format is torch.channels_last:
             module.to(memory_format=memory_format)
-        yield
+        with eval_mode(module):
+            yield
     finally:
         if memory_format is torch.channels_last:
             module.to(memory_format=torch.contiguous_format)
         if home != device:
             module.to(home)
-        for layer, mode in modes.items():
-            layer.training = mode
 
 
 @contextmanager

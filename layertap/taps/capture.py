@@ -76,8 +76,10 @@ class Capture:
         self.pattern = pattern
         """The glob or regular expression that brought it in."""
         self.calls = 0
-        self.strayed = False
-        """Whether another method of the model ran the layer since the latest forward: is its value the latest?"""
+        self.ran_in_method = False
+        """Whether another method of the model ran the layer since the latest forward."""
+        self.ran_elsewhere = False
+        """Whether the layer ran in another thread or asyncio task since the latest forward began here."""
         self._layer = layer
         self._forward = forward
         self._ways = {0: _Way(self._reducers())}
@@ -88,7 +90,8 @@ class Capture:
     def forget(self) -> None:
         """Make ready for the next forward: nothing of the last one may be read as the next one's."""
         self.calls = 0
-        self.strayed = False
+        self.ran_in_method = False
+        self.ran_elsewhere = False
         self._kept = {}
         self._error = None
 
@@ -126,7 +129,7 @@ class Capture:
     @property
     def is_silent(self) -> bool:
         """Whether a pattern brought it in and its layer did not run in a whole forward: it is passed over."""
-        return self.pattern is not None and self._forward.finished and not self.calls and not self.strayed
+        return self.pattern is not None and self._forward.finished and not self.calls and not self.ran_in_method
 
     @property
     def infos(self) -> dict[str, TapInfo]:
@@ -165,12 +168,17 @@ class Capture:
 
     def _fault(self, hint: Hint) -> TapError | None:
         layer, forward = self.tap.layer, self._forward
-        if self.strayed:
+        if self.ran_in_method:
             return TapError(
                 f"layer {layer!r} ran in another method than the model's forward, where one call cannot be told from "
                 "the next: use `taps.run(..., call=model.METHOD)`"
             )
         if not self.calls:
+            if self.ran_elsewhere:
+                return TapError(
+                    f"layer {layer!r} ran only in another thread or asyncio task than these taps belong to: enter a "
+                    "`layertap.tap(...)` there, or use `taps.run(...)` there"
+                )
             if not forward.began:
                 return TapError(
                     f"layer {layer!r} did not run in a forward: the model itself was not called since the block was "

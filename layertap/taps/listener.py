@@ -1,4 +1,4 @@
-"""One side of one module, and the taps that listen to it."""
+"""One side of one module, and its taps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from layertap.taps.capture import Capture
 
 
 class Listener:
-    """One side of one module: counts its calls and offers each value to the taps on it."""
+    """One side of one module: counts its calls and offers each value to its taps."""
 
     def __init__(self, module: nn.Module, side: str) -> None:
         self.module = module
@@ -20,9 +20,9 @@ class Listener:
         self.expected: int | None = None
         """How often the first forward of `run()` called it; None before that."""
         self.expected_at_stop = 0
-        """How many of these calls come before all taps have what they want."""
+        """How many of these calls come before the forward stops."""
         self.needed = 0
-        """After how many calls every tap here has what it wants."""
+        """After how many calls every tap of this listener has what it wants."""
 
     def receive(self, value: Any, expected: int | None) -> None:
         call, self.calls = self.calls, self.calls + 1

@@ -1,30 +1,33 @@
-"""One forward, watched from every layer: what ran, how often, with what shapes, after how much of the compute."""
+"""What every layer does in one forward: calls, shapes, and when in the compute it runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from layertap.errors import TapError
 from layertap.records import dtype_name
-from layertap.taps.hooks import refuse_unhookable
+from layertap.taps.compute import Compute
+from layertap.taps.hooks import ATTACHING, Hook, refuse_unhookable
+from layertap.taps.mode import eval_mode
 from layertap.taps.nested import tensors_of
+from layertap.taps.place import Place
 
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
     """One layer of a model, as one forward showed it.
 
-    `calls` is how often it ran, `shapes` and `dtypes` what its tensors were at the first call, by their selector (an
-    empty one for a layer that returns one tensor), `parameters` counts its own and those of the layers inside it,
-    `aliases` are its other paths. `compute` holds, a call, which share of the forward's multiplications (convolutions,
-    matrix products and attention, as torch counts them) was done when it began and when it returned.
+    `calls` is how often it ran. `shapes` and `dtypes` are those of its tensors at the first call, by selector (an empty
+    one for a layer that returns one tensor). `parameters` counts its own and those of the layers inside it, `aliases`
+    are its other paths. `compute` holds, per call, which share of the forward's multiplications (convolutions, matrix
+    products and attention, as torch counts them) was done when it began and when it returned.
     """
 
     name: str
@@ -47,8 +50,8 @@ class _Seen:
 def survey(module: nn.Module, *args: Any, **kwargs: Any) -> list[LayerInfo]:
     """Every layer of `module`, the model itself (`.`) first, as a forward on the given arguments shows them.
 
-    The model runs in eval mode without gradients; modes are put back afterwards. Raises `TapError` where no arguments
-    are given to run it on, or where hooks would not fire.
+    The model runs in eval mode without gradients; modes are put back afterwards. Calls of the model in other threads
+    are not counted. Raises `TapError` where no arguments are given to run it on, or where hooks would not run.
     """
     if not args and not kwargs:
         raise TapError(
@@ -56,39 +59,31 @@ def survey(module: nn.Module, *args: Any, **kwargs: Any) -> list[LayerInfo]:
         )
     refuse_unhookable(module)
     seen = {layer: _Seen() for layer in module.modules()}
-    modes = {layer: layer.training for layer in seen}
     handles: list[torch.utils.hooks.RemovableHandle] = []
-    counter = FlopCounterMode(display=False)
+    compute, place = Compute(), Place()
     try:
-        for layer, watched in seen.items():
-            handles.append(layer.register_forward_pre_hook(_begin(watched, counter), prepend=True))
-            handles.append(layer.register_forward_hook(_end(watched, counter), prepend=True))
-        module.eval()
-        # The fused attention of torch is one operation that the counter does not know.
-        with torch.no_grad(), _unfused_attention(), counter:
+        with ATTACHING:
+            for layer, watched in seen.items():
+                begin, end = partial(_begin, watched, compute), partial(_end, watched, compute)
+                handles.append(layer.register_forward_pre_hook(Hook(layer, begin, place.is_here), prepend=True))
+                handles.append(layer.register_forward_hook(Hook(layer, end, place.is_here), prepend=True))
+        # The fused attention of torch is one operation without a formula.
+        with eval_mode(module), torch.no_grad(), _unfused_attention(), compute:
             module(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()
-        for layer, mode in modes.items():
-            layer.training = mode
-    return _listed(module, seen, counter.get_total_flops())
+    return _listed(module, seen, compute.total)
 
 
-def _begin(seen: _Seen, counter: FlopCounterMode) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any) -> None:
-        seen.began.append(counter.get_total_flops())
-
-    return hook
+def _begin(seen: _Seen, compute: Compute, args: Any) -> None:
+    seen.began.append(compute.total)
 
 
-def _end(seen: _Seen, counter: FlopCounterMode) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if not seen.done:
-            seen.tensors = {path: (tuple(t.shape), dtype_name(t)) for path, t in _outputs(output)}
-        seen.done.append((seen.began.pop(), counter.get_total_flops()))
-
-    return hook
+def _end(seen: _Seen, compute: Compute, args: Any, output: Any) -> None:
+    if not seen.done:
+        seen.tensors = {path: (tuple(t.shape), dtype_name(t)) for path, t in _outputs(output)}
+    seen.done.append((seen.began.pop(), compute.total))
 
 
 @contextmanager

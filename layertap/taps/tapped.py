@@ -1,8 +1,9 @@
-"""TappedModel: find layers, attach hooks, keep and reduce what they give, stop early, detach."""
+"""TappedModel: finds layers, attaches hooks, keeps their values, stops early, and removes the hooks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -16,17 +17,19 @@ from layertap.records import TapInfo
 from layertap.taps.capture import Capture, Forward
 from layertap.taps.faults import hint, refuse_faults, refuse_idle_patterns
 from layertap.taps.grammar import Tap, TapsLike, parse_taps, where_of
-from layertap.taps.hooks import Hook, caller, is_method_running, is_running, refuse_unhookable
+from layertap.taps.hooks import (
+    ATTACHING,
+    Hook,
+    calling_frame,
+    is_method_running,
+    is_running,
+    is_running_anywhere,
+    refuse_unhookable,
+)
 from layertap.taps.layers import find_layers
 from layertap.taps.listener import Listener
-
-
-class _Stop(BaseException):
-    """Ends a forward after the last tap. Not an `Exception`, so that a model's own `except Exception` lets it pass."""
-
-    def __init__(self, owner: TappedModel) -> None:
-        super().__init__("layertap stops the forward after its last tap")
-        self.owner = owner
+from layertap.taps.place import Place
+from layertap.taps.stop import Stop, is_stop_of
 
 
 class TappedModel(Mapping[str, Tensor]):
@@ -34,19 +37,22 @@ class TappedModel(Mapping[str, Tensor]):
 
     Hooks are attached on entering the `with` block and removed on leaving it, whatever happens. A value is what the
     layer returned at that call, or was called with, before anything changed it, in memory of its own. The module's
-    mode, gradients and other hooks are left alone. A forward is one call of the module itself, or what `run()` is told
-    to call.
+    mode, gradients and other hooks are left alone. A forward is one call of the module itself, or of what `run()` is
+    given.
+
+    The block belongs to the thread, and within it to the asyncio task, that entered it or that called `run()` last:
+    forwards and values in others are separate. In several threads, enter one block in each, or use what `run()` returns.
 
     Args:
         module: any `nn.Module` that runs eagerly.
         taps: a tap string, a list, or a mapping of name to tap.
         detach: cut the values out of the autograd graph.
-        early_stop: let `run()` stop after the last tap, once its first forward has counted the calls.
+        early_stop: let `run()` stop after the last tap, as soon as its first forward has counted the calls.
         about: facts about the model that reducers need, such as `layout` and `num_prefix_tokens`.
         plugins: where reducers are looked up; the installed ones by default.
 
     Raises:
-        TapError: a tap that names no layer, or a module whose hooks would not fire.
+        TapError: a tap that names no layer, or a module whose hooks would not run.
     """
 
     def __init__(
@@ -71,7 +77,9 @@ class TappedModel(Mapping[str, Tensor]):
         self._listeners: dict[tuple[int, str], Listener] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entry: object = None
-        self._heard: list[Listener] = []
+        self._place: Place | None = None
+        self._lock = threading.RLock()
+        self._in_order: list[Listener] = []
         self._waiting = 0
         self._running = False
         self._calls_of_root: list[FrameType] = []
@@ -80,11 +88,13 @@ class TappedModel(Mapping[str, Tensor]):
     def __enter__(self) -> Self:
         if self._handles:
             raise TapError("these taps are open already; nest two `layertap.tap(...)` blocks instead")
+        self._place = Place()
         self._begin()
         self._forget(None)
         self._forward.began = False
         try:
-            self._attach()
+            with ATTACHING:
+                self._attach()
         except BaseException:
             self.close()
             raise
@@ -100,7 +110,11 @@ class TappedModel(Mapping[str, Tensor]):
             self._handles.pop().remove()
 
     def __getitem__(self, name: str) -> Tensor:
-        """The value of the latest forward. Raises `TapError` for a tap that did not fire, or not clearly."""
+        """The value of the latest forward. Raises `TapError` for a tap that has none, or no clear one."""
+        if self._handles and not self._is_here():
+            raise TapError(
+                "these taps are in use in another thread or asyncio task: read them there, or use what run() returned"
+            )
         capture = self._captures.get(name)
         if capture is not None and capture.tap.call != "all":
             return capture.value(self._hint)
@@ -145,21 +159,25 @@ class TappedModel(Mapping[str, Tensor]):
         tap and hold the counts against it. `call` is another entry than the model itself, such as
         `model.encode_image`.
 
+        It may be called in any thread, and waits while another thread is in it.
+
         Raises:
-            TapError: a tap that did not fire, fired more than once with no call chosen, gave several tensors with none
-                chosen, or fired otherwise than in the first forward.
+            TapError: a tap whose layer did not run, ran more than once with no call chosen, gave several tensors with
+                none chosen, or ran otherwise than in the first forward.
         """
         if not self._handles:
             raise TapError("the taps are closed: call run() inside `with layertap.tap(...) as taps:`")
         entry = self.module if call is None else call
-        if entry != self._entry:
-            self._forget(entry)
-        counting = all(listener.expected is None for listener in self._listeners.values())
-        stopped = self._walk(entry, *args, **kwargs)
-        if counting:
-            self._count()
-        self._compare(stopped)
-        return {name: value() for name, value in self._values_by_name().items()}
+        with self._lock:
+            self._take_over()
+            if entry != self._entry:
+                self._forget(entry)
+            counting = all(listener.expected is None for listener in self._listeners.values())
+            stopped = self._walk(entry, *args, **kwargs)
+            if counting:
+                self._count()
+            self._compare(stopped)
+            return {name: value() for name, value in self._values_by_name().items()}
 
     def _add_all(self, taps: Sequence[tuple[Tap, Where]]) -> None:
         """Find every tap's layers. Raises `TapError` that reports all taps without any."""
@@ -189,44 +207,67 @@ class TappedModel(Mapping[str, Tensor]):
         # Each goes in front of all others. So the end of a forward comes after the root's own taps and before anyone
         # else's hooks, and its beginning before a tap on the root's input.
         root = self.module
-        self._handles.append(root.register_forward_hook(Hook(root, self._on_root_done), prepend=True))
+        self._handles.append(root.register_forward_hook(Hook(root, self._on_root_done, self._is_here), prepend=True))
         for listener in self._listeners.values():
             self._handles.append(self._listen(listener))
-        self._handles.append(root.register_forward_pre_hook(Hook(root, self._on_root), prepend=True))
+        self._handles.append(root.register_forward_pre_hook(Hook(root, self._on_root, self._is_here), prepend=True))
 
     def _listen(self, listener: Listener) -> torch.utils.hooks.RemovableHandle:
-        module, hear = listener.module, partial(self._hear, listener)
+        module, receive, is_here = listener.module, partial(self._receive, listener), partial(self._is_here, listener)
         if listener.side == "input":
-            hook = Hook(module, lambda args, kwargs: hear((args, kwargs)))
+            hook = Hook(module, lambda args, kwargs: receive((args, kwargs)), is_here)
             return module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
-        return module.register_forward_hook(Hook(module, lambda args, output: hear(output)), prepend=True)
+        return module.register_forward_hook(Hook(module, lambda args, output: receive(output), is_here), prepend=True)
 
-    def _hear(self, listener: Listener, value: Any) -> None:
+    def _is_here(self, listener: Listener | None = None) -> bool:
+        """Whether what runs now is in the place of these taps; a call of `listener` elsewhere is remembered."""
+        if self._place is not None and self._place.is_here():
+            return True
+        for capture in listener.captures if listener is not None else ():
+            capture.ran_elsewhere = True
+        return False
+
+    def _take_over(self) -> None:
+        """Make the caller's place that of these taps."""
+        if self._running:
+            raise TapError("run() was called inside a run() of the same taps; nest two `layertap.tap(...)` blocks")
+        if not self._is_here():
+            if any(is_running_anywhere(call) for call in self._calls_of_root):
+                raise TapError("a forward of these taps runs in another thread: give each thread a `layertap.tap(...)`")
+            self._place = Place()
+
+    def _receive(self, listener: Listener, value: Any) -> None:
         if not (self._running or self._calls_of_root):
             # Someone who calls a layer by itself does not mean a forward; someone in a method of the model may.
             if is_method_running(self.module):
                 for capture in listener.captures:
-                    capture.strayed = True
+                    capture.ran_in_method = True
             return
-        # Only run() holds the counts of the first forward against the later ones.
+        # Only run() compares the later forwards with the counts of the first.
         listener.receive(value, listener.expected if self._running else None)
         if not self._running:
             return
         if listener.expected is None:
-            self._heard.append(listener)
+            self._in_order.append(listener)
             return
         self._waiting -= listener.calls == listener.needed
         if self._early_stop and not self._waiting:
-            raise _Stop(self)
+            raise Stop(self)
 
     def _on_root(self, args: Any) -> None:
         # run() has begun the forward itself: its entry may call the root more than once, or never.
-        if self._running:
+        if self._running or not self._lock.acquire(blocking=False):
             return
-        self._drop_dead_calls()
-        if not self._calls_of_root:
-            self._begin()
-        self._calls_of_root.append(caller())
+        try:
+            # Another thread may have called run() since the hook looked.
+            if not self._is_here():
+                return
+            self._drop_dead_calls()
+            if not self._calls_of_root:
+                self._begin()
+            self._calls_of_root.append(calling_frame())
+        finally:
+            self._lock.release()
 
     def _on_root_done(self, args: Any, output: Any) -> None:
         if self._running:
@@ -236,7 +277,7 @@ class TappedModel(Mapping[str, Tensor]):
         self._forward.finished = not self._calls_of_root
 
     def _drop_dead_calls(self) -> None:
-        """Forget calls of the root that ended in an exception: no hook tells, whatever was raised."""
+        """Forget calls of the root that ended in an exception: no hook runs then."""
         while self._calls_of_root and not is_running(self._calls_of_root[-1]):
             self._calls_of_root.pop()
 
@@ -247,8 +288,8 @@ class TappedModel(Mapping[str, Tensor]):
         try:
             entry(*args, **kwargs)
             stopped = False
-        except (_Stop, Exception) as error:
-            if not self._is_own_stop(error):
+        except (Stop, Exception) as error:
+            if not is_stop_of(self, error):
                 raise
             stopped = True
         finally:
@@ -256,20 +297,10 @@ class TappedModel(Mapping[str, Tensor]):
         self._forward.finished = True
         return stopped
 
-    def _is_own_stop(self, error: BaseException) -> bool:
-        """Whether this is our stop, or an exception that the model made of it on its way."""
-        reasons: list[BaseException] = [error]
-        # The list grows while it is walked, and an exception may be its own cause.
-        for reason in reasons:
-            if isinstance(reason, _Stop):
-                return reason.owner is self
-            reasons += [r for r in (reason.__cause__, reason.__context__) if r is not None and r not in reasons]
-        return False
-
     def _begin(self) -> None:
         self._forward.began, self._forward.finished = True, False
         self._calls_of_root.clear()
-        self._heard.clear()
+        self._in_order.clear()
         self._waiting = self._count_waiting()
         for listener in self._listeners.values():
             listener.calls = 0
@@ -282,7 +313,7 @@ class TappedModel(Mapping[str, Tensor]):
             listener.expected = None
 
     def _count(self) -> None:
-        """Take the first forward of an entry as the measure for the later ones."""
+        """Keep the counts of the first forward of an entry, to compare the later ones with."""
         refuse_faults(self._captures.values(), self._hint)
         refuse_idle_patterns(self._captures.values(), self._hint)
         self.silent = [c.name for c in self._captures.values() if c.is_silent]
@@ -290,7 +321,7 @@ class TappedModel(Mapping[str, Tensor]):
             listener.expect(listener.calls)
         # The same calls again, up to where later forwards stop.
         waiting = self._count_waiting()
-        for listener in self._heard:
+        for listener in self._in_order:
             if not waiting:
                 break
             listener.expected_at_stop += 1
@@ -298,7 +329,7 @@ class TappedModel(Mapping[str, Tensor]):
             self.last = (listener.captures[0].tap, listener.expected_at_stop - 1)
 
     def _count_waiting(self) -> int:
-        """How many layers have yet to give something, at the beginning of a forward whose calls are known."""
+        """How many listeners wait for a value at the beginning of a forward whose calls are known."""
         return sum(1 for listener in self._listeners.values() if listener.needed)
 
     def _compare(self, stopped: bool) -> None:
@@ -327,9 +358,9 @@ class TappedModel(Mapping[str, Tensor]):
 
 
 def tap(module: nn.Module, taps: TapsLike, *, detach: bool = True) -> TappedModel:
-    """Listen to layers of any module: `with layertap.tap(model, ["classifier.5"]) as taps: model(x)`.
+    """Keep what layers of any module give: `with layertap.tap(model, ["classifier.5"]) as taps: model(x)`.
 
-    Gives a `TappedModel`: a mapping of tap names to the tensors of the latest forward, in the order asked for, each in
-    memory of its own. With `detach=False` they stay in the autograd graph. Raises `TapError`.
+    Returns a `TappedModel`: a mapping of tap names to the tensors of the latest forward, in the order asked for, each
+    in memory of its own. With `detach=False` they stay in the autograd graph. Raises `TapError`.
     """
     return TappedModel(module, taps, detach=detach)

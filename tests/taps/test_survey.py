@@ -127,3 +127,44 @@ def test_what_is_no_module_is_refused():
 def test_lazy_layers_are_shown_as_the_forward_made_them():
     found = by_name(nn.Sequential(nn.LazyLinear(4)), noise(2, 3))
     assert (found["0"].type, found["0"].parameters) == ("Linear", 16)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda query, x: query.expand(len(x), -1),
+        lambda query, x: query[:1],
+        lambda query, x: query.view(1, 3),
+        lambda query, x: query.t().t(),
+        lambda query, x: query.chunk(1)[0],
+        lambda query, x: query.unsqueeze(0),
+    ],
+)
+def test_layer_that_receives_a_view_of_a_parameter_is_counted(view):
+    class Queried(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query = nn.Parameter(torch.ones(1, 3))
+            self.layer = nn.Sequential(nn.Linear(3, 3))
+
+        def forward(self, x):
+            return x * self.layer(view(self.query, x))
+
+    found = by_name(seeded(Queried), noise(2, 3))
+    assert (found["layer"].calls, found["layer.0"].calls) == (1, 1)
+    assert found["layer.0"].compute == ((0, 1),)
+
+
+def test_compute_is_what_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+    from torchvision.models import resnet18, vit_b_16
+
+    from layertap.taps.compute import Compute
+
+    for build in (resnet18, lambda: vit_b_16(image_size=32), chain):
+        model, x = build().eval(), noise(2, 3, 32, 32)
+        with torch.no_grad(), FlopCounterMode(display=False) as torchs:
+            model(x)
+        with torch.no_grad(), Compute() as ours:
+            model(x)
+        assert ours.total == torchs.get_total_flops() > 0

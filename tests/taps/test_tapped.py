@@ -134,7 +134,7 @@ def test_pattern_finds_a_shared_layer_once_under_the_first_path_that_matches(pat
 
 
 def test_compiled_model_is_refused():
-    message = "is compiled, and would pass over new hooks: tap its `._orig_mod` instead"
+    message = "is compiled and would ignore new hooks: tap its `._orig_mod` instead"
     compiled = torch.compile(chain(), backend="eager")
     assert fault_of(layertap.tap, compiled, "0") == f"the model {message}"
     assert fault_of(layertap.tap, nn.Sequential(nn.ReLU(), compiled), "0") == f"layer '1' {message}"
@@ -147,7 +147,7 @@ def test_compiled_model_is_refused():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*torch.jit:FutureWarning")
 def test_script_module_is_refused():
-    message = "is a ScriptModule, whose layers take no hooks: tap the eager model instead"
+    message = "is a ScriptModule, which does not run hooks: tap the eager model instead"
     scripted, traced = torch.jit.script(nn.ReLU()), torch.jit.trace(nn.ReLU(), noise(3))
     assert fault_of(layertap.tap, scripted, ".") == fault_of(layertap.tap, traced, ".") == f"the model {message}"
     assert fault_of(layertap.tap, nn.Sequential(nn.ReLU(), scripted), "0") == f"layer '1' {message}"
