@@ -123,6 +123,10 @@ class RunConfig(pydantic.BaseModel):
     autocast: Literal["bfloat16", "float16"] | None = Field(
         None, description="the dtype in which the model computes where that is safe; null: that of its weights"
     )
+    nondeterministic: Literal["refuse", "seed"] = Field(
+        "refuse",
+        description="a model that gives other values for the same images: refuse it, or seed each batch by its number",
+    )
     observers: Specs = Field((Spec(type="progress"),), description="who watches the run")
 
     _document: Document = pydantic.PrivateAttr(default_factory=lambda: Document("config", {}))

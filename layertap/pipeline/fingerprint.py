@@ -73,6 +73,7 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
         "profile": {**this.config.profile.model_dump(), "decode": "scaled" if this.enough else "whole"},
         "decoders": decode.decoders(this.config.formats),
         "autocast": this.config.autocast,
+        **_seeding(this.config),
         "source": info.config["source"]["type"],
         "images": this.plan.count,
         "ids": this.plan.digest,
@@ -86,6 +87,11 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
         "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
         **{f"version of {name}": version for name, version in _versions(this.config, this.plugins).items()},
     }
+
+
+def _seeding(config: RunConfig) -> dict[str, str]:
+    """Nothing where a model is not seeded: outputs from before this could be configured have no such entry."""
+    return {} if config.nondeterministic == "refuse" else {"nondeterministic": config.nondeterministic}
 
 
 def _without_place(facts: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""The forward end of the line: the probe, and batches -> activations."""
+"""The forward pass: the probe before the first image, and batches -> activations."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from layertap.contracts import Preprocessor
 from layertap.errors import ConfigError, LayertapError, PluginError, TapError, combined, within
 from layertap.images.batches import Slot
+from layertap.pipeline import randomness
+from layertap.pipeline.randomness import Draws, Nondeterministic
 from layertap.pipeline.transfer import Transfer, Values, transfer_for
 from layertap.plugins import guard
 from layertap.records import Activations, Batch, Column, dtype_name
@@ -21,10 +24,17 @@ from layertap.store.filenames import stems
 from layertap.taps.tapped import TappedModel
 from layertap.timing import Stopwatch
 
+# A model that draws random numbers may give the same values a few times, such as one that rarely leaves out a block.
+_REPEATS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardPass:
-    """A tapped model on its device, and what makes its input."""
+    """A tapped model on its device, and what makes its input.
+
+    `nondeterministic` says what becomes of a model that gives other values for the same images: it is refused, or every
+    batch is seeded with its number in the plan.
+    """
 
     tapped: TappedModel
     preprocessor: Preprocessor
@@ -32,11 +42,12 @@ class ForwardPass:
     device: torch.device
     memory_format: torch.memory_format = torch.preserve_format
     autocast: torch.dtype | None = None
+    nondeterministic: Nondeterministic = "refuse"
 
     def probe(self) -> dict[str, Column]:
         """Two forwards on zeros, of 2 and of 3 images: the columns that every later forward must give.
 
-        Raises `TapError` for a tap whose values are not one row an image, and `PluginError` where the model raises.
+        Raises `TapError` for a tap whose values are not one row per image, and `PluginError` where the model raises.
         """
         (few, of_two), (more, of_three) = self._probed(2), self._probed(3)
         places = self.tapped.places
@@ -57,25 +68,52 @@ class ForwardPass:
         infos, files = self.tapped.infos, stems(more)
         return {n: Column(infos[n], tuple(v.shape[1:]), dtype_name(v), files[n]) for n, v in more.items()}
 
+    def refuse_random(self) -> None:
+        """Two forwards on the same random images: raise `TapError` for taps whose values differ.
+
+        With `nondeterministic: seed` both have the same seed, and differ only where that is not enough.
+        """
+        pixels, draws = randomness.noise(self.slot, 2), Draws(self.device)
+        try:
+            first = self._forward(pixels)
+        except TapError:
+            # A layer runs otherwise on noise. Real images may be like the black ones, which the probe has passed.
+            pixels = self.slot.zeros(2)
+            first = self._forward(pixels)
+        often = self.nondeterministic == "refuse" and bool(draws)
+        for _ in range(_REPEATS if often else 1):
+            changed = randomness.different(first, self._forward(pixels), self.device)
+            if changed:
+                raise TapError(_not_repeatable(changed, helps=self._is_helped_by_seed(pixels)))
+
     def activations(
-        self, batches: Iterable[Batch], columns: Mapping[str, Column], stopwatch: Stopwatch | None = None
+        self,
+        batches: Iterable[Batch],
+        columns: Mapping[str, Column],
+        stopwatch: Stopwatch | None = None,
+        *,
+        numbers: Iterable[int] | None = None,
     ) -> Generator[tuple[Batch, Activations], None, None]:
-        """Each batch through the model: the rows of the records that are good, on the CPU."""
+        """Each batch through the model: the rows of the records that are good, on the CPU.
+
+        `numbers` are those of the batches in the plan, from 0 by default.
+        """
         stopwatch = stopwatch or Stopwatch()
         transfer = transfer_for(self.device)
-        launched: deque[tuple[Batch, Callable[[], Values]]] = deque()
-        numbers = itertools.count()
+        launched: deque[tuple[int, Batch, Callable[[], Values]]] = deque()
 
         def arrived() -> tuple[Batch, Activations]:
-            batch, wait = launched.popleft()
+            number, batch, wait = launched.popleft()
             with stopwatch.measure("forward"), model_guard(batch.pixels):
                 values = wait()
-            return batch, _kept(batch, self._as_probed(values, batch, columns, next(numbers)))
+            return batch, _kept(batch, self._as_probed(values, batch, columns, number))
 
-        for number, batch in enumerate(stopwatch.waits("wait", batches)):
+        counted = itertools.count() if numbers is None else numbers
+        # The batches come second: the numbers may be more.
+        for batch, number in zip(stopwatch.waits("wait", batches), counted, strict=False):
             try:
                 with stopwatch.measure("forward"):
-                    launched.append((batch, self._launched(batch.pixels, transfer)))
+                    launched.append((number, batch, self._launched(batch.pixels, transfer, number)))
             except TapError as error:
                 what = f"batch {number}: {error.message}; the probe saw it otherwise, on zeros"
                 raise TapError(what, where=error.where) from error
@@ -89,7 +127,7 @@ class ForwardPass:
         moved = (transfer or transfer_for(self.device)).send(pixels)
         with within("preprocess"), guard(self.preprocessor):
             finished = self.preprocessor.finish(moved)
-        return finished.contiguous(memory_format=self.memory_format) if self._lies_otherwise(finished) else finished
+        return finished.contiguous(memory_format=self.memory_format) if self._needs_format(finished) else finished
 
     def rehearse(self, images: int) -> None:
         """One forward of that many black images, for its cost. Raises `OutOfMemory`."""
@@ -103,17 +141,22 @@ class ForwardPass:
         with model_guard(pixels):
             return self._launched(pixels, transfer_for(self.device))()
 
-    def _launched(self, pixels: Tensor, transfer: Transfer) -> Callable[[], Values]:
-        """A batch on its way through the model; what is returned waits for its values."""
+    def _is_helped_by_seed(self, pixels: Tensor) -> bool:
+        seeded = dataclasses.replace(self, nondeterministic="seed")
+        return not randomness.different(seeded._forward(pixels), seeded._forward(pixels), self.device)
+
+    def _launched(self, pixels: Tensor, transfer: Transfer, number: int = 0) -> Callable[[], Values]:
+        """Start the forward of batch `number` of the plan; what is returned waits for its values."""
+        seeded = randomness.seeded(number, self.device) if self.nondeterministic == "seed" else nullcontext()
         # A caller's inference mode would make values that cannot train a probe; leaving it turns gradients on.
-        with torch.inference_mode(False), torch.no_grad(), model_guard(pixels):
+        with torch.inference_mode(False), torch.no_grad(), model_guard(pixels), seeded:
             inputs = self.inputs(pixels, transfer)
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 values = self.tapped.run(inputs)
             return transfer.fetch(values)
 
     def _as_probed(self, values: Values, batch: Batch, columns: Mapping[str, Column], number: int) -> Values:
-        """The values, if they are as the probe has seen them. Raises `TapError`."""
+        """The values, if they have the shapes and dtypes that the probe found. Raises `TapError`."""
         images = len(batch.records)
         for name, column in columns.items():
             value = values.get(name)
@@ -124,7 +167,7 @@ class ForwardPass:
                 )
         return values
 
-    def _lies_otherwise(self, inputs: Tensor) -> bool:
+    def _needs_format(self, inputs: Tensor) -> bool:
         return self.memory_format is torch.channels_last and inputs.ndim == 4
 
 
@@ -143,7 +186,7 @@ class OutOfMemory(ConfigError):
 
 @contextmanager
 def model_guard(inputs: Tensor) -> Iterator[None]:
-    """Turn what a model raises into one clean `PluginError`, or `OutOfMemory`; layertap's own errors pass."""
+    """Turn what a model raises into one clean `PluginError`, or `OutOfMemory`; layertap's own errors are left alone."""
     try:
         yield
     except Exception as error:
@@ -171,7 +214,18 @@ def _shown(value: Tensor | None) -> str:
     return "nothing" if value is None else f"{tuple(value.shape)} {dtype_name(value)}"
 
 
+def _not_repeatable(taps: Sequence[str], *, helps: bool) -> str:
+    named = ", ".join(map(repr, taps[:8])) + (f" and {len(taps) - 8} more" if len(taps) > 8 else "")
+    values = f"tap{'s' if len(taps) > 1 else ''} {named}: the model gives other values for the same images each time"
+    if helps:
+        return f"{values}; set nondeterministic to `seed` to seed its random numbers with each batch's number"
+    return (
+        f"{values}, even with the same random seed: it keeps something between calls, or has a random generator of its "
+        "own; tap layers before that"
+    )
+
+
 def _not_the_batch(of_two: tuple[int, ...], of_three: tuple[int, ...]) -> str:
     axes = [axis for axis, lengths in enumerate(zip(of_two, of_three, strict=False)) if lengths == (2, 3)]
     seen = f"; axis {axes[0]} is" if axes else ""
-    return f"axis 0 of its value is not the image: 2 images gave {of_two}, and 3 gave {of_three}{seen}"
+    return f"axis 0 of its value is not the images: 2 images gave {of_two}, and 3 gave {of_three}{seen}"

@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from layertap.config.loading import ConfigLike, load_config
 from layertap.config.model import RunConfig
@@ -22,6 +22,7 @@ from layertap.pipeline import fingerprint, inputs, malloc
 from layertap.pipeline.device import find_device, ready
 from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.prepare import Prepared, prepared
+from layertap.pipeline.randomness import Nondeterministic
 from layertap.pipeline.retry import Retry
 from layertap.pipeline.shards import gather, nonfinite
 from layertap.pipeline.tensors import AsTheyAre, ready_tensors
@@ -103,6 +104,7 @@ def extract(
     preprocess: inputs.PreprocessLike = None,
     workers: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
+    nondeterministic: Nondeterministic = "refuse",
     plugins: Sequence[str] = (),
 ) -> Iterator[Activations]:
     """Features in memory, batch by batch: `for batch in extract(model, images, taps=[...]): batch.values["..."]`.
@@ -119,6 +121,8 @@ def extract(
             float tensors.
         workers: decoding threads; one a core by default.
         on_error: `skip` leaves bad images out.
+        nondeterministic: `seed` seeds every batch with its number, for a model that gives other values for the same
+            images each time; such a model is refused by default.
         plugins: Python files or modules with plugins of your own.
 
     Yields:
@@ -131,6 +135,8 @@ def extract(
     for name, number in (("batch_size", batch_size), ("workers", 1 if workers is None else workers)):
         if not isinstance(number, int) or number < 1:
             raise ConfigError(f"extract: {name} is a whole number from 1, not {number!r}")
+    if nondeterministic not in get_args(Nondeterministic):
+        raise ConfigError(f"extract: nondeterministic is `refuse` or `seed`, not {nondeterministic!r}")
     known = Plugins.load(plugins)
     where = find_device(device)
     loaded = inputs.given_model(model, known)
@@ -140,8 +146,9 @@ def extract(
     preprocessor = AsTheyAre() if ready_made else inputs.given_preprocessor(preprocess, loaded, known)
     slot = Slot(ready_made.shape, ready_made.dtype) if ready_made else Slot.of(preprocessor, where)
     with ready(loaded.module, where), TappedModel(loaded.module, taps, about=loaded.about, plugins=known) as tapped:
-        forward = ForwardPass(tapped, preprocessor, slot, where)
+        forward = ForwardPass(tapped, preprocessor, slot, where, nondeterministic=nondeterministic)
         columns = forward.probe()
+        forward.refuse_random()
         stream = ready_made.batches if ready_made else _prepared(images, preprocessor, slot, batch_size, workers, known)
         with closing(stream), closing(forward.activations(stream, columns)) as computed:
             for batch, activations in computed:
@@ -203,7 +210,10 @@ class Walk:
     def _extract(self, info: RunInfo, tally: Tally) -> None:
         forward, events, work, first = self.run.forward, self.run.events, self.work, tally.shards
         stream = self.run.batches(work.planned(first), self.stopwatch)
-        activations = malloc.keeping(forward.activations(stream, info.columns, self.stopwatch))
+        size = info.shard_rows // info.batch_size
+        places = (place for number in work.numbers(first) for place in range(number * size, (number + 1) * size))
+        computing = forward.activations(stream, info.columns, self.stopwatch, numbers=places)
+        activations = malloc.keeping(computing)
         with closing(stream), closing(activations), Writer(self.output, self.stopwatch) as writer:
             done = self._watched(activations, info, tally)
             computed = gather(done, info.columns, min(info.shard_rows, info.planned), work.numbers(first))

@@ -100,8 +100,11 @@ def _prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
     memory_format = getattr(torch, _FORMATS[config.profile.memory_format])
     autocast = getattr(torch, config.autocast) if config.autocast else None
     with rounding(config.profile.tf32), ready(loaded.module, device, memory_format), tapped:
-        forward = ForwardPass(tapped, preprocessor, slot, device, memory_format, autocast)
+        forward = ForwardPass(
+            tapped, preprocessor, slot, device, memory_format, autocast, nondeterministic=config.nondeterministic
+        )
         columns = forward.probe()
+        forward.refuse_random()
         batch_size = _batch_size(config, sink, forward, columns, plan.count)
         shard_rows = config.shard_rows or default_rows(columns, batch_size)
         memory.refuse_more_than_there_is(forward, columns, min(batch_size, plan.count), min(shard_rows, plan.count))

@@ -19,16 +19,13 @@ from layertap.outputs.features import Features, open_output
 from layertap.outputs.stored import Damaged, StoredShards
 from layertap.pipeline import fingerprint
 from layertap.pipeline.prepare import Prepared, prepared
+from layertap.pipeline.randomness import tolerance
 from layertap.pipeline.shards import to_numpy
 from layertap.plugins import Plugins
 from layertap.records import Planned
 from layertap.store import safe_files
 from layertap.store.commits import Commits
 from layertap.store.manifest import FILES, FileFacts, Manifest, ShardFacts, read_output
-
-# Where another machine, thread count or version may change the last bits: by this share of a tap's largest value.
-_TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-1}
-_TOLERANCE = 1e-3
 
 # Of a fingerprint, what changes no more than last bits.
 _SOFT = ("device", "processor", "threads", "tf32", "shard_rows", FILES)
@@ -178,7 +175,7 @@ def _computed(this: Prepared, numbers: Sequence[int]) -> Iterator[tuple[int, dic
     stream = this.batches(records)
     with closing(stream):
         for number, (batch, activations) in zip(
-            numbers, this.forward.activations(stream, this.info.columns), strict=True
+            numbers, this.forward.activations(stream, this.info.columns, numbers=numbers), strict=True
         ):
             good = [number * size + slot for slot in range(len(batch.records)) if slot not in batch.failures]
             for index, place in enumerate(good):
@@ -194,7 +191,7 @@ def _compare(
             continue
         difference = float(np.abs(stored.astype(np.float64) - computed.astype(np.float64)).max())
         verdict.difference = max(verdict.difference, difference)
-        share = _TOLERANCES.get(manifest.taps[tap].dtype, _TOLERANCE)
+        share = tolerance(manifest.taps[tap].dtype)
         same = not verdict.environment and manifest.device.startswith("cpu")
         if same or not difference <= share * float(np.abs(stored.astype(np.float64)).max()):
             verdict.faults.append(

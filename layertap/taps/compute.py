@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
-class Compute(TorchDispatchMode):
+class Compute(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the floating-point operations inside its `with` block, by torch's own formulas.
 
     torch's `FlopCounterMode` also follows the modules, and fails where a module receives a view of a parameter.
@@ -19,7 +19,7 @@ class Compute(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(

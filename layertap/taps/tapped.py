@@ -41,7 +41,7 @@ class TappedModel(Mapping[str, Tensor]):
     given.
 
     The block belongs to the thread, and within it to the asyncio task, that entered it or that called `run()` last:
-    forwards and values in others are separate. In several threads, enter one block in each, or use what `run()` returns.
+    forwards and values in others are separate. In several threads, enter a block in each or use what `run()` returns.
 
     Args:
         module: any `nn.Module` that runs eagerly.

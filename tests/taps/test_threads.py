@@ -86,7 +86,7 @@ def test_block_entered_in_one_thread_serves_run_in_another():
     with layertap.tap(model, "0") as taps, ThreadPoolExecutor(1) as pool:
         for number in range(3):
             assert torch.equal(pool.submit(taps.run, x + number).result()["0"], model[0](x + number))
-        with pytest.raises(TapError, match="in use in another thread .* or use what run"):
+        with pytest.raises(TapError, match=r"in use in another thread .* or use what run"):
             taps["0"]
         assert torch.equal(pool.submit(taps.__getitem__, "0").result(), model[0](x + 2))
         assert torch.equal(taps.run(x)["0"], taps["0"])
@@ -118,9 +118,11 @@ def test_layers_in_a_pool_inside_the_model_are_refused_and_not_mixed_up():
             with ThreadPoolExecutor(2) as pool:
                 return self.join(sum(pool.map(lambda layer: layer(x), [self.left, self.right])))
 
-    with layertap.tap(seeded(Parallel), "left") as taps:
-        with pytest.raises(TapError, match="'left' ran only in another thread"):
-            taps.run(noise(2, 3))
+    with (
+        layertap.tap(seeded(Parallel), "left") as taps,
+        pytest.raises(TapError, match="'left' ran only in another thread"),
+    ):
+        taps.run(noise(2, 3))
     with layertap.tap(seeded(Parallel), "join") as taps:
         assert taps.run(noise(2, 3))["join"].shape == (2, 3)
 
