@@ -228,4 +228,4 @@ def _not_repeatable(taps: Sequence[str], *, helps: bool) -> str:
 def _not_the_batch(of_two: tuple[int, ...], of_three: tuple[int, ...]) -> str:
     axes = [axis for axis, lengths in enumerate(zip(of_two, of_three, strict=False)) if lengths == (2, 3)]
     seen = f"; axis {axes[0]} is" if axes else ""
-    return f"axis 0 of its value is not the images: 2 images gave {of_two}, and 3 gave {of_three}{seen}"
+    return f"axis 0 of its value is not the image: 2 images gave {of_two}, and 3 gave {of_three}{seen}"

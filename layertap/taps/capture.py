@@ -16,7 +16,7 @@ from layertap.contracts import Reducer
 from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, faults_of, set_within, within
 from layertap.plugins import Plugins, guard
 from layertap.records import TapInfo, dtype_name
-from layertap.taps.axes import axes_of
+from layertap.taps.axes import Evidence, axes_of
 from layertap.taps.grammar import Tap
 from layertap.taps.layers import why_empty
 from layertap.taps.nested import Received, item_of, tensors_of
@@ -29,10 +29,10 @@ Hint = Callable[[str], str]
 class Forward:
     """What all captures of a tapped model share, and how far the latest forward came."""
 
-    model: nn.Module
     detach: bool
     about: Mapping[str, Any]
     plugins: Plugins | None
+    evidence: Evidence
     began: bool = False
     finished: bool = False
 
@@ -297,7 +297,7 @@ class Capture:
             select=self.tap.select,
             shape=tuple(tensor.shape[1:]),
             dtype=dtype_name(tensor),
-            axes=axes_of(tuple(tensor.shape), self._layer, forward.model, forward.about),
+            axes=axes_of(tensor, self._layer, forward.evidence, forward.about),
             about=forward.about,
             reduce=tuple(spec.type for spec in self.tap.reduce),
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, did_you_mean, set_within
 from layertap.plugins import Plugins
 from layertap.records import TapInfo
+from layertap.taps.axes import Evidence
 from layertap.taps.capture import Capture, Forward
 from layertap.taps.faults import hint, refuse_faults, refuse_idle_patterns
 from layertap.taps.grammar import Tap, TapsLike, parse_taps, where_of
@@ -72,7 +73,7 @@ class TappedModel(Mapping[str, Tensor]):
         self.last: tuple[Tap, int] | None = None
         """The tap, and the call of its layer, after which nothing is wanted: where later forwards of `run()` stop."""
         self._early_stop = early_stop
-        self._forward = Forward(module, detach=detach, about=dict(about or {}), plugins=plugins)
+        self._forward = Forward(detach, dict(about or {}), plugins, Evidence(module))
         self._captures: dict[str, Capture] = {}
         self._listeners: dict[tuple[int, str], Listener] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
@@ -106,6 +107,7 @@ class TappedModel(Mapping[str, Tensor]):
     def close(self) -> None:
         """Remove this object's hooks, and no others. Values stay readable. May be called twice."""
         self._calls_of_root.clear()
+        self._forward.evidence.detach()
         while self._handles:
             self._handles.pop().remove()
 
@@ -211,6 +213,7 @@ class TappedModel(Mapping[str, Tensor]):
         for listener in self._listeners.values():
             self._handles.append(self._listen(listener))
         self._handles.append(root.register_forward_pre_hook(Hook(root, self._on_root, self._is_here), prepend=True))
+        self._forward.evidence.attach(self._is_here)
 
     def _listen(self, listener: Listener) -> torch.utils.hooks.RemovableHandle:
         module, receive, is_here = listener.module, partial(self._receive, listener), partial(self._is_here, listener)
@@ -275,6 +278,8 @@ class TappedModel(Mapping[str, Tensor]):
         self._drop_dead_calls()
         del self._calls_of_root[-1:]
         self._forward.finished = not self._calls_of_root
+        if self._forward.finished:
+            self._forward.evidence.detach()
 
     def _drop_dead_calls(self) -> None:
         """Forget calls of the root that ended in an exception: no hook runs then."""
@@ -295,6 +300,7 @@ class TappedModel(Mapping[str, Tensor]):
         finally:
             self._running = False
         self._forward.finished = True
+        self._forward.evidence.detach()
         return stopped
 
     def _begin(self) -> None:

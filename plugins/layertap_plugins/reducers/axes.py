@@ -74,7 +74,8 @@ class OnAxes(OnFloats):
             example = {3: "`axes: NCHW` or `axes: NHWC`", 2: "`axes: NLC`"}.get(len(tap.shape))
             raise self.refusal(
                 f"has unknown axes {found}, so it is not clear which are space or tokens",
-                f"{f'set {example}, or ' if example else ''}use `reduce: [flatten]` to keep every value",
+                f"{f'set {example}, or ' if example else ''}use `reduce: [flatten]` to keep every value (attention "
+                "weights have neither space nor channels)",
             )
         if self.axes not in self.serves:
             raise self.refusal(
