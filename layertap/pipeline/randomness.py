@@ -15,8 +15,8 @@ from layertap.images.batches import Slot
 
 Nondeterministic: TypeAlias = Literal["refuse", "seed"]
 
-# Where the last bits may change, on other machines or in the atomic additions of a GPU: by this share of a tap's largest
-# value.
+# Where the last bits may change, on other machines or by the atomic additions of a GPU: the share of a tap's largest
+# value by which they may.
 _TOLERANCES = {"float16": 1e-2, "bfloat16": 1e-1}
 _TOLERANCE = 1e-3
 

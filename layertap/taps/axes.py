@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,6 +55,7 @@ class Evidence:
         self._images: set[tuple[int, ...]] = set()
         self._image_sides: set[Sides] = set()
         self._sides: set[Sides] = set()
+        self._widths: set[int] | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def attach(self, is_wanted: Callable[[], bool]) -> None:
@@ -77,20 +80,25 @@ class Evidence:
 
     def is_token_count(self, length: int, *, of_any_map: bool = False) -> bool:
         """Whether a map that was seen has as many places, or, with `of_any_map`, one that may be there."""
+        maps = {sides for sides in self._sides if min(sides) > 1}
         if of_any_map:
-            longest = {side for sides in self._sides for side in range(1, max(sides) + 1)}
-            maps = {(side, side) for side in longest if self.has((side, side))} | self._sides
-        else:
-            maps = {sides for sides in self._sides if min(sides) > 1}
+            roots = range(math.isqrt(max(1, length - _MOST_PREFIX_TOKENS)), math.isqrt(length) + 1)
+            maps |= {(side, side) for side in roots if self.has((side, side))}
         return any(height * width <= length <= height * width + _MOST_PREFIX_TOKENS for height, width in maps)
 
+    @cached_property
     def is_convolutional(self) -> bool:
         """Whether it has no layer norms, so that its maps are channels first: PyTorch's own order."""
         return not any(isinstance(layer, nn.LayerNorm) for layer in self._model.modules())
 
     def is_width(self, length: int) -> bool:
         """Whether some layer has that many channels."""
-        return any(length in _widths(layer) for layer in self._model.modules())
+        if self._widths is None:
+            found = {width for layer in self._model.modules() for width in _widths(layer)}
+            if any(is_lazy(parameter) for parameter in self._model.parameters()):
+                return length in found
+            self._widths = found
+        return length in self._widths
 
     def _see_inputs(self, args: Any, kwargs: Any) -> None:
         for _, value in tensors_of([args, kwargs]):
@@ -98,7 +106,7 @@ class Evidence:
                 continue
             _, first, height, last = value.shape
             self._images.add(tuple(value.shape))
-            if first <= _MOST_COLOURS < last or self.is_convolutional():
+            if first <= _MOST_COLOURS < last or self.is_convolutional:
                 self._see_image((height, last))
             elif last <= _MOST_COLOURS < first:
                 self._see_image((first, height))
@@ -114,7 +122,7 @@ class Evidence:
         sides = _sides_of(given)
         # The stem of a model, which is the first to be called where the model itself is not.
         is_stem = isinstance(layer, _CONVOLUTIONS) and (
-            given.shape[1] <= _MOST_COLOURS and not self._images or tuple(given.shape) in self._images
+            (given.shape[1] <= _MOST_COLOURS and not self._images) or tuple(given.shape) in self._images
         )
         if is_stem:
             self._see_image(sides)
@@ -135,7 +143,7 @@ def axes_of(value: Tensor, layer: nn.Module, evidence: Evidence, about: Mapping[
     _, first, second, third = value.shape
     if _has_rows_of_shares(value) and (second == third or not evidence.is_width(third)):
         return UNKNOWN
-    layout = about.get("layout") or (NCHW if "layout" not in about and evidence.is_convolutional() else None)
+    layout = about.get("layout") or (NCHW if "layout" not in about and evidence.is_convolutional else None)
     if layout == NCHW:
         return NCHW if _is_plausible((second, third), first, evidence) else UNKNOWN
     if layout == NHWC:

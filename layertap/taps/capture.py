@@ -1,4 +1,4 @@
-"""Capture: what one tap keeps of one forward, reduced, in memory of its own."""
+"""What one tap keeps of one forward, reduced, in memory of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Hint = Callable[[str], str]
 
 @dataclass(slots=True)
 class Forward:
-    """What all captures of a tapped model share, and how far the latest forward came."""
+    """What all captures of a tapped model share, and how far the latest forward got."""
 
     detach: bool
     about: Mapping[str, Any]
@@ -53,9 +53,9 @@ class Forward:
 
 @dataclass(slots=True)
 class _Way:
-    """The way of one call's values: reducers bound to what that call gave first, and the shape it gave last.
+    """What one call's values go through: reducers bound to its first value, and the shape of its latest.
 
-    Each call has its own, as the calls of one layer may differ in shape.
+    Each call has its own, because the calls of one layer may differ in shape.
     """
 
     reducers: list[Reducer]
@@ -64,7 +64,7 @@ class _Way:
 
 
 class Capture:
-    """One tap on one layer: takes its calls' values as they come, and says what is wrong with them when asked."""
+    """One tap on one layer: keeps the values of its calls, and says what is wrong with them when they are read."""
 
     def __init__(
         self, tap: Tap, name: str, layer: nn.Module, forward: Forward, *, pattern: Tap | None, where: Where = ()
@@ -74,7 +74,7 @@ class Capture:
         """Where its tap is among the taps asked for."""
         self.name = name
         self.pattern = pattern
-        """The glob or regular expression that brought it in."""
+        """The glob or regular expression that matched its layer."""
         self.calls = 0
         self.ran_in_method = False
         """Whether another method of the model ran the layer since the latest forward."""
@@ -88,7 +88,7 @@ class Capture:
         self._error: Exception | None = None
 
     def forget(self) -> None:
-        """Make ready for the next forward: nothing of the last one may be read as the next one's."""
+        """Drop everything of the latest forward: none of it may be read as the next one's."""
         self.calls = 0
         self.ran_in_method = False
         self.ran_elsewhere = False
@@ -101,7 +101,7 @@ class Capture:
         if not self._wants(call, expected):
             return
         if self.tap.call == "last":
-            # Whatever an earlier call gave, or what was wrong with it, is not asked for.
+            # An earlier call's value, or what was wrong with it, is not asked for.
             self._kept.clear()
             self._error = None
         if self.tap.call is None and call:
@@ -121,29 +121,29 @@ class Capture:
                 self._error.__cause__ = error
 
     def calls_needed(self, expected: int) -> int:
-        """After how many calls of the layer this tap has all it wants, given how many there will be."""
+        """After how many calls of the layer this tap has everything it wants, given how many there will be."""
         if isinstance(self.tap.call, int):
             return self.tap.call + 1
         return expected
 
     @property
     def is_silent(self) -> bool:
-        """Whether a pattern brought it in and its layer did not run in a whole forward: it is passed over."""
+        """Whether a pattern matched its layer and the layer did not run in a whole forward: it is left out."""
         return self.pattern is not None and self._forward.finished and not self.calls and not self.ran_in_method
 
     @property
     def infos(self) -> dict[str, TapInfo]:
-        """What its values are, by name, as far as it has any."""
+        """What its values are, by name; empty where it has none."""
         ways = {self._name_of(call): self._ways[call].info for call in self._kept}
         return {name: info for name, info in ways.items() if info is not None}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The whole shapes of its values before reduction, by name."""
+        """The shapes of its values before reduction, batch included, by name."""
         return {self._name_of(call): self._ways[call].shape for call in self._kept}
 
     def values(self, hint: Hint) -> dict[str, Callable[[], Tensor]]:
-        """Its values by name, each to be called for; empty where it is silent."""
+        """Functions that return its values, by name; empty where it is silent."""
         if self.is_silent:
             return {}
         if self.tap.call == "all" and self.calls:
@@ -151,7 +151,7 @@ class Capture:
         return {self.name: partial(self.value, hint)}
 
     def value(self, hint: Hint, call: int | None = None) -> Tensor:
-        """What it kept. Raises where there is nothing, or nothing clear."""
+        """The value it kept. Raises where there is none, or no clear one."""
         fault = self.fault(hint)
         if fault is not None:
             raise fault
@@ -159,7 +159,7 @@ class Capture:
 
     def fault(self, hint: Hint) -> Exception | None:
         """What is wrong with the values of the latest forward, if anything is."""
-        if self._error is not None and not self.strayed:
+        if self._error is not None and not self.ran_in_method:
             return self._error
         fault = self._fault(hint)
         if fault is not None:
@@ -170,8 +170,8 @@ class Capture:
         layer, forward = self.tap.layer, self._forward
         if self.ran_in_method:
             return TapError(
-                f"layer {layer!r} ran in another method than the model's forward, where one call cannot be told from "
-                "the next: use `taps.run(..., call=model.METHOD)`"
+                f"layer {layer!r} ran in another method than the model's forward, where it is not known which calls "
+                "belong together: use `taps.run(..., call=model.METHOD)`"
             )
         if not self.calls:
             if self.ran_elsewhere:
@@ -194,7 +194,7 @@ class Capture:
             )
         if not self._kept:
             last = self.calls - 1
-            return TapError(f"{str(self.tap)!r}: layer {layer!r} runs {self.calls} times: calls go from 0 to {last}")
+            return TapError(f"{str(self.tap)!r}: layer {layer!r} runs {self.calls} times: its calls are 0 to {last}")
         return None
 
     def _wants(self, call: int, expected: int | None) -> bool:
@@ -243,9 +243,9 @@ class Capture:
         raise TapError(f"{_where(self.tap, len(keys))} holds {len(tensors)} tensors{choices}")
 
     def _keep(self, call: int, tensor: Tensor) -> Tensor:
-        """The tensor reduced and cast, sharing memory with nothing that anyone may change or hold on to."""
+        """The tensor, reduced and cast, in memory that nobody else changes or keeps."""
         if tensor.is_nested:
-            raise TapError(f"tap {self.name!r}: its value is a nested tensor, whose rows have no one shape")
+            raise TapError(f"tap {self.name!r}: its value is a nested tensor, whose rows differ in shape")
         grad = torch.is_grad_enabled() and not self._forward.detach
         # Inside inference mode a copy would be an inference tensor, which cannot train a probe later. Leaving that
         # mode turns gradients on, even inside no_grad.
@@ -256,15 +256,17 @@ class Capture:
                 with within("reduce", number), guard(reducer), _without_autocast(kept.device.type):
                     kept = _reduced(reducer, kept)
             cast = self._cast(kept)
-            # A cast is a copy that nobody else holds. All else may be a view of the layer's memory, or a buffer that
-            # a reducer uses again; clone() also drops the rest of a storage of which only a part is needed.
+            # A cast is a copy that nobody else holds. Anything else may be a view of the layer's memory, or a buffer
+            # that a reducer uses again; clone() also frees a storage of which only a part is needed.
             return cast if cast is not kept else kept.clone()
 
     def _cast(self, kept: Tensor) -> Tensor:
         if self._dtype is None:
             return kept
         if kept.is_complex():
-            raise TapError(f"tap {self.name!r}: its value is complex, and {self.tap.dtype} would drop a part of it")
+            raise TapError(
+                f"tap {self.name!r}: its value is complex, and {self.tap.dtype} would drop its imaginary part"
+            )
         return kept.to(self._dtype)
 
     def _way(self, call: int, tensor: Tensor) -> _Way:
@@ -317,7 +319,7 @@ def _reduced(reducer: Reducer, value: Tensor) -> Tensor:
     if not isinstance(reduced, Tensor):
         raise TypeError(f"it returned {type(reduced).__name__}, not a tensor")
     if version is not None and value._version != version:
-        raise ValueError("it changed the activation in place, which the model goes on to use")
+        raise ValueError("it changed the activation in place, which the model still uses")
     return reduced
 
 

@@ -25,14 +25,14 @@ def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 class Received(dict[int | str, Any]):
-    """What a layer was called with: positional arguments by position, the others by keyword alone."""
+    """What a layer was called with: positional arguments by position, the others by keyword."""
 
 
 def item_of(value: Any, key: int | str) -> Any:
     if isinstance(value, Received):
         return value[key]
     if isinstance(value, Mapping):
-        # A key before a position, even where it is a string of digits: torchvision names pyramid levels so.
+        # A key comes before a position, even if it is a string of digits: torchvision names pyramid levels that way.
         for same in (key, str(key)):
             if same in value:
                 return value[same]

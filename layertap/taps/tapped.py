@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -14,19 +14,12 @@ from torch import Tensor, nn
 from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, did_you_mean, set_within
 from layertap.plugins import Plugins
 from layertap.records import TapInfo
+from layertap.taps import hooks
 from layertap.taps.axes import Evidence
 from layertap.taps.capture import Capture, Forward
 from layertap.taps.faults import hint, refuse_faults, refuse_idle_patterns
 from layertap.taps.grammar import Tap, TapsLike, parse_taps, where_of
-from layertap.taps.hooks import (
-    ATTACHING,
-    Hook,
-    calling_frame,
-    is_method_running,
-    is_running,
-    is_running_anywhere,
-    refuse_unhookable,
-)
+from layertap.taps.hooks import ATTACHING, Hook, refuse_unhookable
 from layertap.taps.layers import find_layers
 from layertap.taps.listener import Listener
 from layertap.taps.place import Place
@@ -235,14 +228,14 @@ class TappedModel(Mapping[str, Tensor]):
         if self._running:
             raise TapError("run() was called inside a run() of the same taps; nest two `layertap.tap(...)` blocks")
         if not self._is_here():
-            if any(is_running_anywhere(call) for call in self._calls_of_root):
+            if any(hooks.is_running_anywhere(call) for call in self._calls_of_root):
                 raise TapError("a forward of these taps runs in another thread: give each thread a `layertap.tap(...)`")
             self._place = Place()
 
     def _receive(self, listener: Listener, value: Any) -> None:
         if not (self._running or self._calls_of_root):
             # Someone who calls a layer by itself does not mean a forward; someone in a method of the model may.
-            if is_method_running(self.module):
+            if hooks.is_method_running(self.module):
                 for capture in listener.captures:
                     capture.ran_in_method = True
             return
@@ -268,7 +261,7 @@ class TappedModel(Mapping[str, Tensor]):
             self._drop_dead_calls()
             if not self._calls_of_root:
                 self._begin()
-            self._calls_of_root.append(calling_frame())
+            self._calls_of_root.append(hooks.calling_frame())
         finally:
             self._lock.release()
 
@@ -283,7 +276,7 @@ class TappedModel(Mapping[str, Tensor]):
 
     def _drop_dead_calls(self) -> None:
         """Forget calls of the root that ended in an exception: no hook runs then."""
-        while self._calls_of_root and not is_running(self._calls_of_root[-1]):
+        while self._calls_of_root and not hooks.is_running(self._calls_of_root[-1]):
             self._calls_of_root.pop()
 
     def _walk(self, entry: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:

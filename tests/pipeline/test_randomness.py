@@ -107,7 +107,7 @@ DRAWING = {
 
 @pytest.mark.parametrize("make", DRAWING.values(), ids=DRAWING)
 def test_model_that_draws_random_numbers_is_refused_or_seeded(make):
-    with pytest.raises(TapError, match="tap 'layer': the model gives other values .*set nondeterministic to `seed`"):
+    with pytest.raises(TapError, match=r"tap 'layer': the model gives other values .*set nondeterministic to `seed`"):
         extracted(make)
     states = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
     first = extracted(make, nondeterministic="seed")
@@ -120,7 +120,7 @@ def test_model_that_draws_random_numbers_is_refused_or_seeded(make):
 @pytest.mark.parametrize("make", [Counting, Averaging, Recurrent, OwnGenerator])
 @pytest.mark.parametrize("choice", ["refuse", "seed"])
 def test_model_that_keeps_state_is_refused_with_or_without_a_seed(make, choice):
-    with pytest.raises(TapError, match="tap 'layer': .*even with the same random seed"):
+    with pytest.raises(TapError, match=r"tap 'layer': .*even with the same random seed"):
         extracted(make(), nondeterministic=choice)
     assert extracted(make(), tap="first", nondeterministic=choice).shape == (5, 3, 6, 6)
 

@@ -342,5 +342,5 @@ def test_nested_value_is_refused():
     model = Returning(lambda x: torch.nested.nested_tensor([x[0], x[1, :2]], layout=torch.jagged))
     with layertap.tap(model, ".") as taps:
         model(noise(2, 3))
-        with pytest.raises(TapError, match="nested tensor, whose rows have no one shape"):
+        with pytest.raises(TapError, match="nested tensor, whose rows differ in shape"):
             taps["."]

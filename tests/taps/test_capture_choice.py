@@ -85,8 +85,8 @@ def test_layer_that_runs_several_times_is_refused_with_the_choices(repeated, tap
 def test_call_that_never_comes_is_refused_with_how_many_there_are(repeated):
     with layertap.tap(repeated, "relu:3") as taps:
         repeated(noise(2, 3, 9, 7))
-        assert fault_of(taps, "relu:3") == "'relu:3': layer 'relu' runs 3 times: calls go from 0 to 2"
-        with pytest.raises(TapError, match="calls go from 0 to 2"):
+        assert fault_of(taps, "relu:3") == "'relu:3': layer 'relu' runs 3 times: its calls are 0 to 2"
+        with pytest.raises(TapError, match="its calls are 0 to 2"):
             taps.run(noise(2, 3, 9, 7))
 
 

@@ -119,7 +119,7 @@ def test_complex_value_keeps_both_its_parts_or_is_refused():
     with layertap.tap(model, taps) as taps:
         model(noise(2, 3))
         assert taps["whole"].is_complex()
-        with pytest.raises(TapError, match="'half': its value is complex, and float32 would drop a part of it"):
+        with pytest.raises(TapError, match="'half': its value is complex, and float32 would drop its imaginary part"):
             taps["half"]
 
 
@@ -200,9 +200,7 @@ def test_reducer_that_returns_no_tensor_is_named(own):
 
 
 def test_reducer_that_changes_the_activation_in_place_is_named(own):
-    message = (
-        "the reducer Changing raised ValueError: it changed the activation in place, which the model goes on to use"
-    )
+    message = "the reducer Changing raised ValueError: it changed the activation in place, which the model still uses"
     with pytest.raises(PluginError, match=message):
         reduced(own, chain(), noise(2, 3, 8, 7), "changing")
 

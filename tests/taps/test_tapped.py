@@ -229,7 +229,7 @@ def test_call_that_did_not_come_in_the_latest_forward_is_refused():
         assert torch.equal(taps["layer:1"], model.layer(model.layer(x)))
         model.times = 1
         model(x)
-        assert "runs 1 times: calls go from 0 to 0" in fault_of(taps.__getitem__, "layer:1")
+        assert "runs 1 times: its calls are 0 to 0" in fault_of(taps.__getitem__, "layer:1")
 
 
 def test_layer_that_a_pattern_brought_and_that_did_not_run_is_passed_over():
