@@ -38,7 +38,8 @@ _SPATIAL = (
 )
 
 _MOST_COLOURS = 4
-_MOST_PREFIX_TOKENS = 16
+# Class, distillation and register tokens, as models have them. More would take common maps for tokens: 56 = 7 x 7 + 7.
+_PREFIX_TOKENS = (0, 1, 2, 4, 5, 8, 9)
 
 Sides = tuple[int, int]
 
@@ -82,9 +83,9 @@ class Evidence:
         """Whether a map that was seen has as many places, or, with `of_any_map`, one that may be there."""
         maps = {sides for sides in self._sides if min(sides) > 1}
         if of_any_map:
-            roots = range(math.isqrt(max(1, length - _MOST_PREFIX_TOKENS)), math.isqrt(length) + 1)
+            roots = range(math.isqrt(max(1, length - _PREFIX_TOKENS[-1])), math.isqrt(length) + 1)
             maps |= {(side, side) for side in roots if self.has((side, side))}
-        return any(height * width <= length <= height * width + _MOST_PREFIX_TOKENS for height, width in maps)
+        return any(length - height * width in _PREFIX_TOKENS for height, width in maps)
 
     @cached_property
     def is_convolutional(self) -> bool:
@@ -173,8 +174,12 @@ def _axes_of_tokens(value: Tensor, layer: nn.Module, evidence: Evidence) -> str:
 
 
 def _is_plausible(sides: Sides, channels: int, evidence: Evidence) -> bool:
-    """Whether a value of a model whose maps all have one layout is such a map."""
-    return evidence.is_width(channels) or (evidence.has(sides) and not _is_by_tokens(sides, evidence))
+    """Whether a value of a model whose maps all have one layout is one of them, and not a number per pair of tokens."""
+    if evidence.is_width(channels):
+        return True
+    if sides[0] == sides[1]:
+        return evidence.has(sides) and not evidence.is_token_count(sides[0])
+    return evidence.has(sides) or not any(evidence.is_token_count(side) for side in sides)
 
 
 def _is_by_tokens(sides: Sides, evidence: Evidence) -> bool:

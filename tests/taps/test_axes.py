@@ -220,3 +220,51 @@ def test_watching_for_maps_ends_with_the_first_forward():
         assert not model[1]._forward_hooks
         assert len(model._forward_pre_hooks) == len(model._forward_hooks) == 1
     assert not model._forward_hooks
+
+
+def unfused(name):
+    """A model of timm whose attention weights are built."""
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    for layer in model.modules():
+        if hasattr(layer, "fused_attn"):
+            layer.fused_attn = False
+    return model
+
+
+def test_maps_of_a_pyramid_of_tokens_are_known_beside_what_is_no_map():
+    """Its maps of 56 x 56 are reduced to 7 x 7 keys: 56 could be those and seven tokens more."""
+    model, image = unfused("pvt_v2_b0"), torch.randn(2, 3, 224, 224)
+    assert axes(model, "stages.0", image) == "NCHW"
+    assert axes(model, "stages.0.blocks.0.attn.attn_drop", image) == ""
+
+
+def test_attention_of_a_vision_transformer_of_timm_is_no_map():
+    model, image = unfused("test_vit"), torch.randn(2, 3, 160, 160)
+    with pytest.raises(layertap.TapError, match="so which are space or tokens is not known"):
+        pooled(model, "blocks.0.attn.attn_drop", image)
+    assert axes(model, "blocks.0.attn.attn_drop", image, about={"layout": None, "num_prefix_tokens": 1}) == ""
+    assert axes(model, "patch_embed.proj", image, about={"layout": None}) == "NCHW"
+    assert axes(model, "blocks.0", image) == "NLC"
+
+
+def test_attention_of_a_vision_transformer_of_transformers_is_no_map():
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    tiny = ViTConfig(
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        intermediate_size=32,
+        image_size=64,
+        patch_size=8,
+        attn_implementation="eager",
+    )
+    model, image = ViTModel(tiny), torch.randn(2, 3, 64, 64)
+    (attention,) = (name for name, layer in model.named_modules() if type(layer).__name__.endswith("SelfAttention"))
+    assert axes(model, f"{attention}[1]", pixel_values=image) == ""
+    assert axes(model, f"{attention}[0]", pixel_values=image) == "NLC"
+    assert axes(model, "embeddings.patch_embeddings.projection", pixel_values=image) == "NCHW"
