@@ -264,7 +264,7 @@ def test_attention_of_a_vision_transformer_of_transformers_is_no_map():
         attn_implementation="eager",
     )
     model, image = ViTModel(tiny), torch.randn(2, 3, 64, 64)
-    (attention,) = (name for name, layer in model.named_modules() if type(layer).__name__.endswith("SelfAttention"))
+    (attention,) = (name for name, layer in model.named_modules() if type(layer).__name__.endswith("ViTAttention"))
     assert axes(model, f"{attention}[1]", pixel_values=image) == ""
     assert axes(model, f"{attention}[0]", pixel_values=image) == "NLC"
     assert axes(model, "embeddings.patch_embeddings.projection", pixel_values=image) == "NCHW"
