@@ -243,7 +243,7 @@ def test_maps_of_a_pyramid_of_tokens_are_known_beside_what_is_no_map():
 
 def test_attention_of_a_vision_transformer_of_timm_is_no_map():
     model, image = unfused("test_vit"), torch.randn(2, 3, 160, 160)
-    with pytest.raises(layertap.TapError, match="so which are space or tokens is not known"):
+    with pytest.raises(layertap.TapError, match="it is not clear which are space or tokens"):
         pooled(model, "blocks.0.attn.attn_drop", image)
     assert axes(model, "blocks.0.attn.attn_drop", image, about={"layout": None, "num_prefix_tokens": 1}) == ""
     assert axes(model, "patch_embed.proj", image, about={"layout": None}) == "NCHW"
