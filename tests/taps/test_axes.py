@@ -52,7 +52,7 @@ def test_convolutions_are_channels_first_at_any_size():
 
 def test_map_that_could_be_either_is_refused():
     model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.LayerNorm(6 * 4 * 5))
-    with pytest.raises(layertap.TapError, match="say `axes: NCHW`"):
+    with pytest.raises(layertap.TapError, match="set `axes: NCHW`"):
         pooled(model, "0", torch.randn(2, 6, 4, 5))
     with layertap.tap(model, [{"layer": "0", "reduce": {"type": "mean_pool", "axes": "NHWC"}}]) as taps:
         model(torch.randn(2, 6, 4, 5))
