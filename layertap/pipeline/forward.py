@@ -84,7 +84,8 @@ class ForwardPass:
         for _ in range(_REPEATS if often else 1):
             changed = randomness.different(first, self._forward(pixels), self.device)
             if changed:
-                raise TapError(_not_repeatable(changed, helps=self._is_helped_by_seed(pixels)))
+                what = _not_repeatable(changed, helps=self._is_helped_by_seed(pixels))
+                raise TapError(what, where=self.tapped.places.get(changed[0], ()))
 
     def activations(
         self,

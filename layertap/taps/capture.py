@@ -29,6 +29,7 @@ Hint = Callable[[str], str]
 class Forward:
     """What all captures of a tapped model share, and how far the latest forward got."""
 
+    model: nn.Module
     detach: bool
     about: Mapping[str, Any]
     plugins: Plugins | None
@@ -80,7 +81,7 @@ class Capture:
         """Whether another method of the model ran the layer since the latest forward."""
         self.ran_elsewhere = False
         """Whether the layer ran in another thread or asyncio task since the latest forward began here."""
-        self._layer = layer
+        self.layer = layer
         self._forward = forward
         self._ways = {0: _Way(self._reducers())}
         self._dtype: torch.dtype | None = getattr(torch, tap.dtype) if tap.dtype else None
@@ -231,13 +232,13 @@ class Capture:
             try:
                 value = item_of(value, key)
             except (LookupError, AttributeError):
-                cure = why_empty(self._forward.model, self._layer, keys) or _choices(value, self.tap, done)
+                cure = why_empty(self._forward.model, self.layer, keys) or _choices(value, self.tap, done)
                 raise TapError(f"{_where(self.tap, done)} has no [{key}]{cure}") from None
         tensors = [tensor for _, tensor in tensors_of(value)]
         if len(tensors) == 1:
             return tensors[0]
         if not tensors:
-            cure = why_empty(self._forward.model, self._layer, keys)
+            cure = why_empty(self._forward.model, self.layer, keys)
             raise TapError(f"{_where(self.tap, len(keys))} holds no tensor but {type(value).__name__}{cure}")
         choices = _choices(value, self.tap, len(keys))
         raise TapError(f"{_where(self.tap, len(keys))} holds {len(tensors)} tensors{choices}")
@@ -299,7 +300,7 @@ class Capture:
             select=self.tap.select,
             shape=tuple(tensor.shape[1:]),
             dtype=dtype_name(tensor),
-            axes=axes_of(tensor, self._layer, forward.evidence, forward.about),
+            axes=axes_of(tensor, self.layer, forward.evidence, forward.about),
             about=forward.about,
             reduce=tuple(spec.type for spec in self.tap.reduce),
         )

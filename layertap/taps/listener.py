@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -32,3 +33,12 @@ class Listener:
     def expect(self, calls: int) -> None:
         self.expected, self.expected_at_stop = calls, 0
         self.needed = min(calls, max(capture.calls_needed(calls) for capture in self.captures))
+
+
+def listeners_of(captures: Iterable[Capture]) -> list[Listener]:
+    """One listener for each side of each module that has captures, in their order."""
+    found: dict[tuple[int, str], Listener] = {}
+    for capture in captures:
+        listener = found.setdefault((id(capture.layer), capture.tap.side), Listener(capture.layer, capture.tap.side))
+        listener.captures.append(capture)
+    return list(found.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -11,17 +11,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, did_you_mean, set_within
+from layertap.errors import TapError, Where, did_you_mean
 from layertap.plugins import Plugins
 from layertap.records import TapInfo
 from layertap.taps import hooks
 from layertap.taps.axes import Evidence
-from layertap.taps.capture import Capture, Forward
+from layertap.taps.capture import Forward
+from layertap.taps.captures import find_captures
 from layertap.taps.faults import hint, refuse_faults, refuse_idle_patterns
 from layertap.taps.grammar import Tap, TapsLike, parse_taps, where_of
 from layertap.taps.hooks import ATTACHING, Hook, refuse_unhookable
-from layertap.taps.layers import find_layers
-from layertap.taps.listener import Listener
+from layertap.taps.listener import Listener, listeners_of
 from layertap.taps.place import Place
 from layertap.taps.stop import Stop, is_stop_of
 
@@ -66,9 +66,10 @@ class TappedModel(Mapping[str, Tensor]):
         self.last: tuple[Tap, int] | None = None
         """The tap, and the call of its layer, after which nothing is wanted: where later forwards of `run()` stop."""
         self._early_stop = early_stop
-        self._forward = Forward(detach, dict(about or {}), plugins, Evidence(module))
-        self._captures: dict[str, Capture] = {}
-        self._listeners: dict[tuple[int, str], Listener] = {}
+        self._forward = Forward(module, detach, dict(about or {}), plugins, Evidence(module))
+        asked = [(tap, where_of(taps, number, tap)) for number, tap in enumerate(parse_taps(taps))]
+        self._captures = find_captures(module, asked, self._forward)
+        self._listeners = listeners_of(self._captures.values())
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entry: object = None
         self._place: Place | None = None
@@ -77,7 +78,6 @@ class TappedModel(Mapping[str, Tensor]):
         self._waiting = 0
         self._running = False
         self._calls_of_root: list[FrameType] = []
-        self._add_all([(tap, where_of(taps, number, tap)) for number, tap in enumerate(parse_taps(taps))])
 
     def __enter__(self) -> Self:
         if self._handles:
@@ -167,43 +167,19 @@ class TappedModel(Mapping[str, Tensor]):
             self._take_over()
             if entry != self._entry:
                 self._forget(entry)
-            counting = all(listener.expected is None for listener in self._listeners.values())
+            counting = all(listener.expected is None for listener in self._listeners)
             stopped = self._walk(entry, *args, **kwargs)
             if counting:
                 self._count()
             self._compare(stopped)
             return {name: value() for name, value in self._values_by_name().items()}
 
-    def _add_all(self, taps: Sequence[tuple[Tap, Where]]) -> None:
-        """Find every tap's layers. Raises `TapError` that reports all taps without any."""
-        faults: list[LayertapError] = []
-        for tap, where in taps:
-            try:
-                self._add(tap, where)
-            except (TapError, ConfigError) as error:
-                set_within(error, where)
-                faults += error.faults
-        if faults:
-            raise combined(faults)
-
-    def _add(self, tap: Tap, where: Where) -> None:
-        for layer, module in find_layers(self.module, tap):
-            found = tap.model_copy(update={"layer": layer}) if layer != tap.layer else tap
-            name = found.label
-            if name in self._captures:
-                raise TapError(f"two taps are named {name!r}: give one another `name`")
-            pattern = tap if layer != tap.layer else None
-            capture = Capture(found, name, module, self._forward, pattern=pattern, where=where)
-            self._captures[name] = capture
-            listener = self._listeners.setdefault((id(module), tap.side), Listener(module, tap.side))
-            listener.captures.append(capture)
-
     def _attach(self) -> None:
         # Each goes in front of all others. So the end of a forward comes after the root's own taps and before anyone
         # else's hooks, and its beginning before a tap on the root's input.
         root = self.module
         self._handles.append(root.register_forward_hook(Hook(root, self._on_root_done, self._is_here), prepend=True))
-        for listener in self._listeners.values():
+        for listener in self._listeners:
             self._handles.append(self._listen(listener))
         self._handles.append(root.register_forward_pre_hook(Hook(root, self._on_root, self._is_here), prepend=True))
         self._forward.evidence.attach(self._is_here)
@@ -301,14 +277,14 @@ class TappedModel(Mapping[str, Tensor]):
         self._calls_of_root.clear()
         self._in_order.clear()
         self._waiting = self._count_waiting()
-        for listener in self._listeners.values():
+        for listener in self._listeners:
             listener.calls = 0
             for capture in listener.captures:
                 capture.forget()
 
     def _forget(self, entry: object) -> None:
         self._entry = entry
-        for listener in self._listeners.values():
+        for listener in self._listeners:
             listener.expected = None
 
     def _count(self) -> None:
@@ -316,7 +292,7 @@ class TappedModel(Mapping[str, Tensor]):
         refuse_faults(self._captures.values(), self._hint)
         refuse_idle_patterns(self._captures.values(), self._hint)
         self.silent = [c.name for c in self._captures.values() if c.is_silent]
-        for listener in self._listeners.values():
+        for listener in self._listeners:
             listener.expect(listener.calls)
         # The same calls again, up to where later forwards stop.
         waiting = self._count_waiting()
@@ -329,10 +305,10 @@ class TappedModel(Mapping[str, Tensor]):
 
     def _count_waiting(self) -> int:
         """How many listeners wait for a value at the beginning of a forward whose calls are known."""
-        return sum(1 for listener in self._listeners.values() if listener.needed)
+        return sum(1 for listener in self._listeners if listener.needed)
 
     def _compare(self, stopped: bool) -> None:
-        for listener in self._listeners.values():
+        for listener in self._listeners:
             expected = listener.expected_at_stop if stopped else listener.expected
             if listener.calls != expected:
                 raise TapError(

@@ -1,0 +1,37 @@
+"""Taps -> a capture for each layer that they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, set_within
+from layertap.taps.capture import Capture, Forward
+from layertap.taps.grammar import Tap
+from layertap.taps.layers import find_layers
+
+
+def find_captures(root: nn.Module, taps: Sequence[tuple[Tap, Where]], forward: Forward) -> dict[str, Capture]:
+    """The captures by name, in the order of the taps. Raises `TapError` that reports every tap without a layer."""
+    captures: dict[str, Capture] = {}
+    faults: list[LayertapError] = []
+    for tap, where in taps:
+        try:
+            _add(captures, root, tap, where, forward)
+        except (TapError, ConfigError) as error:
+            set_within(error, where)
+            faults += error.faults
+    if faults:
+        raise combined(faults)
+    return captures
+
+
+def _add(captures: dict[str, Capture], root: nn.Module, tap: Tap, where: Where, forward: Forward) -> None:
+    for layer, module in find_layers(root, tap):
+        found = tap.model_copy(update={"layer": layer}) if layer != tap.layer else tap
+        name = found.label
+        if name in captures:
+            raise TapError(f"two taps are named {name!r}: give one another `name`")
+        pattern = tap if layer != tap.layer else None
+        captures[name] = Capture(found, name, module, forward, pattern=pattern, where=where)
