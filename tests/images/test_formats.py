@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 import subprocess
 import sys
 import warnings
@@ -141,6 +142,32 @@ def test_kinds_of_tiff_that_are_opened(entries, pixels, mode, note, order):
 )
 def test_tiffs_that_are_refused(reason, data):
     assert reason_of(data) == reason
+
+
+def planar(channels, photometric, bits=8, compression=1):
+    """A TIFF of one plane per channel, each in a strip of its own."""
+    plane = bytes(16 * bits // 8)
+    plane = zlib.compress(plane) if compression == 8 else plane
+    strips = {273: [8 + number * len(plane) for number in range(channels)], 279: [len(plane)] * channels}
+    entries = {258: [bits] * channels, 259: compression, 262: photometric, 277: channels, 284: 2}
+    return tiff({**entries, 338: [0] * (channels - (3 if photometric == 2 else 1)), **strips}, plane * channels)
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("channels", "photometric"), [(5, 1), (5, 2), (2, 1), (4, 1), (6, 2), (6, 1)])
+def test_planes_that_are_no_colours_are_a_variant_that_is_not_read(channels, photometric, bits, compression):
+    assert reason_of(planar(channels, photometric, bits, compression)) == "unsupported_mode"
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_planes_of_red_green_and_blue_are_read(compression):
+    entries = {258: [8] * 3, 259: compression, 262: 2, 277: 3, 284: 2}
+    planes = [bytes([level] * 16) for level in (10, 20, 30)]
+    planes = [zlib.compress(plane) if compression == 8 else plane for plane in planes]
+    offsets = [8 + sum(map(len, planes[:number])) for number in range(3)]
+    data = tiff({**entries, 273: offsets, 279: list(map(len, planes))}, b"".join(planes))
+    assert opened(data).getpixel((0, 0)) == (10, 20, 30)
 
 
 def test_the_same_bytes_under_many_tags_are_not_read_over_and_over():

@@ -19,14 +19,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 from layertap.images.decoding.bounds import check_pixels
 from layertap.images.failure_codes import refusal
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION = 256, 257, 258, 259
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 277, 278, 279
 _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 284, 322, 323, 324, 325
 _SUBFILE, _DNG_VERSION = 254, 50706
 
-# One whole number each: besides those above photometric, fill order, orientation, fax options and predictor.
+# One whole number each: besides those above fill order, orientation, fax options and predictor.
 _NUMBERS = frozenset(
-    {_WIDTH, _HEIGHT, _COMPRESSION, 262, 266, 274, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, 292, 293, 317}
+    {_WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, 266, 274, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, 292, 293, 317}
     | {_TILE_WIDTH, _TILE_HEIGHT}
 )
 
@@ -47,12 +47,16 @@ _KINDS: Mapping[int, tuple[int, ...]] = {
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})
 _MOST_SAMPLES = 6
 
+# How many planes can become colours, by photometric interpretation: RGB, CMYK, YCbCr and Lab; one of any other. Of more,
+# Pillow gives the first ones alone, or fails as if the file were damaged.
+_PLANES = {2: 4, 5: 4, 6: 3, 8: 3}
+
 
 def opened(data: bytes) -> tuple[Image.Image, set[str]]:
     """The first picture, not loaded yet, and notes about it. Raises `ImageError`.
 
-    Pillow turns it upright as its orientation says. Floating-point and 32-bit pictures are refused: they have no range
-    that could be made RGB.
+    Pillow turns it upright as its orientation says. Pictures of floating-point or 32-bit values are refused, because
+    they have no range that could become RGB, and so are those of more planes than a picture has colours.
     """
     if data[8:10] == b"CR":
         raise refusal("format_not_allowed")  # Canon's raw files
@@ -153,7 +157,10 @@ class _Directory:
         width, height = self.number(_WIDTH), self.number(_HEIGHT)
         if self.number(_SUBFILE) & 1 or _DNG_VERSION in self._entries:
             raise refusal("format_not_allowed")  # only the preview of a camera's raw file
-        if self.number(_COMPRESSION, 1) not in _COMPRESSIONS or self.number(_SAMPLES, 1) > _MOST_SAMPLES:
+        samples = self.number(_SAMPLES, 1)
+        if self.number(_COMPRESSION, 1) not in _COMPRESSIONS or samples > _MOST_SAMPLES:
+            raise refusal("unsupported_mode")
+        if self.number(_PLANAR, 1) == 2 and samples > _PLANES.get(self.number(_PHOTOMETRIC), 1):
             raise refusal("unsupported_mode")
         if not (width and height):
             raise refusal("corrupt")
