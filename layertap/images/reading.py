@@ -90,7 +90,11 @@ def _given(record: ImageRecord) -> str | None:
 
 def _read_file(path: Path, stamp: str | None) -> bytes:
     with open(open_regular(path, stamp), "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        before = os.fstat(file.fileno())
+        size = before.st_size
         if size > MAX_IMAGE_BYTES:
             raise refusal("file_too_large")
-        return file.read(size)
+        data = file.read(size)
+        if len(data) != size or file_stamp(os.fstat(file.fileno())) != (stamp or file_stamp(before)):
+            raise refusal("changed")  # written to meanwhile: this may be half of each
+        return data

@@ -15,6 +15,7 @@ from layertap.errors import ConfigError, ImageError, PluginError
 from layertap.images.limits import MAX_IMAGE_BYTES
 from layertap.images.reading import GONE, read, stamp_of
 from layertap.records import ImageRecord, Planned
+from layertap_plugins.sources import files
 
 PHOTO = Image.new("RGB", (8, 6), (200, 100, 50))
 
@@ -192,3 +193,39 @@ def test_what_has_no_stamp_has_none():
 def test_a_stamp_that_is_no_line_of_text_is_refused(stamp):
     with pytest.raises(PluginError, match="the data of 'a' has the stamp"):
         stamp_of(ImageRecord("a", Stamped(stamp)))
+
+
+def rewriting(monkeypatch, path, data, looks):
+    """After so many looks at an open file, another process writes to the one at `path`."""
+    look, left = os.fstat, iter(range(looks - 1, -1, -1))
+
+    def once(descriptor):
+        facts = look(descriptor)
+        if next(left):
+            return facts
+        monkeypatch.setattr(os, "fstat", look)
+        path.write_bytes(data)
+        os.utime(path, ns=(1, 1))
+        return facts
+
+    monkeypatch.setattr(os, "fstat", once)
+
+
+@pytest.mark.parametrize("change", [lambda data: data[::-1], lambda data: data[:10], lambda data: data * 2])
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_file_that_is_rewritten_while_it_is_read_has_changed(tmp_path, monkeypatch, change, planned):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg())
+    record = ImageRecord("a.jpg", path)
+    stamp = stamp_of(record) if planned else None
+    rewriting(monkeypatch, path, change(jpeg()), looks=2)
+    assert refused(Planned(record, stamp)) == "changed"
+
+
+def test_an_archive_that_is_rewritten_while_it_is_read_has_changed(tmp_path, monkeypatch):
+    path = tmp_path / "a.tar"
+    path.write_bytes(jpeg())
+    piece = files.Piece(str(path), 0, len(jpeg()), files.stamped(str(path)))
+    assert piece() == jpeg()
+    rewriting(monkeypatch, path, jpeg()[::-1], looks=1)
+    assert refused(Planned(ImageRecord("a", piece))) == "changed"

@@ -133,7 +133,9 @@ class _Dataset(Array):
 
         files.refuse_changed(self._path, self._stamp)
         with self._lock:
-            return np.asarray(self._dataset[number])
+            row = np.asarray(self._dataset[number])
+        files.refuse_changed(self._path, self._stamp)
+        return row
 
     def values(self) -> list[Any]:
         values: list[Any] = self._dataset[()].ravel().tolist()

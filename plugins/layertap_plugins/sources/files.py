@@ -37,6 +37,8 @@ class Piece:
                 more := os.pread(descriptor, self.size - len(data), self.offset + len(data))
             ):
                 data += more
+            if layertap.file_stamp(os.fstat(descriptor)) != self.stamp:
+                raise layertap.ImageError("changed")  # written to meanwhile: this may be half of each
         finally:
             os.close(descriptor)
         if len(data) < self.size:
@@ -69,10 +71,16 @@ def stamped(path: str) -> str:
 
 
 def unusable(path: str, why: object) -> layertap.ConfigError:
-    """The error for a file of the source that cannot be used."""
-    return layertap.ConfigError(
-        f"cannot use {path!r}: {why}; relative paths start at the working directory", where=("path",)
-    )
+    """The error for a file or folder of the source that cannot be used."""
+    hint = "relative paths start at the working directory"
+    if is_windows(path):
+        hint = "it looks like a path of Windows: write / between its parts, and where it is on this machine"
+    return layertap.ConfigError(f"cannot use {path!r}: {why}; {hint}", where=("path",))
+
+
+def is_windows(path: str) -> bool:
+    """Whether a path looks as Windows writes it, on a system that separates the parts by something else."""
+    return os.sep != "\\" and ("\\" in path or re.match(r"[A-Za-z]:/", path) is not None)
 
 
 def refuse_url(path: str) -> None:

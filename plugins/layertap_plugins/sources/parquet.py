@@ -133,6 +133,7 @@ class _Windows:
         files.refuse_changed(cell.path, cell.stamp)
         with self._lock:
             data = self._value(cell).as_py()
+        files.refuse_changed(cell.path, cell.stamp)
         if data is None:
             raise layertap.ImageError("empty")
         assert isinstance(data, bytes)
