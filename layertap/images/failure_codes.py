@@ -12,7 +12,9 @@ REASONS: Mapping[str, str] = {
     "not_found": "no such file, or a link that leads nowhere",
     "not_regular": "a folder, pipe, socket or device, not a regular file",
     "permission": "the file may not be read",
-    "path_too_long": "the path is longer than the system allows",
+    "path_too_long": "the path is longer than the system allows; of a folder, nothing in it can be reached",
+    "windows_path": "no file has this name, and it looks like a path of Windows: write `/` between its parts, and "
+    "where the images are now, as in `root`",
     "io_error": "the system could not read the file",
     "file_too_large": f"the file is larger than {MAX_IMAGE_BYTES // 2**20} MiB",
     "empty": "there are 0 bytes, or 0 pixels",

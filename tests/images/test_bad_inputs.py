@@ -229,6 +229,37 @@ def test_a_path_longer_than_the_system_allows_fails_alone(tmp_path):
         os.close(here)
 
 
+@pytest.mark.parametrize("name", ["d" * 100, "d" * 255, "\u00e4" * 60])
+def test_a_folder_deeper_than_the_system_allows_is_one_failed_entry(tmp_path, name):
+    root = tmp_path / "images"
+    root.mkdir()
+    for good in ("a.jpg", "z.jpg"):
+        (root / good).write_bytes(JPEG)
+    here, depth = os.open(root, os.O_RDONLY), len(os.fsencode(root))
+    folders = [here]
+    try:
+        while depth < 5_000:
+            os.mkdir(name, dir_fd=here)
+            (here, depth) = os.open(name, os.O_RDONLY, dir_fd=here), depth + len(os.fsencode(name)) + 1
+            folders.append(here)
+            os.close(os.open("x.jpg", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        features = extract(root, tmp_path / "out")
+        assert features.ids == ["a.jpg", "z.jpg"]
+        reasons = [failure["reason"] for failure in features.failures]
+        deep = [failure["id"] for failure in features.failures if failure["id"].endswith("/")]
+        assert len(deep) == 1
+        assert set(deep[0].split("/")) == {name, ""}
+        assert sorted(set(reasons)) in (["empty", "path_too_long"], ["path_too_long"])
+    finally:
+        for folder in reversed(folders[:-1]):
+            below = os.open(name, os.O_RDONLY, dir_fd=folder)
+            os.unlink("x.jpg", dir_fd=below)
+            os.close(below)
+            os.rmdir(name, dir_fd=folder)
+        for folder in folders:
+            os.close(folder)
+
+
 def test_two_files_that_come_to_one_id_are_told_before_the_run(tmp_path):
     for name in (b"\xff.jpg", b"%FF.jpg"):
         Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(JPEG)

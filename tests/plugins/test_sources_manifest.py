@@ -208,3 +208,23 @@ def test_a_long_table_is_taken_as_it_is_needed(tmp_path):
     path = written(tmp_path, "path\n" + "".join(f"{number}.jpg\n" for number in range(50_000)) + "last,one\n")
     found = ManifestSource.of(path=str(path)).records()
     assert [next(found).id for _ in range(2)] == ["0.jpg", "1.jpg"]
+
+
+@pytest.mark.parametrize(
+    "path", ["C:\\photos\\a.jpg", "photos\\a.jpg", "D:/photos/a.jpg", "\\\\server\\share\\a.jpg", "..\\a.jpg"]
+)
+def test_a_path_of_windows_fails_with_a_reason_that_says_so(tmp_path, path):
+    (record,) = records(written(tmp_path, json.dumps({"path": path}), "list.jsonl"))
+    with pytest.raises(layertap.ImageError) as caught:
+        record.data()
+    assert caught.value.reason == "windows_path"
+
+
+def test_a_file_that_has_a_backslash_in_its_name_is_read(tmp_path):
+    (tmp_path / "photos\\a.jpg").write_bytes(b"here")
+    (record,) = records(written(tmp_path, "path\nphotos\\a.jpg\n"))
+    assert record.data.read_bytes() == b"here"
+
+
+def test_a_table_at_a_path_of_windows_is_refused_with_the_way_out():
+    assert "it looks like a path of Windows: write / between its parts" in fault("C:\\photos\\list.csv")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
-import operator
 import os
 import re
 import stat
@@ -14,19 +14,23 @@ from typing import ClassVar, Literal, TypeVar
 from pydantic import Field
 
 import layertap
+from layertap_plugins.sources import files
 from layertap_plugins.sources.remote import RETRIES, TIMEOUT, Location, StorageOptions, is_url
 
 T = TypeVar("T")
 
-# Appended to the path of a link. No name contains it, and as the smallest byte it does not affect the order.
+# Appended to the path of a link, and of a folder that is too deep to be listed. No name contains that byte, and as the
+# smallest byte it does not affect the order.
 _LINK = b"\0"
+_TOO_DEEP = b"\0deep"
 
 
 class FolderSource(layertap.Source):
     """Yields one record per matching file, in the byte order of their paths below the folder.
 
     The id is that path with `/` between its parts; bytes that are not UTF-8 become `%XX`. `label` is the first folder
-    on the way, None for an image directly in the folder. Folders that are links are never entered. The same rules
+    on the way, None for an image directly in the folder. Folders that are links are never entered. A folder whose path
+    is longer than the system allows is one record, which fails as `path_too_long`; its id ends in `/`. The same rules
     apply to a URL, and nothing is kept on this machine.
     """
 
@@ -76,10 +80,7 @@ class FolderSource(layertap.Source):
         try:
             is_folder = stat.S_ISDIR(os.stat(path).st_mode)
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise layertap.ConfigError(
-                f"cannot use {path!r}: {reason}; relative paths start at the working directory", where=("path",)
-            ) from error
+            raise files.unusable(path, getattr(error, "strerror", None) or error) from error
         if is_folder:
             yield from self._below(os.fsencode(path))
         else:
@@ -94,25 +95,28 @@ class FolderSource(layertap.Source):
             location, params.storage_options, timeout=params.timeout, retries=params.retries
         )
         if is_folder:
-            found = self._matching((entry for entry in found if not _is_hidden(entry[0])), operator.itemgetter(0))
+            matches = _matcher(params.include)
+            found = self._matching((e for e in found if not _is_hidden(e[0])), lambda entry: matches(entry[0]))
         for path, data in found:
             yield _record(path, data)
 
     def _below(self, root: bytes) -> Iterator[layertap.ImageRecord]:
         real_root = os.path.realpath(root)
-        for found in self._matching(_files(root), lambda found: found.removesuffix(_LINK)):
-            path = found.removesuffix(_LINK)
+        matches = _matcher(self.params.include)
+        for found in self._matching(_files(root), lambda f: f.endswith(_TOO_DEEP) or matches(f.removesuffix(_LINK))):
+            path = found.removesuffix(_TOO_DEEP).removesuffix(_LINK)
             data: Path | Callable[[], bytes] = Path(os.fsdecode(os.path.join(root, path)))
-            if path != found and self.params.links == "inside" and _leads_out(os.path.join(root, path), real_root):
+            if found.endswith(_TOO_DEEP):
+                data = _refuse_deep
+            elif path != found and self.params.links == "inside" and _leads_out(os.path.join(root, path), real_root):
                 data = _refuse
             yield _record(path, data)
 
-    def _matching(self, found: Iterable[T], path_of: Callable[[T], bytes]) -> Iterator[T]:
-        """The files with paths that match the patterns. Raises `ConfigError` if there are none."""
-        matches = _matcher(self.params.include)
+    def _matching(self, found: Iterable[T], matches: Callable[[T], bool]) -> Iterator[T]:
+        """The files that match. Raises `ConfigError` if there are none."""
         taken = passed_over = 0
         for entry in found:
-            if matches(path_of(entry)):
+            if matches(entry):
                 taken += 1
                 yield entry
             else:
@@ -148,33 +152,47 @@ def _refuse() -> bytes:
     raise layertap.ImageError("outside_root", message)
 
 
+def _refuse_deep() -> bytes:
+    raise layertap.ImageError("path_too_long")
+
+
 def _files(root: bytes) -> Iterator[bytes]:
     """The paths of all files below `root`, in byte order; the path of a link ends in `_LINK`.
 
-    Only the folders on the way to the current file are in memory.
+    A folder that is deeper than the system allows is itself among them, and ends in `_TOO_DEEP`. Only the folders on
+    the way to the current file are in memory.
     """
-    waiting = _listing(root, b"")
+    waiting = [b""]
     while waiting:
         path = waiting.pop()
-        if path.endswith(b"/"):
-            waiting += _listing(root, path)
-        else:
+        if path and not path.endswith(b"/"):
             yield path
+            continue
+        try:
+            waiting += _listing(root, path)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise _unlisted(root, path, error) from error
+            yield path + _TOO_DEEP
+
+
+def _unlisted(root: bytes, folder: bytes, error: OSError) -> layertap.ConfigError:
+    where = os.fsdecode(os.path.join(root, folder))
+    return layertap.ConfigError(f"cannot list {where!r}: {error.strerror}", where=("path",))
 
 
 def _listing(root: bytes, folder: bytes) -> list[bytes]:
-    """The entries of one folder, last first. A folder's name ends in /, which sorts it where its files belong."""
+    """The entries of one folder, last first. A folder's name ends in /, which sorts it where its files belong.
+
+    Raises `OSError` if the folder cannot be listed.
+    """
     found = []
-    try:
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if not _leads_to_a_folder(entry):
-                    found.append(folder + entry.name + (_LINK if entry.is_symlink() else b""))
-                elif not entry.is_symlink() and not entry.name.startswith(b"."):
-                    found.append(folder + entry.name + b"/")
-    except OSError as error:
-        where = os.fsdecode(os.path.join(root, folder))
-        raise layertap.ConfigError(f"cannot list {where!r}: {error.strerror}", where=("path",)) from error
+    with os.scandir(os.path.join(root, folder)) as entries:
+        for entry in entries:
+            if not _leads_to_a_folder(entry):
+                found.append(folder + entry.name + (_LINK if entry.is_symlink() else b""))
+            elif not entry.is_symlink() and not entry.name.startswith(b"."):
+                found.append(folder + entry.name + b"/")
     found.sort(reverse=True)
     return found
 

@@ -82,6 +82,8 @@ class ManifestSource(layertap.Source):
         if "://" in path:
             return remote.data_of(path, self.params.storage_options)
         whole = os.path.join(root, path)
+        if files.is_windows(path) and not os.path.lexists(whole):
+            return _refuse_windows
         if links is not None and not os.path.isabs(path) and links.lead_out(whole):
             return _refuse
         return Path(whole)
@@ -140,6 +142,10 @@ def _below(path: str, root: str, *, itself: bool = False) -> bool:
     if root == os.curdir:
         return not path.startswith(os.pardir)
     return path.startswith(os.path.join(root, "")) or (itself and path == root)
+
+
+def _refuse_windows() -> bytes:
+    raise layertap.ImageError("windows_path")
 
 
 def _refuse() -> bytes:
