@@ -104,6 +104,28 @@ class Source(Plugin):
         """Whether reading an image is mostly waiting, as over a network: by default more threads read then at once."""
         return False
 
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The machines and buckets that reading goes to; by default those of the URLs among the parameters.
+
+        `verify` reads from them only where its user names them. Override it where the parameters do not name all.
+        """
+        return self.hosts_of(self.params.model_dump())
+
+    @classmethod
+    def hosts_of(cls, value: object) -> frozenset[str]:
+        """The machine, or the bucket, in every URL that is a text or inside plain data; local paths have none."""
+        if isinstance(value, str):
+            urls = (part.partition("://") for part in value.split("::"))
+            # What follows zip:// is a place inside an archive.
+            return frozenset(rest.partition("/")[0].rpartition("@")[2] for kind, _, rest in urls if kind != "zip") - {
+                ""
+            }
+        if isinstance(value, Mapping):
+            value = tuple(value.values())
+        inside = value if isinstance(value, (list, tuple)) else ()
+        return frozenset[str]().union(*map(cls.hosts_of, inside))
+
     @abstractmethod
     def records(self) -> Iterator[ImageRecord]:
         """The records: cheap, deterministic, no pixels. Called more than once. Raises `ConfigError`."""

@@ -164,6 +164,10 @@ def verify(
     overrides: Overrides = None,
     plugin: Own = None,
     rows: Annotated[int, typer.Option("--rows", min=0, help="How many random rows to compute again.")] = 16,
+    remote: Annotated[
+        list[str] | None,
+        typer.Option("--remote", metavar="HOST", help="Fetch images from this host. May be given several times."),
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Read every file of OUT against its digests, and compute some rows again. KEY=VALUE says what has moved since."""
@@ -172,7 +176,8 @@ def verify(
     with uncollected():
         from layertap.pipeline.verify import verify as checked
 
-    found = checked(output, rows=rows, overrides=parse_overrides(overrides or []), plugins=_own(context, plugin))
+    changes, own = parse_overrides(overrides or []), _own(context, plugin)
+    found = checked(output, rows=rows, overrides=changes, plugins=own, remote=remote or ())
     if as_json:
         _print_json(verdict_data(found))
     else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layertap.config.loading import load_config
-from layertap.errors import FOREIGN, LayertapError, StoreError
+from layertap.config.model import RunConfig
+from layertap.contracts import Source
+from layertap.errors import FOREIGN, LayertapError, StoreError, UnsafeError
 from layertap.images.plan import Plan
 from layertap.outputs.features import Features, open_output
 from layertap.outputs.stored import Damaged, StoredShards
@@ -21,7 +24,7 @@ from layertap.pipeline import fingerprint
 from layertap.pipeline.prepare import Prepared, prepared
 from layertap.pipeline.randomness import tolerance
 from layertap.pipeline.shards import to_numpy
-from layertap.plugins import Plugins
+from layertap.plugins import Plugins, guard
 from layertap.records import Planned
 from layertap.store import safe_files
 from layertap.store.commits import Commits
@@ -51,12 +54,19 @@ class Verdict:
 
 
 def verify(
-    path: Path, *, rows: int = 16, overrides: Mapping[str, Any] | None = None, plugins: Sequence[str] = ()
+    path: Path,
+    *,
+    rows: int = 16,
+    overrides: Mapping[str, Any] | None = None,
+    plugins: Sequence[str] = (),
+    remote: Collection[str] = (),
 ) -> Verdict:
     """Read every file of an output against its digests, and compute `rows` random rows again.
 
-    `overrides` say what has moved since, such as `source.path`. Raises `StoreError` (6) for a folder that is no output,
-    or one whose rows cannot be computed again because its source or model is another one now.
+    `overrides` say what has moved since, such as `source.path`. `remote` are the machines that images may be fetched
+    from: an output may come from somebody else, and its manifest could name any. Raises `UnsafeError` (8) for a source
+    on others; `StoreError` (6) for a folder that is no output, or one whose rows cannot be computed again because its
+    source or model is another one now.
     """
     manifest = read_output(path)
     verdict = Verdict(path, manifest.status == "complete")
@@ -66,8 +76,25 @@ def verify(
     kept = sum(facts.kept for facts in shards)
     if rows and kept and not verdict.faults:
         verdict.rows = sorted(random.sample(range(kept), min(rows, kept)))
-        _compute_again(manifest, shards, open_output(path, plugins=plugins), overrides, plugins, verdict)
+        known = Plugins.load(plugins)
+        as_then = {"batch_size": manifest.batch_size, "observers": []}
+        config = load_config(dict(manifest.config), {**(overrides or {}), **as_then}, known)
+        _refuse_others(path, config, known, remote)
+        _compute_again(manifest, shards, open_output(path, plugins=plugins), config, known, verdict)
     return verdict
+
+
+def _refuse_others(path: Path, config: RunConfig, plugins: Plugins, remote: Collection[str]) -> None:
+    source = config.build("source", plugins)
+    assert isinstance(source, Source)
+    with config.at("source"), guard(source):
+        others = sorted(source.hosts.difference(remote))
+    if others:
+        options = " ".join(f"--remote {shlex.quote(host)}" for host in others)
+        raise UnsafeError(
+            f"{path}: its images are on {' and '.join(others)}; to fetch them from there, add {options}, or check the "
+            "files alone with --rows 0"
+        )
 
 
 def _check_files(path: Path, manifest: Manifest, verdict: Verdict) -> None:
@@ -125,14 +152,11 @@ def _compute_again(
     manifest: Manifest,
     shards: Sequence[ShardFacts],
     features: Features,
-    overrides: Mapping[str, Any] | None,
-    plugins: Sequence[str],
+    config: RunConfig,
+    plugins: Plugins,
     verdict: Verdict,
 ) -> None:
-    known = Plugins.load(plugins)
-    as_then = {"batch_size": manifest.batch_size, "observers": []}
-    config = load_config(dict(manifest.config), {**(overrides or {}), **as_then}, known)
-    with prepared(config, known) as this:
+    with prepared(config, plugins) as this:
         now = fingerprint.manifest(this)
         verdict.environment = manifest.different(now, besides=_hard(manifest))
         verdict.environment += [f"{key} was not recorded" for key in manifest.unknown(now)]

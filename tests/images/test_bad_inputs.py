@@ -233,8 +233,8 @@ def test_a_path_longer_than_the_system_allows_fails_alone(tmp_path):
 def test_a_folder_deeper_than_the_system_allows_is_one_failed_entry(tmp_path, name):
     root = tmp_path / "images"
     root.mkdir()
-    for good in ("a.jpg", "z.jpg"):
-        (root / good).write_bytes(JPEG)
+    for beside in ("a.jpg", "z.jpg"):
+        (root / beside).write_bytes(JPEG)
     here, depth = os.open(root, os.O_RDONLY), len(os.fsencode(root))
     folders = [here]
     try:

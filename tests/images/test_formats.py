@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 import subprocess
 import sys
 import warnings
+import zlib
 
 import numpy as np
 import pytest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import layertap
 from layertap.pipeline.verify import verify
 from tests.conftest import TINY
 from tests.pipeline.test_pipeline import config, run
+from tests.plugins.servers import folder, serving
 from tests.store.test_store import stop
 
 KEEPS_PARTS = """
@@ -228,3 +230,66 @@ def test_bfloat16_is_verified_by_its_bits(photos, tmp_path):
     stored[4, 3] ^= 1
     np.save(tmp_path / "out/classifier.npy", stored)
     assert "classifier: the rows 4 to 7 (shard 1) are damaged" in check(tmp_path / "out").faults
+
+
+def moved(output, **source):
+    """The manifest of an output as somebody else may have written it, with another source."""
+    path = output / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["source"] = source
+    path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("source", "hosts"),
+    [
+        ({"type": "folder", "path": "http://example.org/photos/"}, ["example.org"]),
+        ({"type": "folder", "path": "http://user@example.org:8080/a.jpg"}, ["example.org:8080"]),
+        ({"type": "folder", "path": "zip://photos::https://example.org/a.zip"}, ["example.org"]),
+        (
+            {"type": "folder", "path": "s3://photos/cats", "storage_options": {"endpoint_url": "http://10.0.0.1"}},
+            ["10.0.0.1", "photos"],
+        ),
+        ({"type": "manifest", "path": "list.csv"}, ["example.net", "example.org"]),
+        ({"type": "huggingface", "path": "owner/name"}, ["huggingface.co"]),
+        ({"type": "torchvision_dataset", "name": "CIFAR10", "args": {"download": True}}, ["torchvision"]),
+    ],
+    ids=lambda case: case["type"] + " " + case.get("path", "").partition(":")[0] if isinstance(case, dict) else "",
+)
+def test_nothing_is_fetched_for_an_output_unless_its_hosts_are_named(output, tmp_path, monkeypatch, source, hosts):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    (tmp_path / "list.csv").write_text("path\nhttp://example.org/a.jpg\nhttps://example.net/b.jpg\nc.jpg\n")
+    moved(output, **source)
+
+    def refuse(*_):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for named in ([], hosts[1:], ["elsewhere.org"]):
+        with pytest.raises(layertap.UnsafeError) as caught:
+            check(output, remote=named)
+        options = " ".join(f"--remote {host}" for host in hosts if host not in named)
+        assert f"to fetch them from there, add {options}, or check the files alone with --rows 0" in str(caught.value)
+    assert check(output, rows=0).faults == []
+
+
+def test_a_remote_source_is_read_again_from_the_host_that_is_named(photos, tmp_path):
+    with serving(folder(photos)) as server:
+        run(f"{server.url}/", tmp_path / "out", shard_rows=4)
+        before = sum(server.asked.values())
+        host = server.url.removeprefix("http://")
+        with pytest.raises(layertap.UnsafeError, match=f"--remote {host}"):
+            check(tmp_path / "out")
+        command = [sys.executable, "-m", "layertap", "verify", str(tmp_path / "out"), "--plugin", TINY]
+        refused = subprocess.run(command, capture_output=True, text=True)
+        assert (refused.returncode, sum(server.asked.values())) == (8, before)
+        verdict = check(tmp_path / "out", remote=[host])
+        assert (verdict.faults, len(verdict.rows)) == ([], 16)
+        assert sum(server.asked.values()) > before
+        allowed = subprocess.run([*command, "--remote", host], capture_output=True, text=True)
+        assert allowed.returncode == 0, allowed.stderr
+    # What has been copied to this machine needs no leave.
+    shutil.copytree(photos, tmp_path / "copies")
+    assert check(tmp_path / "out", overrides={"source.path": str(tmp_path / "copies")}).faults == []

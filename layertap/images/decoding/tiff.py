@@ -47,8 +47,8 @@ _KINDS: Mapping[int, tuple[int, ...]] = {
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})
 _MOST_SAMPLES = 6
 
-# How many planes can become colours, by photometric interpretation: RGB, CMYK, YCbCr and Lab; one of any other. Of more,
-# Pillow gives the first ones alone, or fails as if the file were damaged.
+# How many planes can become colours, by photometric interpretation: RGB, CMYK, YCbCr and Lab; one of any other. Of
+# more, Pillow gives the first ones alone, or fails as if the file were damaged.
 _PLANES = {2: 4, 5: 4, 6: 3, 8: 3}
 
 

@@ -43,6 +43,12 @@ class HuggingFaceSource(layertap.Source):
 
     params: Params
 
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The hub, unless the data set is on this machine."""
+        hub = self.hosts_of(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+        return super().hosts if os.path.exists(self.params.path) else super().hosts | hub
+
     def records(self) -> Iterator[layertap.ImageRecord]:
         dataset, stamp = self._dataset
         column, id_column = self._column(dataset), self.params.id

@@ -55,6 +55,12 @@ class ManifestSource(layertap.Source):
         super().__init__(params)
         self._vetted: str | None = None
 
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Those of the URLs in the table too."""
+        _, rows, _ = self._table()
+        return super().hosts.union(*(self.hosts_of(row.get(self.params.column)) for _, row in rows))
+
     def records(self) -> Iterator[layertap.ImageRecord]:
         stamp = files.stamped(self.params.path)
         column, id_column = self.params.column, self.params.id

@@ -51,6 +51,11 @@ class TorchvisionDatasetSource(layertap.Source):
 
     params: Params
 
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Where it is to be downloaded, `torchvision`, for wherever that library finds it."""
+        return super().hosts | {"torchvision"} if self.params.args.get("download") else super().hosts
+
     def records(self) -> Iterator[layertap.ImageRecord]:
         dataset = self._dataset
         count, labels, names = len(dataset), _labels(dataset), getattr(dataset, "classes", None)
