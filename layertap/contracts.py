@@ -118,9 +118,8 @@ class Source(Plugin):
         if isinstance(value, str):
             urls = (part.partition("://") for part in value.split("::"))
             # What follows zip:// is a place inside an archive.
-            return frozenset(rest.partition("/")[0].rpartition("@")[2] for kind, _, rest in urls if kind != "zip") - {
-                ""
-            }
+            found = (rest.partition("/")[0].rpartition("@")[2] for kind, _, rest in urls if kind != "zip")
+            return frozenset(found) - {""}
         if isinstance(value, Mapping):
             value = tuple(value.values())
         inside = value if isinstance(value, (list, tuple)) else ()
@@ -129,6 +128,10 @@ class Source(Plugin):
     @abstractmethod
     def records(self) -> Iterator[ImageRecord]:
         """The records: cheap, deterministic, no pixels. Called more than once. Raises `ConfigError`."""
+
+
+# Pillow's modes of fewer than four bytes per pixel.
+_SMALL_MODES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 
 
 class Preprocessor(Plugin):
@@ -148,6 +151,20 @@ class Preprocessor(Plugin):
         None, the default, where it needs all of it. Asked only where the profile allows a scaled decode.
         """
         return None
+
+    def memory(self, size: tuple[int, int], mode: str) -> int:
+        """The bytes that `prepare` allocates for an image of a width, height and Pillow mode, besides the image.
+
+        By default those of a copy as RGB. Where it takes more, override it, so that one image stays within
+        `image_memory`. Asked before the image is decoded; what it raises, `prepare` must raise too.
+        """
+        return self.stored(size)
+
+    @staticmethod
+    def stored(size: tuple[int, int], mode: str = "RGB") -> int:
+        """The bytes in which Pillow holds an image: whole words per row, and a pointer to each."""
+        width, height = size
+        return height * (8 + (width * _SMALL_MODES.get(mode, 4) + 3) // 4 * 4)
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:

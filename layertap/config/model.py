@@ -15,7 +15,9 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from layertap.config.document import Document
 from layertap.contracts import PROFILES, Plugin, Profile
 from layertap.errors import ConfigError, Fault, LayertapError, Where, combined, did_you_mean, faults_of, within
+from layertap.images.decoding.bounds import MEMORY
 from layertap.images.decoding.formats import STANDARD, Format
+from layertap.images.limits import MAX_IMAGE_PIXELS
 from layertap.plugins import Plugins, Registered, guard
 from layertap.taps.grammar import Spec, Tap, Taps
 
@@ -74,6 +76,7 @@ Threads: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=1_024)]
 ModelSpec: TypeAlias = Annotated[Spec, BeforeValidator(model_short)]
 Specs: TypeAlias = Annotated[tuple[Spec, ...], BeforeValidator(_spec_list)]
 Formats: TypeAlias = Annotated[tuple[Format, ...], BeforeValidator(_upper_list)]
+Mebibytes: TypeAlias = Annotated[int, Field(strict=True, ge=16, le=2**20)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
 Share: TypeAlias = Annotated[float, Field(strict=True, ge=0, le=1)]
 
@@ -112,8 +115,13 @@ class RunConfig(pydantic.BaseModel):
     )
     formats: Formats = Field((), description=f"image formats to open besides {', '.join(STANDARD)}")
     image_timeout: Seconds = Field(10.0, description="seconds in which an image must be decoded and prepared")
+    image_memory: Mebibytes = Field(
+        MEMORY // 2**20, description="MiB that decoding and preparing one image may take, its encoded bytes included"
+    )
+    max_pixels: Positive = Field(MAX_IMAGE_PIXELS, description="pixels that an image may have")
     isolation: Literal["thread", "process"] = Field(
-        "thread", description="where images are decoded: in threads, or in processes that a hostile one may kill"
+        "thread",
+        description="where images are decoded and prepared: in threads, or in processes that a hostile one may kill",
     )
     early_stop: Annotated[bool, Field(strict=True)] = Field(True, description="stop a forward after the last tap")
     profile: Annotated[Profile, BeforeValidator(_profile)] = Field(

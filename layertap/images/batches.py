@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, TypeVar
@@ -17,8 +18,11 @@ from torch import Tensor
 from layertap.contracts import Preprocessor
 from layertap.errors import PluginError, within
 from layertap.images.decoding import decode
+from layertap.images.decoding.bounds import DEFAULT, Bounds
+from layertap.images.decoding.child import Task
 from layertap.images.decoding.decode import Enough
-from layertap.images.decoding.isolation import COMMAND, Decoder, InProcess, InThread
+from layertap.images.decoding.fork_server import COMMAND, ForkServer
+from layertap.images.decoding.isolation import Decoder, InProcess, InThread
 from layertap.images.workers import Pending, Workers
 from layertap.plugins import guard
 from layertap.records import Batch, Planned
@@ -29,26 +33,37 @@ T = TypeVar("T")
 # Batches in memory ahead of the model: one that it works on next, and one that is being decoded meanwhile.
 _AHEAD = 2
 
+_GRACE_SECONDS = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How images are decoded: which formats besides the standard ones, within how many seconds an image, and where.
+    """How images are decoded and prepared: which formats besides the standard ones, within which bounds, and where.
 
-    The seconds are those from when an image is read until it is prepared. `enough` is the preprocessor's, where a JPEG
-    may be decoded at a part of its size; a process decodes all of it. `command` starts such a process.
+    `timeout` are the seconds from when an image is read until it is prepared. `enough` is the preprocessor's, where a
+    JPEG may be decoded at a part of its size; a process decodes all of it. `command` starts such a process.
     """
 
     formats: tuple[str, ...] = ()
     timeout: float = 10.0
     isolation: Literal["thread", "process"] = "thread"
+    bounds: Bounds = DEFAULT
     enough: Enough | None = None
     command: tuple[str, ...] = COMMAND
 
-    def decoder(self) -> Decoder:
-        """One worker's."""
-        if self.isolation == "process":
-            return InProcess(self.formats, self.timeout, self.command)
-        return InThread(self.formats, self.enough)
+    @contextmanager
+    def decoders(self, preprocessor: Preprocessor, slot: Slot) -> Iterator[Callable[[], Decoder]]:
+        """What makes a decoder for one worker, for as long as the block lasts."""
+        form = slot.shape, slot.dtype
+        here = InThread(preprocessor, form, self.formats, self.bounds, self.enough)
+        if self.isolation == "thread":
+            yield lambda: here
+            return
+        # The child's own alarm comes after the limit here, which is the one that decides.
+        seconds = math.ceil(self.timeout) + _GRACE_SECONDS
+        task = Task(preprocessor, preprocessor.profile, form, self.formats, self.bounds, seconds)
+        with closing(ForkServer(task, self.command)) as server:
+            yield lambda: InProcess(here, form, server)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +117,10 @@ def batches(
     is raised here. Close the iterator to stop the threads, and the processes: it waits a second for those that hang.
     """
     waiting: deque[Pending] = deque()
-    with closing(Workers(workers, preprocessor, decoding.decoder, decoding.timeout)) as pool:
+    with (
+        decoding.decoders(preprocessor, slot) as decoder,
+        closing(Workers(workers, decoder, decoding.timeout)) as pool,
+    ):
         for group in _groups(planned, batch_size):
             waiting.append(pool.fill(group, slot.batch(len(group))))
             if len(waiting) > _AHEAD:

@@ -33,7 +33,8 @@ REASONS: Mapping[str, str] = {
     "truncated": "the data ends before the image does",
     "corrupt": "the data is damaged",
     "unsupported_mode": "a variant of its format that is not read, such as a 12-bit JPEG or a floating-point TIFF",
-    "too_large": f"more than {MAX_IMAGE_PIXELS:,} pixels",
+    "too_large": f"more pixels than `max_pixels`, by default {MAX_IMAGE_PIXELS:,}",
+    "memory": "decoding and preparing it would take more than `image_memory`, by default 512 MiB",
     "metadata_too_large": "text or a colour profile that unpacks to more than Pillow allows",
     # prepare
     "shape": "prepared to another shape or dtype than the other images",
@@ -48,10 +49,11 @@ REASONS: Mapping[str, str] = {
     "error": "the source or the preprocessor raised",
 }
 
-# What has to do with the moment, not with the image: worth another try with `--retry-failed`. So is whatever code a
-# source raises of its own while it reads.
+# What depends on the moment, or on a limit that may have been raised since, and not on the image alone: worth another
+# try with `--retry-failed`. So is whatever code a source raises of its own while it reads.
 _PASSING = frozenset(
-    {"not_found", "vanished", "changed", "permission", "io_error", "network", "out_of_memory", "timeout"}
+    {"not_found", "vanished", "changed", "permission", "io_error", "network", "out_of_memory", "timeout", "memory"}
+    | {"too_large"}
 )
 _LASTING_READS = frozenset({"not_regular", "path_too_long", "file_too_large", "empty", "unsafe_member", "outside_root"})
 

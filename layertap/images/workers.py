@@ -10,9 +10,9 @@ from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
-from layertap.contracts import Preprocessor
 from layertap.errors import ImageError
-from layertap.images.decoding.isolation import CannotStart, Decoder
+from layertap.images.decoding.fork_server import CannotStart
+from layertap.images.decoding.isolation import Decoder
 from layertap.images.reading import read
 from layertap.records import Batch, Failure, Planned
 from layertap.timing import Stopwatch
@@ -33,7 +33,6 @@ class Pending:
     def __init__(self, planned: Sequence[Planned], pixels: Tensor) -> None:
         self.planned = planned
         self.pixels = pixels
-        self.form = (pixels.shape[1:], pixels.dtype)
         self._left = len(planned)
         self._lock = threading.Lock()
         self._settled = threading.Event()
@@ -82,9 +81,8 @@ class Workers:
     behind, and another takes its place: a thread cannot be stopped, but what it ends up with is not written any more.
     """
 
-    def __init__(self, count: int, preprocessor: Preprocessor, decoder: Callable[[], Decoder], timeout: float) -> None:
+    def __init__(self, count: int, decoder: Callable[[], Decoder], timeout: float) -> None:
         self._count = count
-        self._preprocessor = preprocessor
         self._decoder = decoder
         self._timeout = timeout
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
@@ -120,7 +118,7 @@ class Workers:
             worker.thread.join(max(0.0, deadline - time.monotonic()))
 
     def _hire(self) -> _Worker:
-        worker = _Worker(self._queue, self._preprocessor, self._decoder())
+        worker = _Worker(self._queue, self._decoder())
         worker.thread.start()
         return worker
 
@@ -153,11 +151,10 @@ class Workers:
 class _Worker:
     """A thread, its decoder, and the image that it works on."""
 
-    def __init__(self, queue: SimpleQueue[_Task | None], preprocessor: Preprocessor, decoder: Decoder) -> None:
+    def __init__(self, queue: SimpleQueue[_Task | None], decoder: Decoder) -> None:
         self.decoder = decoder
         self.task: _Task | None = None
         self._queue = queue
-        self._preprocessor = preprocessor
         # A daemon: the interpreter must be able to exit while a decoder hangs.
         self.thread = threading.Thread(target=self._work, name="layertap-decode", daemon=True)
 
@@ -200,12 +197,7 @@ class _Worker:
         if isinstance(data, bytes):
             self.decoder.ready()
         task.enter("decode")
-        image, notes = self.decoder.decode(data)
-        task.enter("prepare")
-        prepared = self._preprocessor.prepare(image)
-        if (prepared.shape, prepared.dtype) != task.form:
-            raise ImageError("shape")
-        return prepared, notes
+        return self.decoder.prepared(data, lambda: task.enter("prepare"))
 
 
 class _Task:
@@ -216,7 +208,6 @@ class _Task:
 
     def __init__(self, pending: Pending, index: int) -> None:
         self.planned = pending.planned[index]
-        self.form = pending.form
         self.stage = "queue"
         self._pending: Pending | None = pending
         self._index = index

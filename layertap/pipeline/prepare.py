@@ -15,6 +15,7 @@ from layertap.config.model import RunConfig
 from layertap.contracts import FileSink, Sink, Source
 from layertap.errors import ConfigError
 from layertap.images.batches import Decoding, Slot, batches, default_workers
+from layertap.images.decoding.bounds import Bounds
 from layertap.images.decoding.decode import Enough
 from layertap.images.plan import Plan
 from layertap.pipeline import inputs, memory
@@ -64,7 +65,13 @@ class Prepared:
             self.forward.slot,
             batch_size=self.info.batch_size,
             workers=workers or self.workers,
-            decoding=Decoding(config.formats, config.image_timeout, config.isolation, self.enough),
+            decoding=Decoding(
+                config.formats,
+                config.image_timeout,
+                config.isolation,
+                Bounds(config.max_pixels, config.image_memory * 2**20),
+                self.enough,
+            ),
             stopwatch=stopwatch,
         )
 

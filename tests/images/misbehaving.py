@@ -1,6 +1,6 @@
 """A child process as ours, but for images that begin with a word of `DEEDS`: those it does something at.
 
-Started as `misbehaving.py FOLDER ...`, it holds a lock on FOLDER/PID for as long as it lives.
+Started as `misbehaving.py FOLDER ...`, it forks children that hold a lock on FOLDER/PID for as long as they live.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def tell_untruth() -> None:
 
 
 def babble() -> None:
-    wire.send_image = lambda pipe, _: pipe.writelines([b"\xff" * 100]) or pipe.flush()
+    wire.send_decoded = lambda pipe: pipe.writelines([b"\xff" * 100]) or pipe.flush()
 
 
 def fill_disk() -> None:
@@ -77,17 +77,23 @@ _DEEDS = (segfault, abort, leave, leave_python, hang, eat, alarm_once, talk, tel
 DEEDS: dict[bytes, Callable[[], None]] = {deed.__name__.encode(): deed for deed in _DEEDS}
 
 
-def decode_or(data: bytes, formats: list[str]) -> Image.Image:
+def decode_or(data: bytes, *how: object) -> Image.Image:
     word, _, rest = data.partition(b":")
     if word in DEEDS:
         DEEDS[word]()
         data = rest
-    return real(data, formats)
+    return real(data, *how)
+
+
+def serve_as_one_of_the_brood(*arguments: object) -> None:
+    alive = (FOLDER / str(os.getpid())).open("w")
+    fcntl.flock(alive, fcntl.LOCK_EX)
+    serve(*arguments)
 
 
 if __name__ == "__main__":
     FOLDER = Path(sys.argv.pop(1))
-    alive = (FOLDER / str(os.getpid())).open("w")
-    fcntl.flock(alive, fcntl.LOCK_EX)
     real, decode.decode = decode.decode, decode_or
+    # The lock file is opened before the child's own limits: it may not write, and has few descriptors.
+    serve, child.serve = child.serve, serve_as_one_of_the_brood
     child.main()

@@ -22,11 +22,15 @@ from PIL import Image
 
 import layertap
 from layertap.images.batches import Decoding, Slot, batches
+from layertap.images.decoding.bounds import DEFAULT
+from layertap.images.decoding.child import Task
+from layertap.images.decoding.fork_server import ForkServer
 from layertap.images.decoding.formats import OPTIONAL
 from layertap.images.decoding.isolation import InProcess, InThread
 from layertap.records import Batch, ImageRecord, Planned
+from tests.images import seeing
 from tests.images.misbehaving import DEEDS
-from tests.images.test_wire import seen
+from tests.images.seeing import Choosy, Hungry, Seen
 from tests.pipeline.test_pipeline import contents, run
 from tests.tiny import Squash
 
@@ -97,8 +101,8 @@ def brood(tmp_path):
     yield brood
     assert brood.alive() == []
     for pid in brood.born():
-        with pytest.raises(ChildProcessError):  # no longer ours to wait for
-            os.waitpid(pid, os.WNOHANG)
+        with pytest.raises(ProcessLookupError):  # nobody has left it unburied
+            os.kill(pid, 0)
 
 
 def png_without_palette() -> bytes:
@@ -162,24 +166,34 @@ FILES = odd_files()
 
 
 def outcome(decoder: InThread | InProcess, data: bytes) -> object:
+    stages = ["decode"]
     try:
-        image, found = decoder.decode(data)
+        tensor, found = decoder.prepared(data, lambda: stages.append("prepare"))
     except layertap.ImageError as error:
-        return error.reason
-    return found, image.info.get("icc_profile"), image.info.get("exif"), seen(image)
+        return error.reason, stages
+    return found, bytes(tensor), stages
+
+
+def of(brood: Brood) -> tuple[InProcess, ForkServer]:
+    """A decoder whose children misbehave, and their server, which is to be closed."""
+    server = ForkServer(Task(Seen(), Seen.profile, seeing.FORM, (), DEFAULT, 22), brood.command)
+    return InProcess(InThread(Seen(), seeing.FORM), seeing.FORM, server), server
 
 
 @pytest.fixture(scope="module")
 def decoders():
-    here, there = InThread(OPTIONAL), InProcess(OPTIONAL, 20.0)
+    here = InThread(Seen(), seeing.FORM, OPTIONAL)
+    server = ForkServer(Task(Seen(), Seen.profile, seeing.FORM, OPTIONAL, DEFAULT, 22))
+    there = InProcess(here, seeing.FORM, server)
     there.ready()
     yield here, there
     there.end()
+    server.close()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of what `seen` asks Pillow for
 @pytest.mark.parametrize("name", FILES)
-def test_a_process_decodes_as_a_thread_does(decoders, name):
+def test_a_process_decodes_and_prepares_as_a_thread_does(decoders, name):
     here, there = decoders
     assert outcome(there, FILES[name]) == outcome(here, FILES[name])
 
@@ -256,24 +270,67 @@ def test_alarm_that_goes_off_before_the_limit_costs_nothing(brood):
     assert len(brood.born()) == 2
 
 
+def prepared_by(
+    preprocessor: layertap.Preprocessor, images: list[Image.Image], brood: Brood, **how: object
+) -> list[Batch]:
+    records = [Planned(ImageRecord(str(at), encoded(image, "PNG"))) for at, image in enumerate(images)]
+    decoding = Decoding(**{"timeout": 20.0, "isolation": "process", "command": brood.command, **how})
+    slot = Slot(*seeing.FORM)
+    return list(batches(records, preprocessor, slot, batch_size=8, workers=1, decoding=decoding))
+
+
 def test_preparing_is_timed_too_and_then_the_child_goes(brood):
-    go_on = threading.Event()
+    found = prepared_by(Late(), [Image.new("L", (3, 3)), picture(), Image.new("L", (3, 3))], brood, timeout=0.5)
+    assert failures(found) == {"0": ("prepare", "timeout"), "2": ("prepare", "timeout")}
+    assert len(brood.born()) >= 2
+    assert brood.alive() == []
 
-    class Late(Squash):
-        def prepare(self, image):
-            if image.size == (3, 3):
-                assert go_on.wait(60)
-            return super().prepare(image)
 
-    good = encoded(picture(), "PNG")
-    late = encoded(Image.new("L", (3, 3)), "PNG")
-    records = [Planned(ImageRecord(str(at), data)) for at, data in enumerate([late, good])]
-    how = Decoding(timeout=0.3, isolation="process", command=brood.command)
-    running = batches(records, Late.of(), SLOT, batch_size=2, workers=1, decoding=how)
-    assert failures([next(running)]) == {"0": ("prepare", "timeout")}
-    assert (len(brood.born()), len(brood.alive())) == (2, 1)
-    go_on.set()
-    running.close()
+class Late(Seen):
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        if image.size == (3, 3):
+            threading.Event().wait()
+        return super().prepare(image)
+
+
+class Deadly(Seen):
+    def prepare(self, image: Image.Image) -> torch.Tensor:
+        if image.size == (3, 3):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().prepare(image)
+
+
+def test_what_preparing_does_costs_one_row(brood):
+    images = [picture(), Image.new("L", (3, 3)), picture(1), Image.new("L", (4, 4)), Image.new("L", (5, 5)), picture(2)]
+    found = prepared_by(Deadly(), images, brood)
+    assert failures(found) == {"1": ("prepare", "decoder_crash")}
+    expected = {"1": ("prepare", "a_code_of_its_own"), "3": ("prepare", "error"), "4": ("prepare", "shape")}
+    for isolation in ("process", "thread"):
+        assert failures(prepared_by(Choosy(), images, brood, isolation=isolation)) == expected
+
+
+@LINUX
+def test_memory_that_preparing_eats_is_the_images_own(brood):
+    found = prepared_by(Hungry(), [picture(), Image.new("L", (3, 3)), picture()], brood)
+    assert failures(found) == {"1": ("prepare", "out_of_memory")}
+    assert len(brood.born()) == 2
+
+
+def test_the_server_has_one_thread_so_that_it_may_fork(decoders):
+    _, there = decoders
+    server = there._server._process.pid
+    if sys.platform == "linux":
+        assert len(os.listdir(f"/proc/{server}/task")) == 1
+
+
+def test_a_preprocessor_that_cannot_be_sent_is_one_clean_error():
+    class Local(Squash):
+        pass
+
+    how = Decoding(isolation="process")
+    records = [Planned(ImageRecord("a", encoded(picture(), "PNG")))]
+    with pytest.raises(layertap.ConfigError, match=r"^isolation: .* Local cannot be pickled .*; use `isola"):
+        list(batches(records, Local.of(), SLOT, batch_size=1, workers=1, decoding=how))
 
 
 def test_many_deaths_leave_no_descriptor_open(brood):
@@ -287,12 +344,13 @@ def test_many_deaths_leave_no_descriptor_open(brood):
 
 def test_child_is_replaced_after_a_thousand_images(brood):
     good = encoded(Image.new("L", (1, 1)), "PNG")
-    decoder = InProcess((), 20.0, brood.command)
+    decoder, server = of(brood)
     for image in range(1_001):
         decoder.ready()
-        decoder.decode(good)
+        decoder.prepared(good, lambda: None)
         assert len(brood.born()) == 1 + (image == 1_000)
     decoder.end()
+    server.close()
 
 
 def test_images_that_are_decoded_already_need_no_process(brood):
@@ -302,10 +360,11 @@ def test_images_that_are_decoded_already_need_no_process(brood):
 
 
 def test_child_is_out_of_the_terminals_reach(brood):
-    decoder = InProcess((), 20.0, brood.command)
+    decoder, server = of(brood)
     decoder.ready()
     assert [os.getsid(pid) for pid in brood.alive()] == brood.alive()
     decoder.end()
+    server.close()
 
 
 @pytest.mark.parametrize("command", [("/no/such/program",), (sys.executable, "-c", ""), (sys.executable, "-c", "1/0")])
@@ -342,11 +401,17 @@ def test_closing_early_waits_for_no_decoder(brood):
 PARENT = """
 import sys
 from threading import Thread
-from layertap.images.decoding.isolation import InProcess
-idle, busy = InProcess((), 0.5, sys.argv[1:]), InProcess((), 0.5, sys.argv[1:])
+from layertap.images.decoding.bounds import DEFAULT
+from layertap.images.decoding.child import Task
+from layertap.images.decoding.fork_server import ForkServer
+from layertap.images.decoding.isolation import InProcess, InThread
+from tests.images.seeing import FORM, Seen
+server = ForkServer(Task(Seen(), Seen.profile, FORM, (), DEFAULT, 3), sys.argv[1:])
+here = InThread(Seen(), FORM)
+idle, busy = InProcess(here, FORM, server), InProcess(here, FORM, server)
 idle.ready()
 busy.ready()
-Thread(target=busy.decode, args=(b"hang:",)).start()
+Thread(target=busy.prepared, args=(b"hang:", print)).start()
 print("ready", flush=True)
 """
 
@@ -357,15 +422,8 @@ def test_children_do_not_outlive_a_parent_that_is_killed(brood):
         brood.wait(lambda: (brood.folder / "hung").exists())
         assert len(brood.alive()) == 2
         parent.send_signal(signal.SIGKILL)
-    # One meets the end of its input, the other its alarm, seconds after the limit.
+    # The server meets the end of its socket, and ends them.
     brood.wait(lambda: not brood.alive())
-
-
-def test_child_loads_pillow_and_nothing_larger():
-    code = "import sys, layertap.images.decoding.child; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "PIL.Image" in loaded
-    assert not {"torch", "numpy", "pydantic", "yaml", "multiprocessing"}.intersection(loaded)
 
 
 def test_child_finds_its_packages_whatever_lies_in_the_working_directory(tmp_path, monkeypatch):

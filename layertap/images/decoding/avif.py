@@ -8,13 +8,18 @@ from typing import Any
 
 from PIL import AvifImagePlugin, Image
 
+from layertap.images.decoding.bounds import Bounds
 from layertap.images.decoding.boxes import boxes
 from layertap.images.exif import ORIENTATION
 from layertap.images.failure_codes import refusal
 
 
-def opened(data: bytes) -> tuple[Image.Image, set[str]]:
-    """The first image, not loaded yet, and notes about it. Raises `ImageError`."""
+# Luma, two colours and alpha, of 16 bits each where they are deep; then RGBA of it, and that as bytes.
+_BYTES = 16
+
+
+def opened(data: bytes, bounds: Bounds) -> tuple[Image.Image, set[str], int]:
+    """The first image, not loaded yet, notes about it, and what decoding it allocates besides. Raises `ImageError`."""
     if not is_there():
         raise refusal("codec_missing")
     try:
@@ -22,7 +27,9 @@ def opened(data: bytes) -> tuple[Image.Image, set[str]]:
             pass
     except struct.error:
         raise refusal("truncated") from None
-    return _Avif(BytesIO(data)), set()
+    bounds.check_memory(len(data))
+    image = _Avif(BytesIO(data))
+    return image, set(), _BYTES * image.width * image.height
 
 
 def is_there() -> bool:

@@ -1,75 +1,193 @@
-"""The process that decodes, and that a hostile image may kill: encoded bytes in, images out, until the end.
+"""The process that decodes and prepares, and that a hostile image may kill: encoded bytes in, tensors out.
 
-It loads Pillow and nothing larger. It outlives neither its parent, which it notices by the end of its input, nor an
-image that takes too long, for which the alarm is set.
+One process loads torch and the preprocessor once, and never sees an image. Asked to, it forks the processes that do:
+each is there at once, and shares what was loaded. It has a single thread, so forking is safe, as it would not be in the
+run's own process. None of them outlives the run: the first notices the end of its socket, and ends the others; a
+process that takes too long over an image also has an alarm set for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
+import importlib.util
 import os
+import pickle
 import signal
+import socket
 import struct
 import sys
+from dataclasses import dataclass
 from typing import BinaryIO
 
+from layertap.contracts import Preprocessor, Profile
 from layertap.errors import ImageError
 from layertap.images.decoding import decode, wire
+from layertap.images.decoding.bounds import Bounds
 
 READY = b"ready\n"
-"""What it says once it can decode."""
+"""What a process says once it can work."""
 
 LENGTH = struct.Struct(">Q")
-"""What goes before an image's encoded bytes."""
+"""What goes before a message's bytes."""
 
-_MEMORY = 2 * 2**30
-_DESCRIPTORS = 32
+REQUEST = struct.Struct(">cq")
+"""A request to the process that forks: `FORK`, with the child's end of a socket, or `END` and the child."""
+
+ANSWER = struct.Struct(">q")
+"""Its answer: the number of the child, or the status that the child ended with."""
+
+FORK, END = b"f", b"e"
+
+# Beyond what one image may take: what the allocators keep, and codecs that are loaded with the first image of theirs.
+_SLACK = 256 * 2**20
+_DESCRIPTORS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What the children do: `form` is the shape and dtype that every image is prepared to."""
+
+    preprocessor: Preprocessor
+    profile: Profile
+    form: wire.Form
+    formats: tuple[str, ...]
+    bounds: Bounds
+    seconds: int
+
+
+def packed(task: Task) -> bytes:
+    """The task as a message. Raises whatever pickling the preprocessor raises."""
+    module = sys.modules[type(task.preprocessor).__module__]
+    return pickle.dumps((sys.path, module.__name__, getattr(module, "__file__", None), pickle.dumps(task)))
 
 
 def main() -> None:
-    """Serve the standard input. Arguments: the seconds after which an image ends the process, then the formats."""
-    seconds, *formats = sys.argv[1:]
-    requests, answers = _pipes()
-    _limit()
+    """Serve the socket whose number is the last argument, until its other end is closed."""
+    control = socket.socket(fileno=int(sys.argv[-1]))
+    try:
+        task = _unpacked(_message(control))
+        _rehearse(task)
+    except Exception as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
+        control.sendall(f"{type(error).__name__}: {said}"[:500].encode())
+        return
+    control.sendall(READY)
+    _fork_on_request(control, task)
+
+
+def _message(control: socket.socket) -> bytes:
+    with control.makefile("rb") as requests:
+        return requests.read(*LENGTH.unpack(requests.read(LENGTH.size)))
+
+
+def _unpacked(message: bytes) -> Task:
+    places, name, file, task = pickle.loads(message)
+    # After this process's own: what is in the working directory takes nobody's place.
+    sys.path += [place for place in places if place and place not in sys.path]
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        spec = importlib.util.spec_from_file_location(name, file) if file else None
+        if spec is None or spec.loader is None:
+            raise
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    found = pickle.loads(task)
+    assert isinstance(found, Task)
+    return found
+
+
+def _rehearse(task: Task) -> None:
+    """Prepare one image that is not from anybody, so that the children find loaded what preparing needs."""
+    import torch
+    from PIL import Image
+
+    torch.set_num_threads(1)  # threads would not come along to a child, and there is one child for each worker
+    task.preprocessor.profile = task.profile
+    task.preprocessor.prepare(Image.new("RGB", task.preprocessor.example))
+
+
+def _fork_on_request(control: socket.socket, task: Task) -> None:
+    children: set[int] = set()
+    gc.collect()
+    gc.freeze()
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, REQUEST.size, 1)
+        if len(request) < REQUEST.size:
+            break
+        kind, number = REQUEST.unpack(request)
+        if kind == FORK:
+            number = os.fork()
+            if number == 0:
+                control.close()
+                _live(descriptors[0], task)
+            os.close(descriptors[0])
+            children.add(number)
+            control.sendall(ANSWER.pack(number))
+        else:
+            control.sendall(ANSWER.pack(_ended(number)))
+            children.discard(number)
+    for child in children:
+        _ended(child)
+
+
+def _ended(child: int) -> int:
+    """Kill a child with whatever it has started, and give what it ended with."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _live(descriptor: int, task: Task) -> None:
+    """The life of a child: serve one socket until it is closed."""
+    try:
+        # A session of its own: what a terminal sends to the run on Ctrl-C is not for the child.
+        os.setsid()
+        with socket.socket(fileno=descriptor) as end, end.makefile("rb") as requests, end.makefile("wb") as answers:
+            limit(task.bounds.memory)
+            serve(requests, answers, task)
+    finally:
+        os._exit(0)
+
+
+def serve(requests: BinaryIO, answers: BinaryIO, task: Task) -> None:
+    """Answer every request with a prepared image or a reason."""
     answers.write(READY)
     answers.flush()
     while header := requests.read(LENGTH.size):
         data = requests.read(*LENGTH.unpack(header))
-        signal.alarm(int(seconds))
-        _serve(data, formats, answers)
+        signal.alarm(task.seconds)
+        _answer(data, answers, task)
 
 
-def _serve(data: bytes, formats: list[str], answers: BinaryIO) -> None:
+def _answer(data: bytes, answers: BinaryIO, task: Task) -> None:
     reason = "error"
     try:
-        image = decode.decode(data, formats)
-        decoded = image, decode.notes(image)
+        image = decode.decode(data, task.formats, None, task.bounds, task.preprocessor.memory)
+        notes = decode.notes(image)
+        wire.send_decoded(answers)
+        prepared = task.preprocessor.prepare(image)
+        if (tuple(prepared.shape), prepared.dtype) != task.form:
+            raise ImageError("shape")
     except ImageError as error:
         reason = error.reason
-    except MemoryError:
-        reason = "out_of_memory"
-    except Exception:
-        reason = "error"
+    except Exception as error:
+        # torch has no class of its own for it.
+        is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
+        reason = "out_of_memory" if is_memory else "error"
     else:
-        # The parent may take its time to read: it may have been stopped.
+        # The run may take its time to read: it may have been stopped.
         signal.alarm(0)
-        return wire.send_image(answers, decoded)
+        return wire.send_prepared(answers, (prepared, notes))
     signal.alarm(0)
     wire.send_failure(answers, reason)
 
 
-def _pipes() -> tuple[BinaryIO, BinaryIO]:
-    """The pipes to the parent, put where a decoder that prints does not reach them."""
-    requests, answers = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(nothing, standard)
-    os.close(nothing)
-    return open(requests, "rb"), open(answers, "wb")
-
-
-def _limit() -> None:
-    """Take from this process what decoding does not need, as far as the system can."""
+def limit(memory: int) -> None:
+    """Take from this process what one image does not need, as far as the system can."""
     import resource
 
     # Neither a parent's taste nor a thread's mask may disarm the alarm.
@@ -77,13 +195,13 @@ def _limit() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     limits = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 0, "RLIMIT_NOFILE": _DESCRIPTORS}
     if (size := _address_space()) is not None:
-        limits["RLIMIT_AS"] = size + _MEMORY
-    for name, limit in limits.items():
+        limits["RLIMIT_AS"] = size + memory + _SLACK
+    for name, most in limits.items():
         with contextlib.suppress(AttributeError, OSError, ValueError):
             kind = getattr(resource, name)
             hard = resource.getrlimit(kind)[1]
-            limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-            resource.setrlimit(kind, (limit, limit))
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(kind, (most, most))
 
 
 def _address_space() -> int | None:

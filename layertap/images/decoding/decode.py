@@ -28,7 +28,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from layertap.errors import ConfigError, ImageError
-from layertap.images.decoding.bounds import check_pixels
+from layertap.images.decoding import working
+from layertap.images.decoding.bounds import DEFAULT, Bounds, Needs
 from layertap.images.decoding.formats import format_of, reason_against
 from layertap.images.decoding.notes import note
 from layertap.images.decoding.notes import notes as notes
@@ -71,11 +72,18 @@ _READERS: Mapping[str, type[ImageFile]] = {
 _GIF_MARKS = re.compile(rb"[!,;]")
 
 
-def decode(data: bytes | Image.Image, formats: Collection[str] = (), enough: Enough | None = None) -> Image.Image:
+def decode(
+    data: bytes | Image.Image,
+    formats: Collection[str] = (),
+    enough: Enough | None = None,
+    bounds: Bounds = DEFAULT,
+    needs: Needs | None = None,
+) -> Image.Image:
     """The image, loaded, its first frame where it has several. Raises `ImageError`.
 
     `formats` are those of `layertap.images.decoding.formats.OPTIONAL` that are opened besides the standard ones.
     With `enough` a JPEG that is larger comes smaller, by 2, 4 or 8: the work for the rest is never done.
+    An image that exceeds `bounds`, by itself or with what it `needs` to be prepared, is refused by its header.
     Mode, palette and EXIF block are as the file has them: 16-bit, CMYK and rotated images come as such; only TIFFs
     come upright, as Pillow gives them. Converted to RGB it is what Pillow's own image is, without a warning.
     """
@@ -83,23 +91,25 @@ def decode(data: bytes | Image.Image, formats: Collection[str] = (), enough: Eno
     try:
         if isinstance(data, Image.Image):
             image = data
-            check_pixels(*image.size)
+            bounds.check_pixels(*image.size)
+            bounds.check(0, image.size, image.mode, 0, needs)
             image.load()
             return image
         name = format_of(data)
         if name is None:
             raise refusal(reason_against(data))
         if name in _READERS:
-            data, facts = _harmless(name, data)
+            data, facts, work = _harmless(name, data, bounds)
             file = BytesIO(data)
             image = _READERS[name](file)
         elif name in formats:
-            image, facts = _optional(name, data)
+            image, facts, work = _optional(name, data, bounds)
         else:
             raise refusal("format_not_allowed")
-        check_pixels(*image.size)
+        bounds.check_pixels(*image.size)
         if enough is not None and isinstance(image, _Jpeg) and image.shrink(enough):
             facts = facts | {"scaled"}
+        bounds.check(len(data), image.size, image.mode, work, needs)
         image.load()
         _settle_transparency(image)
     except ImageError:
@@ -121,42 +131,54 @@ def decoders(formats: Collection[str] = ()) -> dict[str, str]:
     return {name: f"{library} {features.version(feature)}" for name, (feature, library) in libraries.items()}
 
 
-def _optional(name: str, data: bytes) -> tuple[Image.Image, set[str]]:
-    """An image of a format that is opened on request only, and notes about it; its codec is loaded no earlier."""
+def _optional(name: str, data: bytes, bounds: Bounds) -> tuple[Image.Image, set[str], int]:
+    """An image of a format that is opened on request only, notes about it, and what decoding it allocates besides.
+
+    Its codec is not loaded earlier.
+    """
     if name == "TIFF":
         from layertap.images.decoding import tiff
 
-        return tiff.opened(data)
+        return tiff.opened(data, bounds)
     if name == "JPEG2000":
         from layertap.images.decoding import jpeg2000
 
-        return jpeg2000.opened(data)
+        return jpeg2000.opened(data, bounds)
     from layertap.images.decoding import avif
 
-    return avif.opened(data)
+    return avif.opened(data, bounds)
 
 
-def _harmless(name: str, data: bytes) -> tuple[bytes, set[str]]:
-    """The data in the form that its reader may be given, and notes about what Pillow does not tell."""
+def _harmless(name: str, data: bytes, bounds: Bounds) -> tuple[bytes, set[str], int]:
+    """The data in the form that its reader may be given, notes about what Pillow does not report, and the bytes that
+    decoding it allocates besides the pixels.
+    """
     if name == "PNG":
-        return _still(data)
+        return _still(data, bounds)
     if name == "GIF":
-        width, height, has_more = _gif(data)
-        check_pixels(width, height)
-        return data, {"frames"} if has_more else set()
-    return data, set()
+        width, height, has_more, blocks = _gif(data, bounds)
+        bounds.check_pixels(width, height)
+        # Pillow makes the screen that the first frame is pasted on, and keeps what was there before.
+        return data, {"frames"} if has_more else set(), 2 * width * height + bounds.check_pieces(blocks)
+    if name == "WEBP":
+        return data, set(), working.of_webp(data, bounds)
+    if name == "JPEG":
+        return data, set(), working.of_jpeg(data, bounds)
+    return data, set(), working.of_bmp(data)
 
 
-def _still(data: bytes) -> tuple[bytes, set[str]]:
+def _still(data: bytes, bounds: Bounds) -> tuple[bytes, set[str], int]:
     """The PNG without its animation, once the pixel data has passed its checksums, which Pillow leaves unread.
 
     Pillow warns of a faulty animation; without one it gives the same first image.
     """
     view = memoryview(data)
-    kept = [view[:8]]
+    kept: list[tuple[int, int]] = [(0, 8)]
     facts = set()
-    at = 8
+    at, count = 8, 0
     while at + 12 <= len(data):
+        count += 1
+        bounds.check_pieces(count)
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
         if end > len(data):
@@ -164,31 +186,55 @@ def _still(data: bytes) -> tuple[bytes, set[str]]:
         if kind == b"IDAT" and zlib.crc32(view[at + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise refusal("corrupt")
         if kind == b"IHDR" and data[at + 16 : at + 17] == b"\x10":
-            facts.add("depth16")  # of colour Pillow keeps the upper bytes, and says nothing
+            facts.add("depth16")  # of colour Pillow keeps the upper bytes without a warning
         if kind == b"fdAT":
             facts.add("frames")
         if kind not in (b"acTL", b"fcTL", b"fdAT"):
-            kept.append(view[at:end])
+            if kept[-1][1] == at:
+                kept[-1] = kept[-1][0], end
+            else:
+                kept.append((at, end))
         at = end
         if kind == b"IEND":
             break
-    return data if sum(map(len, kept)) == at else b"".join([*kept, view[at:]]), facts
+    work = bounds.check_pieces(count)
+    if kept == [(0, at)]:
+        return data, facts, work
+    still = b"".join([*(view[start:end] for start, end in kept), view[at:]])
+    return still, facts, work + len(data)
 
 
-def _gif(data: bytes) -> tuple[int, int, bool]:
-    """The GIF's screen, widened by its first frame, which Pillow would warn of or allocate unasked; has it more?"""
-    width = height = 0
+def _gif(data: bytes, bounds: Bounds) -> tuple[int, int, bool, int]:
+    """The GIF's screen, widened by its first frame, which Pillow would warn of or allocate unasked; whether it has
+    more frames; and how many blocks come before the first.
+    """
+    width = height = blocks = 0
     has_more = False
     try:
         width, height, flags = struct.unpack_from("<HHB", data, 6)
-        at = _next_frame(data, 13 + _palette(flags))
+        start = 13 + _palette(flags)
+        at = _next_frame(data, start)
+        blocks = _blocks(data, start, len(data) if at is None else at, bounds)
         if at is not None:
             left, top, frame_width, frame_height, flags = struct.unpack_from("<HHHHB", data, at + 1)
             width, height = max(width, left + frame_width), max(height, top + frame_height)
             has_more = _next_frame(data, _after_blocks(data, at + 11 + _palette(flags))) is not None
     except (struct.error, IndexError):
         pass  # cut short: Pillow finds that too
-    return width, height, has_more
+    return width, height, has_more, blocks
+
+
+def _blocks(data: bytes, at: int, end: int, bounds: Bounds) -> int:
+    """How many blocks of extensions begin before `end`: Pillow makes an object of each."""
+    count = 0
+    while (mark := _GIF_MARKS.search(data, at, end)) and mark[0] == b"!":
+        at = mark.start() + 2
+        while at < end and data[at]:
+            at += data[at] + 1
+            count += 1
+            bounds.check_pieces(count)
+        at += 1
+    return count
 
 
 def _palette(flags: int) -> int:

@@ -16,13 +16,14 @@ from typing import Any
 from PIL import Image, _imaging
 from PIL.TiffImagePlugin import TiffImageFile
 
-from layertap.images.decoding.bounds import check_pixels
+from layertap.contracts import Preprocessor
+from layertap.images.decoding.bounds import Bounds
 from layertap.images.failure_codes import refusal
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 277, 278, 279
 _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 284, 322, 323, 324, 325
-_SUBFILE, _DNG_VERSION = 254, 50706
+_SUBFILE, _DNG_VERSION, _ORIENTATION = 254, 50706, 274
 
 # One whole number each: besides those above fill order, orientation, fax options and predictor.
 _NUMBERS = frozenset(
@@ -33,6 +34,10 @@ _NUMBERS = frozenset(
 _BYTE, _SHORT, _LONG, _RATIONAL, _UNDEFINED = 1, 3, 4, 5, 7
 _SIZES = {_BYTE: 1, _SHORT: 2, _LONG: 4, _RATIONAL: 8, _UNDEFINED: 1}
 _WHOLE = (_SHORT, _LONG)
+_LISTED = (*_WHOLE, _RATIONAL)
+
+# A number of a list as Python has it, here and in Pillow.
+_NUMBER = 128
 
 # Lists, and the kinds of what is in them: besides those above colour map, kinds of extra samples and of samples, and
 # subsampling; JPEG tables, XMP, colour profile; the two of YCbCr.
@@ -45,6 +50,7 @@ _KINDS: Mapping[int, tuple[int, ...]] = {
 # None, fax, LZW, JPEG, deflate, PackBits, deflate by its old number. The first JPEG of TIFF (6) and what came after are
 # seldom met, and libtiff's code for them is where most of its faults have been.
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})
+_JPEG = 7
 _MOST_SAMPLES = 6
 
 # How many planes can become colours, by photometric interpretation: RGB, CMYK, YCbCr and Lab; one of any other. Of
@@ -52,8 +58,8 @@ _MOST_SAMPLES = 6
 _PLANES = {2: 4, 5: 4, 6: 3, 8: 3}
 
 
-def opened(data: bytes) -> tuple[Image.Image, set[str]]:
-    """The first picture, not loaded yet, and notes about it. Raises `ImageError`.
+def opened(data: bytes, bounds: Bounds) -> tuple[Image.Image, set[str], int]:
+    """The first picture, not loaded yet, notes about it, and what decoding it allocates besides. Raises `ImageError`.
 
     Pillow turns it upright as its orientation says. Pictures of floating-point or 32-bit values are refused, because
     they have no range that could become RGB, and so are those of more planes than a picture has colours.
@@ -62,7 +68,7 @@ def opened(data: bytes) -> tuple[Image.Image, set[str]]:
         raise refusal("format_not_allowed")  # Canon's raw files
     try:
         directory = _Directory(data)
-        directory.check()
+        work = directory.check(bounds)
         alone, is_deep = directory.alone(), any(bits > 8 for bits in directory.numbers(_BITS))
     except struct.error:
         raise refusal("truncated") from None
@@ -73,8 +79,10 @@ def opened(data: bytes) -> tuple[Image.Image, set[str]]:
         raise refusal("unsupported_mode" if has_no_mode else "corrupt") from error
     if image.mode in ("F", "I"):
         raise refusal("unsupported_mode")
+    if directory.number(_ORIENTATION, 1) != 1:
+        work += Preprocessor.stored(image.size, image.mode)  # it is turned, into a copy
     facts = {"depth16": is_deep, "frames": directory.more}
-    return image, {word for word, holds in facts.items() if holds}
+    return image, {word for word, holds in facts.items() if holds}, work + len(alone)
 
 
 class _Tiff(TiffImageFile):
@@ -152,8 +160,11 @@ class _Directory:
         kind, _, at = self._entries.get(tag, (0, 0, 0))
         return int(self._unpack("H" if kind == _SHORT else "L", at)[0]) if kind in _WHOLE else default
 
-    def check(self) -> None:
-        """Raise `ImageError` for what is no picture, too large a one, or one whose pixels are not all there."""
+    def check(self, bounds: Bounds) -> int:
+        """What decoding allocates besides the pixels.
+
+        Raises `ImageError` for what is not a picture, too large a one, or one whose pixels are not all there.
+        """
         width, height = self.number(_WIDTH), self.number(_HEIGHT)
         if self.number(_SUBFILE) & 1 or _DNG_VERSION in self._entries:
             raise refusal("format_not_allowed")  # only the preview of a camera's raw file
@@ -164,7 +175,7 @@ class _Directory:
             raise refusal("unsupported_mode")
         if not (width and height):
             raise refusal("corrupt")
-        check_pixels(width, height)
+        bounds.check_pixels(width, height)
         extents = [
             (at, length * _SIZES[kind])
             for tag, (kind, length, at) in self._entries.items()
@@ -174,19 +185,23 @@ class _Directory:
             raise refusal("truncated")
         if sum(size for _, size in extents) > len(self._data):
             raise refusal("corrupt")  # the same bytes many times over
-        self._check_pieces(width, height)
+        numbers = sum(length for tag, (kind, length, _) in self._entries.items() if tag in _KINDS and kind in _LISTED)
+        bounds.check_memory(len(self._data) + numbers * _NUMBER)
+        return numbers * _NUMBER + self._check_pieces(width, height, bounds)
 
-    def _check_pieces(self, width: int, height: int) -> None:
+    def _check_pieces(self, width: int, height: int, bounds: Bounds) -> int:
         tiled = _STRIP_OFFSETS not in self._entries
         if tiled:
             across, down = self.number(_TILE_WIDTH), self.number(_TILE_HEIGHT)
-            check_pixels(across, down)
+            bounds.check_pixels(across, down)
         else:
             across, down = width, min(self.number(_ROWS_PER_STRIP, height), height)
         if not (across and down):
             raise refusal("corrupt")
         planes = self.number(_SAMPLES, 1) if self.number(_PLANAR, 1) == 2 else 1
         pieces = -(-width // across) * -(-height // down) * planes
+        work = bounds.check_pieces(pieces) + self._piece(across * down, self.number(_SAMPLES, 1) // planes)
+        bounds.check_memory(len(self._data) + work)
         offsets = self.numbers(_TILE_OFFSETS if tiled else _STRIP_OFFSETS)
         if len(offsets) != pieces:
             raise refusal("truncated" if len(offsets) < pieces else "corrupt")
@@ -198,6 +213,15 @@ class _Directory:
             raise refusal("corrupt")
         if any(at + length > len(self._data) for at, length in zip(offsets, lengths, strict=True)):
             raise refusal("truncated")
+        return work
+
+    def _piece(self, pixels: int, samples: int) -> int:
+        """What libtiff unpacks a strip or tile into; of a JPEG in it, the coefficients and the colours as RGBA too."""
+        compression = self.number(_COMPRESSION, 1)
+        if compression == 1:
+            return 0
+        deepest = min(64, max(self.numbers(_BITS)[:_MOST_SAMPLES], default=8))
+        return pixels * (samples * -(-deepest // 8) + (4 + 2 * samples if compression == _JPEG else 0))
 
     def _unpack(self, form: str, at: int) -> tuple[Any, ...]:
         return struct.unpack_from(self._order + form, self._data, at)

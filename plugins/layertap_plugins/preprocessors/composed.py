@@ -11,8 +11,9 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.preprocessors.images import as_rgb, refuse_strip
+from layertap_plugins.preprocessors.memory import as_planes, resizing, stored
 from layertap_plugins.preprocessors.normalising import normalised
-from layertap_plugins.preprocessors.resizing import planes
+from layertap_plugins.preprocessors.resizing import planes, resized
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,6 +27,11 @@ class Composed(layertap.Preprocessor):
 
     One that ends differently is applied completely to the image, and the batch is left unchanged.
     """
+
+    class Params(layertap.Params):
+        size: Size = Field(description="height and width of the result, in pixels")
+
+    params: Params
 
     @abstractmethod
     def compose(self) -> Any:
@@ -56,9 +62,18 @@ class Composed(layertap.Preprocessor):
         """The square of the shorter side after resizing; None if another side determines the size."""
         return None if self.shorter_side is None else (self.shorter_side, self.shorter_side)
 
+    def memory(self, size: tuple[int, int], mode: str) -> int:
+        """The image as RGB, resized. Raises `ImageError` for what `prepare` refuses by its size."""
+        refuse_strip(size, self.shorter_side)
+        side = self.shorter_side
+        to = resized(size, side) if side is not None else self.params.size[::-1]
+        # One that is resized in its own mode is multiplied by its alpha before, and divided by it afterwards.
+        copies = 0 if mode == "RGB" else stored(size) if self.converts_first else 2 * stored(size)
+        return copies + resizing(size, to) + 4 * as_planes(to)
+
     def prepare(self, image: Image.Image) -> Tensor:
         """The image as uint8 `(3, H, W)`. Raises `ImageError`: `empty`, `aspect` (too long) or `unsupported_mode`."""
-        refuse_strip(image, self.shorter_side)
+        refuse_strip(image.size, self.shorter_side)
         try:
             if self.converts_first:
                 image = as_rgb(image)
@@ -89,8 +104,7 @@ class TimmTransform(Composed):
 
     extra = "timm"
 
-    class Params(layertap.Params):
-        size: Size = Field(description="height and width of the result, in pixels")
+    class Params(Composed.Params):
         crop_pct: float = Field(0.875, gt=0, le=2, description="the fraction of the resized image that is kept")
         crop_mode: Literal["center", "squash", "border"] = Field(
             "center",
@@ -121,8 +135,7 @@ class OpenClipTransform(Composed):
 
     extra = "open_clip"
 
-    class Params(layertap.Params):
-        size: Size = Field(description="height and width of the result, in pixels")
+    class Params(Composed.Params):
         mean: tuple[float, float, float] = Field(
             description="subtracted from red, green and blue after scaling to 0..1"
         )

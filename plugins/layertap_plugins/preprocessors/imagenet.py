@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 import layertap
-from layertap_plugins.preprocessors.resizing import centre
+from layertap_plugins.preprocessors.resizing import centre, memory, resized
 from layertap_plugins.preprocessors.sized import Filter, Mean, Side, Sized, Std
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class ImageNet(Sized):
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
         """The square of the shorter side after resizing: an image that large is only made smaller."""
         return None if self.params.interpolation == "nearest" else (self.params.resize, self.params.resize)
+
+    def sizing(self, size: tuple[int, int]) -> int:
+        crop, exact = self.params.crop, self.profile.resize == "exact"
+        return memory(size, resized(size, self.params.resize), (crop, crop), exact=exact)
 
     def sized(self, image: Image.Image) -> Tensor:
         """The square in the centre of the resized RGB image: uint8 `(3, crop, crop)`."""

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def refuse_strip(image: Image.Image, side: int | None) -> None:
+def refuse_strip(size: tuple[int, int], side: int | None) -> None:
     """Raise `ImageError`: `empty` for no pixels, `aspect` for too many after resizing the shorter side to `side`."""
-    short, long = sorted(image.size)
+    short, long = sorted(size)
     if short == 0:
         raise layertap.ImageError("empty")
     # Resizing could bring a strip one pixel wide to that size.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 from pydantic import Field
 
 import layertap
-from layertap_plugins.preprocessors.resizing import stretched
+from layertap_plugins.preprocessors.resizing import memory, stretched
 from layertap_plugins.preprocessors.sized import Filter, Size, Sized, wide_and_high
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ class Letterbox(Sized):
         """The size that fits into the square of the result's longer side, so that the image can still be rotated."""
         longer = max(wide_and_high(self.params.size))
         return None if self.params.interpolation == "nearest" else _fitted(size, (longer, longer))
+
+    def sizing(self, size: tuple[int, int]) -> int:
+        target = wide_and_high(self.params.size)
+        return memory(size, _fitted(size, target), target, exact=self.profile.resize == "exact")
 
     def sized(self, image: Image.Image) -> Tensor:
         """The RGB image with its border: uint8 `(3, height, width)`."""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.preprocessors.images import as_rgb, in_eight_bits, is_grey, over, upright
+from layertap_plugins.preprocessors.memory import stored
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,6 +33,17 @@ class Policies(layertap.Params):
         description="for an image stored as greyscale: use its values for red, green and blue, or list it as failed "
         "with the reason `greyscale`",
     )
+
+    def memory(self, size: tuple[int, int], mode: str) -> int:
+        """The bytes that `rgb` allocates for an image of a size and mode, with its result."""
+        copies = 0 if mode == "RGB" else stored(size)
+        if self.exif == "apply":
+            copies += stored(size, mode)
+        if self.depth == "rescale" and mode.startswith("I;16"):
+            copies += 8 * size[0] * size[1]
+        if self.alpha != "drop":
+            copies += 4 * stored(size)
+        return copies
 
     def rgb(self, image: Image.Image) -> Image.Image:
         """The image as RGB. Raises `ImageError`: `greyscale`, or `unsupported_mode` if there is no conversion."""

@@ -11,6 +11,8 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.preprocessors.images import as_rgb, refuse_strip
+from layertap_plugins.preprocessors.memory import resizing, stored
+from layertap_plugins.preprocessors.resizing import resized
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 # Types that are preprocessed like another type, where the library does not state it itself.
 _PROCESSED_AS = {"dinov2_with_registers": "dinov2", "dinov3_convnext": "dinov3_vit"}
+# Bytes per pixel of an image as an array and as a tensor, alone and stacked: measured 7 to 10 on three processors.
+_STEPS = 12
+_LONGEST = 1_024
 # Upright, wide, small and large: if all of these give the same shape, every image does.
 _SAMPLES = ((96, 160), (211, 97), (40, 30), (500, 375))
 
@@ -71,12 +76,20 @@ class ImageProcessor(layertap.Preprocessor):
         """The square of the shorter side after resizing; None if another side determines the size."""
         return None if self._shorter_side is None else (self._shorter_side, self._shorter_side)
 
+    def memory(self, size: tuple[int, int], mode: str) -> int:
+        """The image as RGB, and as arrays in several steps. Raises `ImageError` for what `prepare` refuses by size."""
+        refuse_strip(size, self._shorter_side)
+        to = resized(size, self._shorter_side) if self._shorter_side else self._box
+        # As a tensor it is resized across first, which makes a tall strip grow.
+        across = 4 * to[0] * size[1]
+        return (0 if mode == "RGB" else stored(size)) + _STEPS * size[0] * size[1] + across + resizing(size, to)
+
     def prepare(self, image: Image.Image) -> Tensor:
         """The image as `(3, H, W)`, uint8 if the work is split and otherwise float32.
 
         Raises `ImageError`: `empty`, `aspect` (too long), `unsupported_mode`, or `shape` (several crops or none).
         """
-        refuse_strip(image, self._shorter_side)
+        refuse_strip(image.size, self._shorter_side)
         image = as_rgb(image)
         ours = {"do_rescale": False, "do_normalize": False} if self.params.split else {}
         pixels = self._processor(image, return_tensors="pt", **ours)["pixel_values"]
@@ -101,6 +114,14 @@ class ImageProcessor(layertap.Preprocessor):
         if size is None or not getattr(size, "shortest_edge", None) or getattr(size, "longest_edge", None):
             return None
         return int(size.shortest_edge / (getattr(self._processor, "crop_pct", None) or 1))
+
+    @property
+    def _box(self) -> tuple[int, int]:
+        """Width and height of what images are resized into, where their shorter side does not say."""
+        size = self._processor.size
+        longest = getattr(size, "longest_edge", None) or _LONGEST
+        width, height = (getattr(size, name, None) or longest for name in ("width", "height"))
+        return width, height
 
     def __getstate__(self) -> dict[str, Any]:
         return {"params": self.params}  # the processor is made again when it is needed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
+from layertap_plugins.preprocessors.memory import as_planes, resizing, stored
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
@@ -23,7 +25,7 @@ def centre(image: Image.Image, resize: int, crop: int, interpolation: str, *, ex
     """
     from PIL.Image import Resampling
 
-    size = _resized(image.size, resize)
+    size = resized(image.size, resize)
     left, top = (_offset(length, crop) for length in size)
     box = left, top, left + crop, top + crop
     resample = Resampling[interpolation.upper()]
@@ -55,6 +57,20 @@ def stretched(image: Image.Image, size: Size, interpolation: str, *, exact: bool
     return _cut_bytes(image, size, (0, 0, *size), interpolation)
 
 
+def memory(size: Size, to: Size, result: Size, *, exact: bool) -> int:
+    """The bytes that bringing an RGB image of a size to another one allocates, of which `result` is cut out."""
+    # In a tensor the pixels are there twice, as they come from Pillow and once resized across.
+    in_tensor = 0 if exact or size[0] * size[1] > _MAX_TENSOR_PIXELS else 8 * size[0] * size[1] + stored(to)
+    return resizing(size, to) + in_tensor + stored(result) + as_planes(result)
+
+
+def resized(size: Size, side: int) -> Size:
+    """The size of an image once its shorter side is resized to `side`."""
+    width, height = size
+    longer = int(side * max(size) / min(size))
+    return (side, longer) if width <= height else (longer, side)
+
+
 def planes(image: Image.Image) -> Tensor:
     """The RGB image as uint8 `(3, H, W)`, contiguous."""
     import torch
@@ -65,12 +81,6 @@ def planes(image: Image.Image) -> Tensor:
 
 def _fits_tensor(image: Image.Image) -> bool:
     return image.width * image.height <= _MAX_TENSOR_PIXELS
-
-
-def _resized(size: Size, side: int) -> Size:
-    width, height = size
-    longer = int(side * max(size) / min(size))
-    return (side, longer) if width <= height else (longer, side)
 
 
 def _offset(length: int, crop: int) -> int:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.preprocessors.images import refuse_strip
+from layertap_plugins.preprocessors.memory import as_planes
 from layertap_plugins.preprocessors.normalising import normalised
 from layertap_plugins.preprocessors.policies import Policies
 
@@ -45,12 +46,21 @@ class Sized(layertap.Preprocessor):
     def sized(self, image: Image.Image) -> Tensor:
         """The RGB image as uint8 `(3, H, W)`."""
 
+    def sizing(self, size: tuple[int, int]) -> int:
+        """The bytes that `sized` allocates for an RGB image of a size."""
+        return as_planes(size)
+
+    def memory(self, size: tuple[int, int], mode: str) -> int:
+        """The image as RGB, and what `sized` allocates. Raises `ImageError` for what `prepare` refuses by its size."""
+        refuse_strip(size, self.shorter_side)
+        return self.params.memory(size, mode) + self.sizing(size)
+
     def prepare(self, image: Image.Image) -> Tensor:
         """The image as uint8 `(3, H, W)`.
 
         Raises `ImageError`: `empty`, `aspect` (too long a strip), `unsupported_mode` or `greyscale`.
         """
-        refuse_strip(image, self.shorter_side)
+        refuse_strip(image.size, self.shorter_side)
         return self.sized(self.params.rgb(image))
 
     def finish(self, batch: Tensor) -> Tensor:

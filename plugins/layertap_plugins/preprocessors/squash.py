@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 import layertap
-from layertap_plugins.preprocessors.resizing import stretched
+from layertap_plugins.preprocessors.resizing import memory, stretched
 from layertap_plugins.preprocessors.sized import Filter, Size, Sized, wide_and_high
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ class Squash(Sized):
         """The square of the result's longer side, so that the image can still be rotated."""
         longer = max(wide_and_high(self.params.size))
         return None if self.params.interpolation == "nearest" else (longer, longer)
+
+    def sizing(self, size: tuple[int, int]) -> int:
+        target = wide_and_high(self.params.size)
+        return memory(size, target, target, exact=self.profile.resize == "exact")
 
     def sized(self, image: Image.Image) -> Tensor:
         """The RGB image as uint8 `(3, height, width)`."""

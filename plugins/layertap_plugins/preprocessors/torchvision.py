@@ -11,8 +11,9 @@ from pydantic import Field
 
 import layertap
 from layertap_plugins.preprocessors.images import refuse_strip
+from layertap_plugins.preprocessors.memory import resizing, stored
 from layertap_plugins.preprocessors.policies import Policies
-from layertap_plugins.preprocessors.steps import Resizing, Step
+from layertap_plugins.preprocessors.steps import Cropping, Dtype, Padding, Resizing, Step
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +25,8 @@ _MAKE_TENSORS = ("PILToTensor", "ToImage")
 _NEED_TENSORS = ("ConvertImageDtype", "Normalize", "ToDtype")
 # These map each value to one value, so that they work on a batch as well as on an image.
 _MAY_WAIT = (*_NEED_TENSORS, "Identity", "ToPureTensor")
+
+_ITEMS = {"uint8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 # Upright, wide and small: if these give the same shape, every image does.
 _SAMPLES = ((60, 80), (97, 41), (20, 30))
@@ -51,13 +54,19 @@ class Pipeline(layertap.Preprocessor):
         side = first.size if isinstance(first.size, int) else max(first.size)
         return side, side
 
+    def memory(self, size: tuple[int, int], mode: str) -> int:
+        """The image as RGB, and what the transforms allocate. Raises `ImageError` for what has no pixels."""
+        refuse_strip(size, None)
+        early, _ = self._halves
+        return self.params.memory(size, mode) + _most([step for step, _ in early], size)
+
     def prepare(self, image: Image.Image) -> Tensor:
         """The image as `(C, H, W)`, uint8 if the conversion to floats is deferred to the batch.
 
         Raises `ImageError`: `empty`, `aspect` (too long a strip), `unsupported_mode` or `greyscale`; `ConfigError` for
         transforms that do not work together, or that give images of several shapes.
         """
-        refuse_strip(image, None)
+        refuse_strip(image.size, None)
         early, _ = self._halves
         return _applied(early, self.params.rgb(image))
 
@@ -133,6 +142,35 @@ def _applied(transforms: Sequence[tuple[Step, Transform]], image: Any) -> Tensor
         image = transform(image)
     pixels: Tensor = image.as_subclass(torch.Tensor)
     return pixels
+
+
+def _most(steps: Sequence[Step], size: tuple[int, int]) -> int:
+    """The most bytes that are held at once: what one transform has made, what the next makes of it, and its work."""
+    most = held = item = 0
+    for step in steps:
+        before, work, arguments = size, 0, step.arguments
+        if isinstance(arguments, Resizing):
+            size = _resized(size, arguments)
+            work = resizing(before, size)
+            if item:
+                # Across first; what torch has no filter for in bytes becomes floats.
+                in_bytes = item == 1 and arguments.antialias and arguments.interpolation in ("bilinear", "bicubic")
+                work += (0 if in_bytes else 12 * before[0] * before[1]) + 12 * size[0] * before[1]
+        elif isinstance(arguments, Cropping):
+            sides = [arguments.size] if isinstance(arguments.size, int) else arguments.size
+            size = sides[-1], sides[0]
+            work = stored(size)  # filled up first where there is less
+        elif isinstance(arguments, Padding):
+            borders = [arguments.padding] if isinstance(arguments.padding, int) else arguments.padding
+            size = before[0] + borders[0] + borders[-2:][0], before[1] + borders[-1] + borders[:2][-1]
+        elif isinstance(arguments, Dtype):
+            item = _ITEMS[arguments.dtype]
+        elif step.name in _MAKE_TENSORS:
+            item, work = 1, 3 * size[0] * size[1]  # as bytes, as an array, and as a tensor
+        made = 3 * item * size[0] * size[1] if item else stored(size)
+        most = max(most, held + work + 2 * made)
+        held = made
+    return most
 
 
 def _refuse_growth(size: tuple[int, int], how: Resizing, is_tensor: bool) -> None:
