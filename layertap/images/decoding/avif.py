@@ -13,7 +13,6 @@ from layertap.images.decoding.boxes import boxes
 from layertap.images.exif import ORIENTATION
 from layertap.images.failure_codes import refusal
 
-
 # Luma, two colours and alpha, of 16 bits each where they are deep; then RGBA of it, and that as bytes.
 _BYTES = 16
 
