@@ -24,7 +24,7 @@ CHECKED = [
     ".github",
     "configs/*.yaml",
 ]
-CHECKED += ["plugins/README.md", "plugins/layertap_plugins"]
+CHECKED += ["plugins/README.md", "plugins/layertap_plugins", "layertap/images"]
 CHECKED += ["layertap/testing", "layertap/bench", "layertap/cli/templates", "tests/benchmark", "tests/comparison"]
 CHECKED += [f"layertap/store/{name}.py" for name in ("durable", "lock", "replace", "safe_files", "filenames", "dtypes")]
 CHECKED += ["layertap/store/manifest.py", "tests/soak", "tests/outsider", "tests/bench"]

@@ -30,7 +30,7 @@ from layertap.timing import Stopwatch
 
 T = TypeVar("T")
 
-# Batches in memory ahead of the model: one that it works on next, and one that is being decoded meanwhile.
+# Batches in memory ahead of the model: its next one, and one that is being decoded in the meantime.
 _AHEAD = 2
 
 _GRACE_SECONDS = 2
@@ -40,8 +40,9 @@ _GRACE_SECONDS = 2
 class Decoding:
     """How images are decoded and prepared: which formats besides the standard ones, within which bounds, and where.
 
-    `timeout` are the seconds from when an image is read until it is prepared. `enough` is the preprocessor's, where a
-    JPEG may be decoded at a part of its size; a process decodes all of it. `command` starts such a process.
+    `timeout` is the number of seconds from when an image is read until it is prepared. `enough` comes from the
+    preprocessor if a JPEG may be decoded at a reduced size; a process always decodes the full size. `command` starts
+    the process that forks those.
     """
 
     formats: tuple[str, ...] = ()
@@ -53,7 +54,7 @@ class Decoding:
 
     @contextmanager
     def decoders(self, preprocessor: Preprocessor, slot: Slot) -> Iterator[Callable[[], Decoder]]:
-        """What makes a decoder for one worker, for as long as the block lasts."""
+        """A function that makes the decoder of one worker. It is valid inside the block."""
         form = slot.shape, slot.dtype
         here = InThread(preprocessor, form, self.formats, self.bounds, self.enough)
         if self.isolation == "thread":
@@ -68,7 +69,7 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The shape and dtype that every prepared image has; `pinned` where a device copies from it by itself."""
+    """The shape and dtype that every prepared image has; `pinned` if a device copies from it on its own."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -76,7 +77,7 @@ class Slot:
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, device: torch.device) -> Slot:
-        """What `prepare` gives, seen on one synthetic image. Raises `PluginError` where it gives no tensor."""
+        """The form of what `prepare` returns for one synthetic image. Raises `PluginError` if that is not a tensor."""
         decode.refuse_lenient()
         with within("preprocess"), guard(preprocessor):
             prepared = preprocessor.prepare(Image.new("RGB", preprocessor.example, (124, 116, 104)))
@@ -87,17 +88,17 @@ class Slot:
         return cls(tuple(prepared.shape), prepared.dtype, device.type == "cuda")
 
     def batch(self, count: int) -> Tensor:
-        """Room for `count` prepared images, for threads to fill that a caller's inference mode does not reach."""
+        """Memory for `count` prepared images. Threads fill it, which a caller's inference mode does not reach."""
         with torch.inference_mode(False):
             return torch.empty((count, *self.shape), dtype=self.dtype, pin_memory=self.pinned)
 
     def zeros(self, count: int) -> Tensor:
-        """A batch of black images, to probe a model with."""
+        """A batch of black images, for probing a model."""
         return self.batch(count).zero_()
 
 
 def default_workers() -> int:
-    """One decoding thread a core that this process may use."""
+    """One decoding thread per core that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -114,7 +115,7 @@ def batches(
     """Batch i is records `[i * batch_size, (i + 1) * batch_size)`, whatever fails and however many workers there are.
 
     A record that fails keeps its slot, filled with zeros. At most three batches are in memory. What the source raises
-    is raised here. Close the iterator to stop the threads, and the processes: it waits a second for those that hang.
+    is raised here. Close the iterator to stop the threads and processes; closing waits one second for those that hang.
     """
     waiting: deque[Pending] = deque()
     with (

@@ -14,7 +14,7 @@ _NUMBERS = {3: "H", 4: "L"}
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """How an image is to be turned and mirrored, from 1 (as it is) to 8; 1 if its EXIF block does not say."""
+    """How to turn and mirror an image, from 1 (as it is) to 8; 1 if its EXIF block does not say."""
     block = image.info.get("exif")
     found = entry(block, ORIENTATION) if isinstance(block, bytes) else None
     return found if found is not None and 1 <= found <= 8 else 1
@@ -34,5 +34,5 @@ def entry(block: bytes, wanted: int) -> int | None:
             if tag == wanted and length == 1 and kind in _NUMBERS:
                 return int(struct.unpack_from(f"{order}{_NUMBERS[kind]}", tiff, place + 8)[0])
     except struct.error:
-        pass  # it ends before it says so
+        pass  # it ends too early
     return None

@@ -1,4 +1,4 @@
-"""The fixed codes for which an image gives no row: what each means, and which may be gone the next time."""
+"""The fixed codes for images without a row: what each means, and which failures may not happen again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REASONS: Mapping[str, str] = {
     "vanished": "the source gave it when the run was planned, and not any more when its turn came",
     "changed": "its file is not the one that the run was planned with: another size, modification time or ETag",
     "network": "its server could not be reached, broke off or answered with an error, each time it was asked",
-    "unsafe_member": "a member of an archive that is no plain file inside it, is there twice, is locked by a password, "
+    "unsafe_member": "a member of an archive that is not a plain file inside it, is there twice, needs a password, "
     "or unpacks to more than 100 times its size",
     "outside_root": "a link that leads out of the source's folder; `links: follow` reads it all the same",
     # decode
@@ -40,7 +40,7 @@ REASONS: Mapping[str, str] = {
     "shape": "prepared to another shape or dtype than the other images",
     "aspect": "too long and thin to resize",
     "too_small": "smaller than the model can take",
-    "greyscale": "stored as greyscale, where the preprocessor is told to refuse that (`grey: fail`)",
+    "greyscale": "stored as greyscale, which the preprocessor refuses with `grey: fail`",
     # any stage
     "timeout": "it took longer than `image_timeout` seconds, or its server let it wait longer than the source's "
     "`timeout`",
@@ -49,8 +49,8 @@ REASONS: Mapping[str, str] = {
     "error": "the source or the preprocessor raised",
 }
 
-# What depends on the moment, or on a limit that may have been raised since, and not on the image alone: worth another
-# try with `--retry-failed`. So is whatever code a source raises of its own while it reads.
+# These depend on the moment, or on a limit that may be higher by now, and not on the image alone: `--retry-failed`
+# tries them again, and any code of a source's own.
 _PASSING = frozenset(
     {"not_found", "vanished", "changed", "permission", "io_error", "network", "out_of_memory", "timeout", "memory"}
     | {"too_large"}
@@ -59,10 +59,10 @@ _LASTING_READS = frozenset({"not_regular", "path_too_long", "file_too_large", "e
 
 
 def may_pass(stage: str, reason: str) -> bool:
-    """Whether an image that failed at `stage` for `reason` may well be good the next time, unchanged as it is."""
+    """Whether an image that failed at `stage` for `reason` may succeed the next time, although it is unchanged."""
     return reason in _PASSING or (stage == "read" and reason not in _LASTING_READS)
 
 
 def refusal(reason: str) -> ImageError:
-    """The error for a code of `REASONS`, in words."""
+    """The error for a code of `REASONS`, with its meaning."""
     return ImageError(reason, f"{reason}: {REASONS[reason]}")

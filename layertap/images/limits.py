@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-# The decoders need a file in one piece, so it costs its size on every worker at once. The largest image under the pixel
-# cap is 341 MiB without any compression (a 32-bit BMP), which leaves room for metadata.
+# Decoders need the whole file in memory, on every worker at once. The largest image below the pixel limit takes 341 MiB
+# without compression (a 32-bit BMP), which leaves space for metadata.
 MAX_IMAGE_BYTES = 512 * 2**20
 
-# Where Pillow starts to warn of a decompression bomb: 256 MiB as RGB.
+# Pillow warns of a decompression bomb from here: 256 MiB as RGB.
 MAX_IMAGE_PIXELS = 89_478_485

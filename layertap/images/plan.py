@@ -1,4 +1,4 @@
-"""The plan: a source's records, counted and checked before anything is written, and streamed afterwards."""
+"""The plan: the records of a source, counted and checked before anything is written, then streamed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _PAGE = 4096
 
 
 class Plan:
-    """The records of a run in order. Enumerated once here, so that what they are is known beforehand.
+    """The records of a run, in order. The source is listed once here, so that they are known before the run.
 
-    `count` is how many, `digest` stands for their ids, `contents` for the size and modification time of their files.
-    Raises `ConfigError` for no records, an id that comes twice, or metadata that cannot be a table.
+    `count` is their number, `digest` is a hash of their ids, `contents` one of the sizes and times of their files.
+    Raises `ConfigError` if there are no records, for a duplicate id, and for metadata that cannot be a table.
     """
 
     def __init__(self, source: Source, limit: int | None = None) -> None:
         self._source = source
         self._limit = limit
-        # Packed, because the ids of a million images are a hundred megabytes.
+        # Compressed, because the ids of a million images take a hundred megabytes.
         self._pages: list[bytes] = []
         ids, contents = hashlib.sha256(), hashlib.sha256()
         self.count = 0
@@ -51,7 +51,7 @@ class Plan:
     def records(self, first: int = 0, stop: int | None = None) -> Iterator[Planned]:
         """The records again, from number `first` up to `stop`.
 
-        What the source gives now and did not then is passed over; what it does not give any more fails as `vanished`.
+        Records that are new in the source are skipped. Those that it no longer gives fail as `vanished`.
         """
         given = self._listed()
         record = next(given, None)
@@ -78,7 +78,7 @@ class Plan:
             yield from islice(map(tuple, page), max(first - number * _PAGE, 0), stop - number * _PAGE)
 
     def digest_of(self, first: int, count: int, without: Container[str]) -> str:
-        """What stands for `count` records from `first` on and their files, the ids in `without` left out."""
+        """A hash of `count` records from `first` on and their files, except for the ids in `without`."""
         digest = hashlib.sha256()
         for record_id, stamp in self.entries(first, first + count):
             if record_id not in without:
@@ -86,7 +86,7 @@ class Plan:
         return digest.hexdigest()
 
     def ids(self, first: int, count: int) -> list[str]:
-        """The ids of `count` records from number `first` on; fewer where the plan ends before."""
+        """The ids of `count` records from number `first` on; fewer if the plan ends earlier."""
         return [record_id for record_id, _ in self.entries(first, first + count)]
 
     def _entries_of_the_source(self) -> Iterator[tuple[str, str | None]]:
@@ -102,7 +102,7 @@ class Plan:
         name = type(self._source).__name__
         for record in self._listed():
             if not isinstance(record, ImageRecord) or not isinstance(record.id, str) or not record.id:
-                raise PluginError(f"the source {name} yields {record!r}, which is no ImageRecord with an id")
+                raise PluginError(f"the source {name} yields {record!r}, which is not an ImageRecord with an id")
             if not (isinstance(record.data, (bytes, Path, Image.Image)) or callable(record.data)):
                 kind = type(record.data).__name__
                 raise PluginError(
@@ -112,7 +112,7 @@ class Plan:
             try:
                 record.id.encode()
             except UnicodeEncodeError:
-                raise PluginError(f"the source {name} gives the id {record.id!r}, which is no UTF-8 text") from None
+                raise PluginError(f"the source {name} gives the id {record.id!r}, which is not UTF-8 text") from None
             if record.id in seen:
                 raise ConfigError(
                     f"{name} gives the id {record.id!r} twice; every image needs an id of its own", where=("source",)

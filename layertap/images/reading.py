@@ -1,7 +1,7 @@
-"""From a record to its encoded bytes, or to the image where its source gives one.
+"""From a record to its encoded bytes, or to the image if its source gives one.
 
-Only regular files are read. A file that is not the one which the run was planned with is refused by size and time, and
-so is what a callable reads from, where that has a stamp.
+Only regular files are read. A file that has changed since the run was planned is refused by its size and time, and so
+is whatever a callable reads from, if it has a stamp.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _ERRNOS = {
 
 
 def stamp_of(record: ImageRecord) -> str | None:
-    """What tells a changed file without reading it: size and modification time, or what a callable has as `stamp`.
+    """What identifies the version of a file without reading it: size and modification time, or a callable's `stamp`.
 
-    None for other data. Raises `PluginError` for a stamp that is no text.
+    None for other data. Raises `PluginError` if a stamp is not text.
     """
     if not isinstance(record.data, Path):
         return _given(record)
@@ -48,7 +48,7 @@ def stamp_of(record: ImageRecord) -> str | None:
 
 
 def read(planned: Planned) -> bytes | Image.Image:
-    """The record's encoded bytes, or the image where its source gives one. Raises `ImageError`."""
+    """The record's encoded bytes, or the image if its source gives one. Raises `ImageError`."""
     data: object = planned.record.data
     try:
         if isinstance(data, Path):
@@ -58,7 +58,7 @@ def read(planned: Planned) -> bytes | Image.Image:
             if given is not None and planned.stamp not in (None, given):
                 raise refusal("changed")
             data = data()
-            # What only refuses has said why by now: it is gone, or leads out of its folder.
+            # A callable that only refuses has raised its reason by now, such as a link out of the folder.
             if planned.stamp not in (None, given):
                 raise refusal("changed")
     except LayertapError:
@@ -81,7 +81,7 @@ def read(planned: Planned) -> bytes | Image.Image:
 
 
 def _given(record: ImageRecord) -> str | None:
-    """The stamp that a callable has, of whatever it reads from."""
+    """The stamp of a callable, which identifies the version of what it reads."""
     stamp = getattr(record.data, "stamp", None) if callable(record.data) else None
     if stamp is not None and not (isinstance(stamp, str) and stamp.isprintable()):
         raise PluginError(f"the data of {record.id!r} has the stamp {stamp!r}; a stamp is one line of text, or None")
@@ -96,5 +96,5 @@ def _read_file(path: Path, stamp: str | None) -> bytes:
             raise refusal("file_too_large")
         data = file.read(size)
         if len(data) != size or file_stamp(os.fstat(file.fileno())) != (stamp or file_stamp(before)):
-            raise refusal("changed")  # written to meanwhile: this may be half of each
+            raise refusal("changed")  # it was written to in the meantime: the data may be half old and half new
         return data

@@ -1,4 +1,4 @@
-"""Threads that fill the slots of batches, and one that leaves behind whoever takes too long over an image."""
+"""Threads that fill the slots of batches, and one that replaces a thread which takes too long over an image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from layertap.images.reading import read
 from layertap.records import Batch, Failure, Planned
 from layertap.timing import Stopwatch
 
-# Time is counted in steps, and none counts for more than this: a process that was stopped for an hour has spent a step.
+# Time is counted in steps of at most this length, so that a process that was stopped for an hour has spent one step.
 _SHORTEST_STEP, _LONGEST_STEP = 0.001, 0.1
 
-# A signal that comes between Python's last look and the wait itself wakes nobody: it is found after a nap.
+# A signal between Python's last check and the wait itself does not end the wait: it is noticed after this time.
 _NAP = 0.25
 
-# How long closing waits for images that are being worked on.
+# How many seconds closing waits for images in progress.
 _PATIENCE = 1.0
 
 
@@ -44,7 +44,7 @@ class Pending:
     def settle(
         self, index: int, seconds: Mapping[str, float], failure: Failure | None, notes: tuple[str, ...] = ()
     ) -> None:
-        """Slot `index` is as it will be: filled, or zeros for a `failure`."""
+        """Slot `index` is final: filled, or zeros for a `failure`."""
         with self._lock:
             for stage, spent in seconds.items():
                 self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
@@ -57,12 +57,12 @@ class Pending:
                 self._settled.set()
 
     def abort(self, fault: BaseException) -> None:
-        """There will be no batch, for a fault that is not an image's."""
+        """There is no batch, because of a fault that does not belong to one image."""
         self._fault = fault
         self._settled.set()
 
     def done(self, stopwatch: Stopwatch | None) -> Batch:
-        """Wait for the batch. Raises what it was aborted for."""
+        """Wait for the batch. Raises the fault for which it was aborted."""
         while not self._settled.wait(_NAP):
             pass
         if self._fault is not None:
@@ -77,8 +77,8 @@ class Pending:
 class Workers:
     """`count` threads, each with a decoder of its own.
 
-    An image has `timeout` seconds from when it is read until it is prepared. The thread that is late with one is left
-    behind, and another takes its place: a thread cannot be stopped, but what it ends up with is not written any more.
+    An image has `timeout` seconds from when it is read until it is prepared. A thread that is late is replaced
+    by another one. It cannot be stopped, but its result is no longer written.
     """
 
     def __init__(self, count: int, decoder: Callable[[], Decoder], timeout: float) -> None:
@@ -87,12 +87,12 @@ class Workers:
         self._timeout = timeout
         self._queue: SimpleQueue[_Task | None] = SimpleQueue()
         self._workers: list[_Worker] = []
-        self._left_behind: list[_Worker] = []
+        self._replaced: list[_Worker] = []
         self._closing = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="layertap-decode-watch", daemon=True)
 
     def fill(self, planned: Sequence[Planned], pixels: Tensor) -> Pending:
-        """Have the images prepared into their slots of `pixels`, after all that were asked for before."""
+        """Prepare the images into their slots of `pixels`, after everything that was requested earlier."""
         if not self._workers:
             for _ in range(self._count):
                 self._workers.append(self._hire())
@@ -103,7 +103,7 @@ class Workers:
         return pending
 
     def close(self) -> None:
-        """Stop. Waits for what is being worked on, but not for what does not end."""
+        """Stop. Waits for images in progress, but not for threads that hang."""
         deadline = time.monotonic() + _PATIENCE
         self._closing.set()
         if self._watch.is_alive():
@@ -114,7 +114,7 @@ class Workers:
         for worker in self._workers:
             self._queue.put(None)
             worker.decoder.end()
-        for worker in (*self._workers, *self._left_behind):
+        for worker in (*self._workers, *self._replaced):
             worker.thread.join(max(0.0, deadline - time.monotonic()))
 
     def _hire(self) -> _Worker:
@@ -131,14 +131,14 @@ class Workers:
             for place, worker in enumerate(self._workers):
                 task = worker.task
                 if task is not None and task.spend(passed) > self._timeout:
-                    self._leave_behind(place, task)
+                    self._replace(place, task)
 
-    def _leave_behind(self, place: int, task: _Task) -> None:
+    def _replace(self, place: int, task: _Task) -> None:
         stage = task.stage
         if not task.claim():
             return  # just in time
         late = self._workers[place]
-        self._left_behind.append(late)
+        self._replaced.append(late)
         try:
             self._workers[place] = self._hire()
         except RuntimeError as fault:
@@ -168,11 +168,11 @@ class _Worker:
                 if in_time:
                     task.abort(fault)
             if not in_time:
-                return  # another works in this one's place
+                return  # another thread has replaced this one
             self.task = task = None
 
     def _fill(self, task: _Task) -> bool:
-        """Read, decode and prepare one image into its slot; False where that came too late."""
+        """Read, decode and prepare one image into its slot; False if that was too late."""
         failure: Failure | None = None
         notes: tuple[str, ...] = ()
         try:
@@ -201,9 +201,9 @@ class _Worker:
 
 
 class _Task:
-    """One image on its way into its slot. Who claims it, its worker or the watch, settles it; the other came too late.
+    """One image on its way into its slot. Either its worker or the watch claims it, and only the claimer settles it.
 
-    A thread that hangs keeps its task for ever, and the task must not keep the whole batch with it.
+    A thread that hangs keeps its task for ever, so a settled task must not keep the whole batch.
     """
 
     def __init__(self, pending: Pending, index: int) -> None:
@@ -226,23 +226,23 @@ class _Task:
         self.stage = stage
 
     def seconds(self) -> dict[str, float]:
-        """How long each stage took, the last until now."""
+        """The seconds that each stage took, the last one until now."""
         ends = [start for _, start in self._marks[1:]] + [time.perf_counter()]
         return {stage: end - start for (stage, start), end in zip(self._marks, ends, strict=True)}
 
     def spend(self, seconds: float) -> float:
-        """Count a step of the watch, and say how much the image has spent of its time, which begins once it is read."""
+        """Add a step of the watch, and return how much of its time the image has used since it was read."""
         if self.stage in ("decode", "prepare"):
-            # It may have begun anywhere in the step in which it is first seen: that one does not count.
+            # It may have started anywhere within the first step, so that step does not count.
             self._spent = 0.0 if self._spent is None else self._spent + seconds
         return self._spent or 0.0
 
     def claim(self) -> bool:
-        """Whether the caller, and nobody else, may touch the slot and settle the image. True once."""
+        """Whether only the caller may write to the slot and settle the image. True once."""
         return self._lock.acquire(blocking=False)
 
     def settle(self, failure: Failure | None, seconds: Mapping[str, float], notes: tuple[str, ...] = ()) -> None:
-        """The slot is as it will be, or becomes zeros for a `failure`."""
+        """The slot is final, or becomes zeros for a `failure`."""
         if failure is not None:
             self.slot.zero_()
         pending, self._pending = self._pending, None
@@ -250,7 +250,7 @@ class _Task:
         pending.settle(self._index, seconds, failure, notes)
 
     def abort(self, fault: BaseException) -> None:
-        """There is no batch for the image to be part of, for a fault that is not its own."""
+        """There is no batch for this image, because of a fault that is not its own."""
         pending, self._pending = self._pending, None
         assert pending is not None
         pending.abort(fault)
@@ -259,5 +259,5 @@ class _Task:
 def _reason(error: Exception) -> str:
     if isinstance(error, ImageError):
         return error.reason
-    # A stranger's code may raise anything at an odd image; one image is never worth the run.
+    # Third-party code may raise anything for an odd image, and one image must not end the run.
     return "out_of_memory" if isinstance(error, MemoryError) else "error"

@@ -117,6 +117,8 @@ def test_defaults_are_those_of_the_manual(load):
         "nonfinite": "keep",
         "formats": [],
         "image_timeout": 10.0,
+        "image_memory": 512,
+        "max_pixels": 89_478_485,
         "isolation": "thread",
         "early_stop": True,
         "profile": "exact",

@@ -64,7 +64,7 @@ def test_a_stretch_of_the_plan_is_that_stretch_of_its_records(ids, first, stop):
     ("ids", "meta", "message"),
     [
         (["a", "a"], {}, "gives the id 'a' twice"),
-        (["\ud800"], {}, "no UTF-8 text"),
+        (["\ud800"], {}, "not UTF-8 text"),
         (["a"], {"weight": float("nan")}, "a weight of nan; give None instead"),
         (["a"], {"row": 1}, "names metadata 'row'"),
     ],

@@ -53,7 +53,7 @@ BROKEN = [
     ("SourceSuite", broken.Spent, "records_are_the_same_every_time", "different records .4, then 0."),
     ("SourceSuite", broken.OfTheClock, "records_are_the_same_every_time", "different records .record 0"),
     ("SourceSuite", broken.Twice, "records_have_ids_and_metadata_that_make_a_table", "gives the id '0.png' twice"),
-    ("SourceSuite", broken.NoText, "records_have_ids_and_metadata_that_make_a_table", "no UTF-8 text"),
+    ("SourceSuite", broken.NoText, "records_have_ids_and_metadata_that_make_a_table", "not UTF-8 text"),
     (
         "SourceSuite",
         broken.Uneven,

@@ -1,1 +1,1 @@
-"""Encoded bytes -> an image, whoever made them: formats, bounds, decoders, processes that a hostile one may kill."""
+"""Encoded bytes from anyone -> a prepared image: formats, bounds, decoders, processes that an image may kill."""

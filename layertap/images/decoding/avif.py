@@ -1,4 +1,4 @@
-"""An AVIF image by Pillow and libavif, where this Pillow has it."""
+"""An AVIF image, decoded by Pillow and libavif if this Pillow includes it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from layertap.images.decoding.boxes import boxes
 from layertap.images.exif import ORIENTATION
 from layertap.images.failure_codes import refusal
 
-# Luma, two colours and alpha, of 16 bits each where they are deep; then RGBA of it, and that as bytes.
+# Bytes per pixel: luma, two colours and alpha, with 16 bits each in a deep image; then RGBA, and a copy as bytes.
 _BYTES = 16
 
 
 def opened(data: bytes, bounds: Bounds) -> tuple[Image.Image, set[str], int]:
-    """The first image, not loaded yet, notes about it, and what decoding it allocates besides. Raises `ImageError`."""
+    """The first image, not loaded yet, notes about it, and what else decoding it allocates. Raises `ImageError`."""
     if not is_there():
         raise refusal("codec_missing")
     try:
@@ -38,9 +38,9 @@ def is_there() -> bool:
 
 class _Avif(AvifImagePlugin.AvifImageFile):
     def _open(self) -> None:
-        """As Pillow does, but on one thread, as many images are decoded at once, and without its look at EXIF.
+        """Open as Pillow does, but on one thread, because many images are decoded at once, and without parsing EXIF.
 
-        It parses that, and warns of its faults, to note there how the image is to be turned; here that is all of it.
+        Pillow parses the block, and warns of faults, only to store the orientation in it. Here EXIF holds nothing else.
         """
         from PIL import _avif
 

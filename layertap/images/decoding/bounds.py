@@ -13,15 +13,15 @@ from layertap.images.limits import MAX_IMAGE_PIXELS
 MEMORY = 512 * 2**20
 
 Needs: TypeAlias = Callable[[tuple[int, int], str], int]
-"""Of an image's size and Pillow's mode, the bytes that preparing it allocates. Raises what preparing would raise."""
+"""Of an image's size and Pillow's mode, the bytes that preparing it allocates. May raise what preparing would raise."""
 
-# What one piece of a file costs, such as a chunk of a PNG: some objects of Python and C, and the time to look at it.
+# The cost of one piece of a file, such as a chunk of a PNG: some objects in Python and C, and the time to read it.
 _PIECE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one image may have: pixels, and bytes of memory for its encoded data, its pixels and the work on them."""
+    """The limits of one image: pixels, and bytes of memory for its encoded data, its pixels and the work on them."""
 
     pixels: int = MAX_IMAGE_PIXELS
     memory: int = MEMORY
@@ -44,7 +44,7 @@ class Bounds:
     def check(self, data: int, size: tuple[int, int], mode: str, work: int, needs: Needs | None) -> None:
         """Raise `ImageError`, `memory`, for an image that cannot be decoded and prepared within the bound.
 
-        `data` are its encoded bytes, `work` what decoding allocates besides the pixels, and gives back.
+        `data` is the size of its encoded bytes, `work` what decoding allocates in addition to the pixels, and frees.
         """
         prepare = 0
         if needs is not None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 
 def boxes(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """The kinds of the outermost boxes of an ISO file, and where the contents of each begin.
+    """The kinds of the outermost boxes of an ISO file, and the offset of each box's contents.
 
-    Raises `struct.error` where the data ends within one.
+    Raises `struct.error` if the data ends within one.
     """
     at = 0
     while at < len(data):

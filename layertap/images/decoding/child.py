@@ -1,9 +1,9 @@
 """The process that decodes and prepares, and that a hostile image may kill: encoded bytes in, tensors out.
 
-One process loads torch and the preprocessor once, and never sees an image. Asked to, it forks the processes that do:
-each is there at once, and shares what was loaded. It has a single thread, so forking is safe, as it would not be in the
-run's own process. None of them outlives the run: the first notices the end of its socket, and ends the others; a
-process that takes too long over an image also has an alarm set for it.
+One process loads torch and the preprocessor once, and never sees an image. On request it forks the processes that do:
+each starts at once and shares what was loaded. The first process has a single thread, so it can fork safely, which the
+run's own process cannot. None of them outlives the run: the first notices the end of its socket and ends the others. An
+alarm ends a process that takes too long over an image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ READY = b"ready\n"
 """What a process says once it can work."""
 
 LENGTH = struct.Struct(">Q")
-"""What goes before a message's bytes."""
+"""The length in front of a message's bytes."""
 
 REQUEST = struct.Struct(">cq")
 """A request to the process that forks: `FORK`, with the child's end of a socket, or `END` and the child."""
@@ -40,7 +40,7 @@ ANSWER = struct.Struct(">q")
 
 FORK, END = b"f", b"e"
 
-# Beyond what one image may take: what the allocators keep, and codecs that are loaded with the first image of theirs.
+# In addition to what one image may take: memory that allocators keep, and codecs that are loaded late.
 _SLACK = 256 * 2**20
 _DESCRIPTORS = 64
 
@@ -84,7 +84,7 @@ def _message(control: socket.socket) -> bytes:
 
 def _unpacked(message: bytes) -> Task:
     places, name, file, task = pickle.loads(message)
-    # After this process's own: what is in the working directory takes nobody's place.
+    # After this process's own entries, so that the working directory shadows nothing.
     sys.path += [place for place in places if place and place not in sys.path]
     try:
         importlib.import_module(name)
@@ -100,11 +100,11 @@ def _unpacked(message: bytes) -> Task:
 
 
 def _rehearse(task: Task) -> None:
-    """Prepare one image that is not from anybody, so that the children find loaded what preparing needs."""
+    """Prepare a synthetic image, so that everything which preparing needs is loaded before the first fork."""
     import torch
     from PIL import Image
 
-    torch.set_num_threads(1)  # threads would not come along to a child, and there is one child for each worker
+    torch.set_num_threads(1)  # a child would not have the threads, and there is one child per worker
     task.preprocessor.profile = task.profile
     task.preprocessor.prepare(Image.new("RGB", task.preprocessor.example))
 
@@ -134,7 +134,7 @@ def _fork_on_request(control: socket.socket, task: Task) -> None:
 
 
 def _ended(child: int) -> int:
-    """Kill a child with whatever it has started, and give what it ended with."""
+    """Kill a child and whatever it has started, and return its status."""
     for kill in (os.killpg, os.kill):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(child, signal.SIGKILL)
@@ -144,7 +144,7 @@ def _ended(child: int) -> int:
 def _live(descriptor: int, task: Task) -> None:
     """The life of a child: serve one socket until it is closed."""
     try:
-        # A session of its own: what a terminal sends to the run on Ctrl-C is not for the child.
+        # In a session of its own, it does not get the terminal's Ctrl-C.
         os.setsid()
         with socket.socket(fileno=descriptor) as end, end.makefile("rb") as requests, end.makefile("wb") as answers:
             limit(task.bounds.memory)
@@ -179,7 +179,7 @@ def _answer(data: bytes, answers: BinaryIO, task: Task) -> None:
         is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
         reason = "out_of_memory" if is_memory else "error"
     else:
-        # The run may take its time to read: it may have been stopped.
+        # The run may be slow to read: it may have been stopped.
         signal.alarm(0)
         return wire.send_prepared(answers, (prepared, notes))
     signal.alarm(0)
@@ -187,10 +187,10 @@ def _answer(data: bytes, answers: BinaryIO, task: Task) -> None:
 
 
 def limit(memory: int) -> None:
-    """Take from this process what one image does not need, as far as the system can."""
+    """Limit this process to what one image needs, as far as the system can."""
     import resource
 
-    # Neither a parent's taste nor a thread's mask may disarm the alarm.
+    # Neither an inherited handler nor a signal mask may disable the alarm.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
     limits = {"RLIMIT_CORE": 0, "RLIMIT_FSIZE": 0, "RLIMIT_NOFILE": _DESCRIPTORS}
@@ -205,7 +205,7 @@ def limit(memory: int) -> None:
 
 
 def _address_space() -> int | None:
-    """The bytes that this process has mapped; None where the system does not say, and hardly limits them either."""
+    """The bytes that this process has mapped; None if the system does not report it."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")

@@ -1,12 +1,12 @@
 """From an image's encoded bytes to its pixels.
 
-`decode` raises `ImageError` with a code of `layertap.reasons`, prints nothing and changes no global state, so that any
-number of threads can decode at once (`layertap.images.decoding.tiff` tells of the one exception). Only the formats of
-`layertap.images.decoding.formats` are opened. An image that ends early is refused, never filled up.
+`decode` raises `ImageError` with a code of `failure_codes`, prints nothing and changes no global state, so that any
+number of threads can decode at once (`layertap.images.decoding.tiff` describes the one exception). Only the formats of
+`layertap.images.decoding.formats` are opened. An image that ends early is refused, never completed with grey.
 
 Pillow's own readers are called without `Image.open`, because that warns, and neither printing nor muting a warning is
-safe on many threads. What makes the readers themselves warn is kept from them: `_Jpeg`, `_still` and `_gif`, and the
-modules of the optional formats.
+safe on many threads. `_Jpeg`, `_still`, `_gif` and the modules of the optional formats remove what would make the
+readers themselves warn.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from layertap.images.decoding.notes import notes as notes
 from layertap.images.failure_codes import refusal
 
 Enough: TypeAlias = Callable[[tuple[int, int]], tuple[int, int] | None]
-"""Of an image's size, the least width and height that are enough of it; None where all of it is needed."""
+"""Of an image's size, the smallest width and height that are sufficient; None if the full size is needed."""
 
 
 def refuse_lenient() -> None:
-    """Raise `ConfigError` where this process has told Pillow to fill truncated images up with grey."""
+    """Raise `ConfigError` if this process has set Pillow to complete truncated images with grey."""
     if PIL.ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ConfigError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: cut images would pass as whole; set it to False")
 
 
 class _Jpeg(JpegImageFile):
     def _read_dpi_from_exif(self) -> None:
-        """Nothing: here Pillow parses the EXIF block, for a resolution that nobody reads, and warns of its faults."""
+        """Do nothing. Pillow would parse the EXIF block for a resolution that nobody reads, and warn of its faults."""
 
     def shrink(self, enough: Enough) -> bool:
-        """Have it decoded at the least of 1, 1/2, 1/4 and 1/8 of its size that is still enough. Is it less than 1?"""
+        """Choose the smallest of 1, 1/2, 1/4 and 1/8 of its size that is sufficient. True if it is less than 1."""
         whole = self.size
         try:
             if (least := enough(whole)) is not None:
@@ -68,7 +68,7 @@ _READERS: Mapping[str, type[ImageFile]] = {
     "GIF": GifImageFile,
 }
 
-# An extension, a frame, the end; Pillow passes over whatever else stands between them.
+# An extension, a frame, the end. Pillow skips anything else between them.
 _GIF_MARKS = re.compile(rb"[!,;]")
 
 
@@ -79,13 +79,13 @@ def decode(
     bounds: Bounds = DEFAULT,
     needs: Needs | None = None,
 ) -> Image.Image:
-    """The image, loaded, its first frame where it has several. Raises `ImageError`.
+    """The loaded image, or its first frame if it has several. Raises `ImageError`.
 
     `formats` are those of `layertap.images.decoding.formats.OPTIONAL` that are opened besides the standard ones.
-    With `enough` a JPEG that is larger comes smaller, by 2, 4 or 8: the work for the rest is never done.
-    An image that exceeds `bounds`, by itself or with what it `needs` to be prepared, is refused by its header.
-    Mode, palette and EXIF block are as the file has them: 16-bit, CMYK and rotated images come as such; only TIFFs
-    come upright, as Pillow gives them. Converted to RGB it is what Pillow's own image is, without a warning.
+    With `enough`, a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, without the work for the rest.
+    An image that exceeds `bounds`, alone or with what it `needs` to be prepared, is refused by its header.
+    Mode, palette and EXIF block are as in the file: 16-bit, CMYK and rotated images stay so. Only TIFFs are upright, as
+    Pillow returns them. Converted to RGB, the image equals Pillow's own, without a warning.
     """
     file: BytesIO | None = None
     try:
@@ -132,7 +132,7 @@ def decoders(formats: Collection[str] = ()) -> dict[str, str]:
 
 
 def _optional(name: str, data: bytes, bounds: Bounds) -> tuple[Image.Image, set[str], int]:
-    """An image of a format that is opened on request only, notes about it, and what decoding it allocates besides.
+    """An image of a format that is opened on request only, notes about it, and what else decoding it allocates.
 
     Its codec is not loaded earlier.
     """
@@ -150,15 +150,15 @@ def _optional(name: str, data: bytes, bounds: Bounds) -> tuple[Image.Image, set[
 
 
 def _harmless(name: str, data: bytes, bounds: Bounds) -> tuple[bytes, set[str], int]:
-    """The data in the form that its reader may be given, notes about what Pillow does not report, and the bytes that
-    decoding it allocates besides the pixels.
+    """The data in a form that is safe for its reader, notes about what Pillow does not report, and the bytes that
+    decoding allocates in addition to the pixels.
     """
     if name == "PNG":
         return _still(data, bounds)
     if name == "GIF":
         width, height, has_more, blocks = _gif(data, bounds)
         bounds.check_pixels(width, height)
-        # Pillow makes the screen that the first frame is pasted on, and keeps what was there before.
+        # Pillow makes the screen that the first frame is pasted on, and keeps the state before it.
         return data, {"frames"} if has_more else set(), 2 * width * height + bounds.check_pieces(blocks)
     if name == "WEBP":
         return data, set(), working.of_webp(data, bounds)
@@ -168,9 +168,9 @@ def _harmless(name: str, data: bytes, bounds: Bounds) -> tuple[bytes, set[str], 
 
 
 def _still(data: bytes, bounds: Bounds) -> tuple[bytes, set[str], int]:
-    """The PNG without its animation, once the pixel data has passed its checksums, which Pillow leaves unread.
+    """The PNG without its animation, after checking the checksums of the pixel data, which Pillow does not read.
 
-    Pillow warns of a faulty animation; without one it gives the same first image.
+    Pillow warns of a faulty animation. Without one it returns the same first image.
     """
     view = memoryview(data)
     kept: list[tuple[int, int]] = [(0, 8)]
@@ -205,8 +205,8 @@ def _still(data: bytes, bounds: Bounds) -> tuple[bytes, set[str], int]:
 
 
 def _gif(data: bytes, bounds: Bounds) -> tuple[int, int, bool, int]:
-    """The GIF's screen, widened by its first frame, which Pillow would warn of or allocate unasked; whether it has
-    more frames; and how many blocks come before the first.
+    """The size of the GIF's screen, extended by its first frame, for which Pillow would warn or allocate; whether there
+    are more frames; and how many blocks precede the first.
     """
     width = height = blocks = 0
     has_more = False
@@ -225,7 +225,7 @@ def _gif(data: bytes, bounds: Bounds) -> tuple[int, int, bool, int]:
 
 
 def _blocks(data: bytes, at: int, end: int, bounds: Bounds) -> int:
-    """How many blocks of extensions begin before `end`: Pillow makes an object of each."""
+    """The number of extension blocks that begin before `end`. Pillow makes an object of each."""
     count = 0
     while (mark := _GIF_MARKS.search(data, at, end)) and mark[0] == b"!":
         at = mark.start() + 2
@@ -254,7 +254,7 @@ def _after_blocks(data: bytes, at: int) -> int:
 
 
 def _settle_transparency(image: Image.Image) -> None:
-    """Move an alpha for each colour into the palette, and drop what is none: Pillow's conversion minds both."""
+    """Move an alpha per colour into the palette, and drop anything that is not transparency: both affect conversion."""
     transparency = image.info.get("transparency")
     if isinstance(transparency, bytes) and image.mode == "P":
         image.info["transparency"] = transparency[: len(image.getpalette() or ()) // 3]

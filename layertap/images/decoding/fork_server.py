@@ -17,8 +17,8 @@ import PIL
 from layertap.errors import ConfigError
 from layertap.images.decoding.child import ANSWER, END, FORK, LENGTH, READY, REQUEST, Task, packed
 
-# Isolated from the working directory, the environment and the user's site: it finds the standard library, then the two
-# packages where this process has them, and then whatever else the preprocessor is made of.
+# Isolated from the working directory, the environment and the user's site. It finds the standard library first, then
+# the two packages where this process has them, then the other packages of this process.
 _PLACES = dict.fromkeys(
     str(place) for place in (Path(__file__).absolute().parents[3], Path(str(PIL.__file__)).absolute().parents[1])
 )
@@ -63,7 +63,7 @@ class ForkServer:
                 raise
 
     def end(self, child: int) -> int | None:
-        """Kill a child, whatever it does, and give its status; None where the server is gone, and it with it."""
+        """Kill a child, whatever it does, and give its status; None if the server has ended, and the child with it."""
         with self._lock:
             if self._control is None:
                 return None
@@ -109,7 +109,7 @@ class ForkServer:
                 start_new_session=True,
             )
         ours = self._control
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # what it says of that comes next
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its reason is read next
             ours.sendall(LENGTH.pack(len(message)) + message)
         if not select.select([ours], [], [], _START_SECONDS)[0]:
             raise ValueError(f"it was not ready within {_START_SECONDS} seconds")
@@ -128,5 +128,5 @@ class ForkServer:
 
 
 def cannot_start(why: str) -> CannotStart:
-    """The error for a process that cannot be started, and how to go on without."""
+    """The error for a process that cannot be started, and how to run without it."""
     return CannotStart(f"isolation: cannot start a process to decode in: {why}; use `isolation: thread`, or mend it")

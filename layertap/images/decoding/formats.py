@@ -1,4 +1,4 @@
-"""The image formats that may be opened, by Pillow's names for them, and which one some data is, from its first bytes.
+"""The image formats that may be opened, by Pillow's names, and how to recognise each from its first bytes.
 
 Nothing here loads Pillow.
 """
@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias, get_args
 
 STANDARD = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
-"""Opened always."""
+"""Always opened."""
 
 Format: TypeAlias = Literal["TIFF", "JPEG2000", "AVIF"]
 OPTIONAL: tuple[Format, ...] = get_args(Format)
-"""Opened where the configuration asks for them: their decoders are larger, and so is what has gone wrong in them."""
+"""Opened if the configuration names them. Their decoders are larger, and have had more faults."""
 
 _MAGICS: Mapping[bytes, str] = {
     b"\xff\xd8\xff": "JPEG",

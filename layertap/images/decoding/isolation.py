@@ -23,7 +23,7 @@ from layertap.images.failure_codes import refusal
 
 _IMAGES_A_CHILD = 1_000
 
-# A fork is there at once; it counts against no image.
+# A fork starts at once; it does not count against any image.
 _START_SECONDS = 60
 
 
@@ -74,7 +74,7 @@ class InThread:
 
 
 class InProcess:
-    """Works in a child process, and in another one where that died. An image that is decoded already stays here."""
+    """Works in a child process, and in another one where that died. An image that is already decoded stays here."""
 
     def __init__(self, here: InThread, form: Form, server: ForkServer) -> None:
         self._here = here
@@ -103,7 +103,7 @@ class InProcess:
                 raise
             except (OSError, ValueError) as error:
                 self._leave(child)
-                # Its alarm went off although the limit has not passed here: both were stopped, and only it goes by
+                # Its alarm ended it before the limit here: both were stopped for a while, and only the alarm goes by
                 # the clock.
                 if child.status != -signal.SIGALRM or self._ended:
                     raise refusal("decoder_crash") from error
@@ -171,8 +171,8 @@ class _Child:
             if not self._over:
                 self.status = self._server.end(self._number)
                 self._over = True
-        # Who is reading finds the end, now that nobody writes any more; a number that is closed under a reader could be
-        # another file's a moment later.
+        # A reader now finds the end of the data. The descriptor is closed after that: if it were closed during a read,
+        # it could belong to another file a moment later.
         if self._using.acquire(timeout=1):
             try:
                 with contextlib.suppress(OSError):

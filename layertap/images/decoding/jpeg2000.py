@@ -1,4 +1,4 @@
-"""A JPEG 2000 image by Pillow and OpenJPEG, once its codestream is known to be whole and of sane measures."""
+"""A JPEG 2000 image by Pillow and OpenJPEG, after checking that its codestream is complete and its sizes are sane."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _CODING, _COMPONENT_CODING = 0xFF52, 0xFF53
 _MOST_CHANNELS = 4
 _MOST_LEVELS = 32
 
-# OpenJPEG sets aside about 10 kB for each tile before it reads any, and then for one tile at a time a precinct with its
-# two trees in each band, a code block with its segments, and a mark for each layer of each packet.
+# OpenJPEG allocates about 10 kB per tile before it reads any. Then it allocates, for one tile at a time, each precinct
+# of each band with two trees, each code block with its segments, and a mark per layer of each packet.
 _TILE, _PRECINCT, _BLOCK, _LAYER = 10_240, 320, 320, 2
 # A tile's values as 32-bit numbers, and then as Pillow unpacks them.
 _VALUE = 4
-# An image of the most pixels has a tenth as many tiles.
+# The largest ordinary image has a tenth as many tiles.
 _MOST_TILES = 8_192
 
 
 def opened(data: bytes, bounds: Bounds) -> tuple[Image.Image, set[str], int]:
-    """The image, not loaded yet, notes about it, and what decoding it allocates besides. Raises `ImageError`."""
+    """The image, not loaded yet, notes about it, and what else decoding it allocates. Raises `ImageError`."""
     try:
         start = 0 if data.startswith(b"\xffO") else next(at for kind, at in boxes(data) if kind == b"jp2c")
         size = _size(data, start)
@@ -132,7 +132,7 @@ def _coding(data: bytes, at: int, style: int) -> _Coding:
 def _segments(data: bytes, at: int) -> Iterator[tuple[int, int]]:
     """The markers of all headers, and where they are.
 
-    Raises `ImageError` or `struct.error` for a codestream that does not end as it should: OpenJPEG fills it up.
+    Raises `ImageError` or `struct.error` for a codestream that ends too early, which OpenJPEG would complete.
     """
     at += 2
     end = None  # of the tile part whose header this is

@@ -1,4 +1,4 @@
-"""What of an image does not reach its RGB pixels as the file has it: fixed words, found without reading pixels."""
+"""What the RGB pixels of an image do not keep from its file: fixed words, found without reading pixels."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from PIL import Image
 from layertap.images.exif import entry, exif_orientation
 
 NOTES: Mapping[str, str] = {
-    "alpha": "it has transparency, which is dropped and not laid over a background",
+    "alpha": "it has transparency, which is dropped and not composited over a background",
     "cmyk": "its CMYK values become RGB by Pillow's plain formula, without a colour profile",
-    "depth16": "16 bits a channel: of colour the upper 8 are kept, greyscale is cut off at 255",
-    "depth32": "32-bit or signed whole numbers, cut off at 0 and 255",
+    "depth16": "16 bits per channel: colour keeps the upper 8, greyscale is clipped at 255",
+    "depth32": "32-bit or signed integers, clipped at 0 and 255",
     "exif_orientation": "its EXIF block asks for it to be turned or mirrored",
-    "float": "floating-point values, cut off at 0 and 255",
-    "frames": "it has several frames or pages, of which the first is taken",
+    "float": "floating-point values, clipped at 0 and 255",
+    "frames": "it has several frames or pages; the first is used",
     "icc_profile": "its colour profile is not applied",
     "scaled": "it was decoded at a half, a quarter or an eighth of its size, as the profile allows",
 }
 
-# Where `decode` leaves what only the encoded bytes tell. A PNG may hold a text under this very name: no tuple, then.
+# `decode` stores here what only the encoded bytes show. A PNG may have a text with this name, which is not a tuple.
 _KEY = "layertap"
 
 _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
@@ -30,7 +30,7 @@ _MP_IMAGES = 0xB001
 
 
 def note(image: Image.Image, words: Iterable[str]) -> None:
-    """Keep with the image what only its encoded bytes tell, for `notes` to find."""
+    """Store with the image what only its encoded bytes show, for `notes` to find."""
     image.info.pop(_KEY, None)
     if kept := tuple(words):
         image.info[_KEY] = kept
@@ -57,9 +57,9 @@ def notes(image: Image.Image) -> tuple[str, ...]:
 
 
 def _several_frames(image: Image.Image) -> bool:
-    # Only what its reader has counted already: asking a GIF makes Pillow read on, and fail or warn at what it meets.
+    # Only what its reader has counted already: asking a GIF makes Pillow read further, and fail or warn.
     count = vars(image).get("n_frames", 1)
     if isinstance(count, int) and count > 1:
         return True
-    index = image.info.get("mp")  # a JPEG with further ones behind it
+    index = image.info.get("mp")  # a JPEG that is followed by others
     return isinstance(index, bytes) and (entry(index, _MP_IMAGES) or 0) > 1

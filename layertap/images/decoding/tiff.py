@@ -1,4 +1,4 @@
-"""A TIFF's first picture, by Pillow and libtiff, from a directory that holds only what both are sure to understand.
+"""A TIFF's first picture, by Pillow and libtiff, from a directory that contains only what both understand.
 
 Pillow warns of what it cannot make out in a directory, and looks at the next one. So it gets one only, of the tags that
 make the pixels, each of a sane type and within the file's bounds.
@@ -25,7 +25,7 @@ _STRIP_OFFSETS, _SAMPLES, _ROWS_PER_STRIP, _STRIP_BYTES = 273, 277, 278, 279
 _PLANAR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 284, 322, 323, 324, 325
 _SUBFILE, _DNG_VERSION, _ORIENTATION = 254, 50706, 274
 
-# One whole number each: besides those above fill order, orientation, fax options and predictor.
+# Tags with one whole number: those above and fill order, orientation, fax options and predictor.
 _NUMBERS = frozenset(
     {_WIDTH, _HEIGHT, _COMPRESSION, _PHOTOMETRIC, 266, 274, _SAMPLES, _ROWS_PER_STRIP, _PLANAR, 292, 293, 317}
     | {_TILE_WIDTH, _TILE_HEIGHT}
@@ -36,10 +36,10 @@ _SIZES = {_BYTE: 1, _SHORT: 2, _LONG: 4, _RATIONAL: 8, _UNDEFINED: 1}
 _WHOLE = (_SHORT, _LONG)
 _LISTED = (*_WHOLE, _RATIONAL)
 
-# A number of a list as Python has it, here and in Pillow.
+# The bytes of one number of a list in Python, here and in Pillow.
 _NUMBER = 128
 
-# Lists, and the kinds of what is in them: besides those above colour map, kinds of extra samples and of samples, and
+# Tags with lists, and the kinds of their values: those above, colour map, kinds of extra samples and of samples, and
 # subsampling; JPEG tables, XMP, colour profile; the two of YCbCr.
 _KINDS: Mapping[int, tuple[int, ...]] = {
     **dict.fromkeys((_BITS, _STRIP_OFFSETS, _STRIP_BYTES, 320, _TILE_OFFSETS, _TILE_BYTES, 338, 339, 530), _WHOLE),
@@ -48,7 +48,7 @@ _KINDS: Mapping[int, tuple[int, ...]] = {
 }
 
 # None, fax, LZW, JPEG, deflate, PackBits, deflate by its old number. The first JPEG of TIFF (6) and what came after are
-# seldom met, and libtiff's code for them is where most of its faults have been.
+# rare, and most of libtiff's faults have been in its code for them.
 _COMPRESSIONS = frozenset({1, 2, 3, 4, 5, 7, 8, 32773, 32946})
 _JPEG = 7
 _MOST_SAMPLES = 6
@@ -59,7 +59,7 @@ _PLANES = {2: 4, 5: 4, 6: 3, 8: 3}
 
 
 def opened(data: bytes, bounds: Bounds) -> tuple[Image.Image, set[str], int]:
-    """The first picture, not loaded yet, notes about it, and what decoding it allocates besides. Raises `ImageError`.
+    """The first picture, not loaded yet, notes about it, and what else decoding it allocates. Raises `ImageError`.
 
     Pillow turns it upright as its orientation says. Pictures of floating-point or 32-bit values are refused, because
     they have no range that could become RGB, and so are those of more planes than a picture has colours.
@@ -80,7 +80,7 @@ def opened(data: bytes, bounds: Bounds) -> tuple[Image.Image, set[str], int]:
     if image.mode in ("F", "I"):
         raise refusal("unsupported_mode")
     if directory.number(_ORIENTATION, 1) != 1:
-        work += Preprocessor.stored(image.size, image.mode)  # it is turned, into a copy
+        work += Preprocessor.stored(image.size, image.mode)  # turning it makes a copy
     facts = {"depth16": is_deep, "frames": directory.more}
     return image, {word for word, holds in facts.items() if holds}, work + len(alone)
 
@@ -92,10 +92,10 @@ class _Tiff(TiffImageFile):
 
 
 class _Silence:
-    """While a picture is loaded, libtiff does not print what it gives back as an error too.
+    """While a picture is loaded, libtiff does not print what it also returns as an error.
 
-    Its handler belongs to the whole process: the last thread to leave puts back the one that the first has found. A
-    Pillow with libtiff built in does not export it; there, damaged TIFFs cost a line each on stderr.
+    Its handler is global to the process: the last thread to leave restores the one that the first thread found. A
+    Pillow with libtiff built in does not export it; there, each damaged TIFF costs a line on stderr.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ _silent = _Silence()
 
 
 def _set_handler(handler: int | None) -> int | None:
-    """The handler of errors that was set before."""
+    """Set libtiff's error handler, and return the previous one."""
     try:
         set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
     except (OSError, AttributeError):
@@ -131,7 +131,7 @@ def _set_handler(handler: int | None) -> int | None:
 
 
 class _Directory:
-    """The first directory of a TIFF. Raises `struct.error` where it is not all there."""
+    """The first directory of a TIFF. Raises `struct.error` if it is not complete."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -148,7 +148,7 @@ class _Directory:
                 self._entries[tag] = kind, length, place + 8 if size <= 4 else self._unpack("L", place + 8)[0]
 
     def numbers(self, tag: int) -> Sequence[int]:
-        """The whole numbers under a tag; none where it is missing or holds something else."""
+        """The whole numbers under a tag; none if the tag is missing or has another kind."""
         kind, length, at = self._entries.get(tag, (0, 0, 0))
         if kind not in _WHOLE:
             return ()
@@ -161,9 +161,9 @@ class _Directory:
         return int(self._unpack("H" if kind == _SHORT else "L", at)[0]) if kind in _WHOLE else default
 
     def check(self, bounds: Bounds) -> int:
-        """What decoding allocates besides the pixels.
+        """What decoding allocates in addition to the pixels.
 
-        Raises `ImageError` for what is not a picture, too large a one, or one whose pixels are not all there.
+        Raises `ImageError` if this is not a picture, if it is too large, or if some of its pixels are missing.
         """
         width, height = self.number(_WIDTH), self.number(_HEIGHT)
         if self.number(_SUBFILE) & 1 or _DNG_VERSION in self._entries:
@@ -206,7 +206,7 @@ class _Directory:
         if len(offsets) != pieces:
             raise refusal("truncated" if len(offsets) < pieces else "corrupt")
         lengths = self.numbers(_TILE_BYTES if tiled else _STRIP_BYTES)
-        # What is not compressed may do without its lengths, and many a writer gets them wrong.
+        # Without compression the lengths may be missing, and many writers get them wrong.
         if self.number(_COMPRESSION, 1) == 1:
             lengths = [1] * pieces
         if len(lengths) != pieces:
@@ -227,7 +227,7 @@ class _Directory:
         return struct.unpack_from(self._order + form, self._data, at)
 
     def alone(self) -> bytes:
-        """The file with this directory cut down to what was checked, in its place, and no other after it."""
+        """The file with this directory reduced to what was checked, and without any other directory."""
         entries = [entry for _, entry in sorted(self._written())]
         directory = b"".join([struct.pack(f"{self._order}H", len(entries)), *entries, bytes(4)])
         view = memoryview(self._data)

@@ -1,4 +1,4 @@
-"""What Pillow's decoders of the standard formats allocate besides the pixels, from the first bytes of a file."""
+"""What Pillow's decoders of the standard formats allocate in addition to the pixels, from a file's headers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _ALONE = frozenset({0x01, 0xD8, *range(0xD0, 0xD8)})
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 
-# Two canvases of an animation, which a still image has too, the frame as bytes, and the pixels of a lossless one.
+# Bytes per pixel: two canvases, which a still image has too, the frame as bytes, and the pixels of a lossless frame.
 _WEBP_BYTES = 16
 
 _BMP_RLE = (1, 2)
 
 
 def of_jpeg(data: bytes, bounds: Bounds) -> int:
-    """A progressive JPEG, or one with a scan per colour, is kept whole as coefficients: 2 bytes per sample.
+    """A progressive JPEG, or one with a scan per colour, is held completely as coefficients of 2 bytes per sample.
 
     Raises `ImageError`, `memory`, for too many segments before the pixels.
     """
@@ -43,7 +43,7 @@ def of_jpeg(data: bytes, bounds: Bounds) -> int:
                 channels, coefficients = _coefficients(data, at)
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     except (IndexError, struct.error):
-        pass  # cut short, as Pillow finds too
+        pass  # it ends too early, which Pillow reports
     return bounds.check_pieces(count)
 
 
@@ -57,9 +57,9 @@ def _coefficients(data: bytes, at: int) -> tuple[int, int]:
 
 
 def of_webp(data: bytes, bounds: Bounds) -> int:
-    """By the size of the canvas, which is allocated as soon as the file is opened. Raises `ImageError`.
+    """The canvas is allocated as soon as the file is opened.
 
-    That is `too_large`, and `memory` for more than an image may take or too many chunks.
+    Raises `ImageError`: `too_large`, or `memory` for more than one image may take or too many chunks.
     """
     width, height = _canvas(data)
     bounds.check_pixels(width, height)
