@@ -55,7 +55,9 @@ _PASSING = frozenset(
     {"not_found", "vanished", "changed", "permission", "io_error", "network", "out_of_memory", "timeout", "memory"}
     | {"too_large"}
 )
-_LASTING_READS = frozenset({"not_regular", "path_too_long", "file_too_large", "empty", "unsafe_member", "outside_root"})
+_LASTING_READS = frozenset(
+    {"not_regular", "windows_path", "path_too_long", "file_too_large", "empty", "unsafe_member", "outside_root"}
+)
 
 
 def may_pass(stage: str, reason: str) -> bool:

@@ -63,6 +63,7 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _fingerprint(this: Prepared) -> dict[str, Any]:
     """Everything that can change a value or the place of a row, by name; two runs with equal ones give equal bytes."""
     info, preprocessor = this.info, this.forward.preprocessor
+    # Not the limits (image_timeout, image_memory, max_pixels): they decide which images fail, and change no good row.
     return {
         "model": _named(info.config["model"], info.about),
         "about": _without_place(info.about, info.about),
