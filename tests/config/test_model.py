@@ -115,6 +115,7 @@ def test_defaults_are_those_of_the_manual(load):
         "on_error": "skip",
         "max_failures": 0.05,
         "nonfinite": "keep",
+        "nondeterministic": "refuse",
         "formats": [],
         "image_timeout": 10.0,
         "image_memory": 512,

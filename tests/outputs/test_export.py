@@ -161,7 +161,12 @@ def test_metadata_keeps_its_types(source, exports):
 
 def test_memory_is_bounded_by_shards(tmp_path):
     extracted(
-        tmp_path / "in", taps=["features.0"], source={"type": "typed", "count": 400}, batch_size=10, shard_rows=10
+        tmp_path / "in",
+        taps=["features.0"],
+        source={"type": "typed", "count": 600},
+        batch_size=10,
+        shard_rows=10,
+        max_failures=200,
     )
     source = opened(tmp_path / "in")
     rows = source["features.0"]
@@ -171,7 +176,8 @@ def test_memory_is_bounded_by_shards(tmp_path):
     source.export("parts", tmp_path / "out")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 6 * shard + 500_000 < whole / 2
+    # What is not a shard: the table of plugins, the buffer of a digest, the manifest as text.
+    assert peak < 6 * shard + 700_000 < whole / 2
 
 
 def test_damaged_rows_are_refused_and_nothing_is_left(source, tmp_path):
