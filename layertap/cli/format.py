@@ -72,7 +72,7 @@ def report_text(report: Report) -> str:
     lines += [f"  {remark}" for remark in report.remarks]
     if not report.stored:
         lines.append("  this sink has no output folder, so this run can be neither resumed nor verified")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def verdict_data(found: Verdict) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def verdict_text(found: Verdict) -> str:
     lines += [f"  {fault}" for fault in found.faults]
     count = len(found.faults)
     lines.append(f"{count} fault{'s' * (count > 1)}" if count else "all is well")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def forecast_data(found: Forecast) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def forecast_text(found: Forecast) -> str:
     lines.append(f"disk    {_size(found.row_bytes)} an image, {size}{free}")
     where = "" if found.path is None else f"{found.path}: "
     lines.append(f"output  {where}{found.state}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def layer_data(found: Anatomy, layer: LayerInfo) -> dict[str, Any]:
@@ -170,14 +170,14 @@ def layer_rows(found: Anatomy) -> list[list[str]]:
     return [_layer_row(found, layer) for layer in found.layers]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text on one line: a name or message is data, and neither begins a line nor steers the terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """Cells in columns: fitted to a terminal, one whole line a row anywhere else. A last cell `<- ...` is marked."""
-    # A name from a configuration is data, and does not steer the terminal.
-    rows = [[_printable(cell) for cell in row] for row in rows]
+    rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         # In a pipe there is no width to keep to: a line stays a line.
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]

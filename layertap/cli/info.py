@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layertap.cli.format import weights_text
+from layertap.cli.format import printable, weights_text
 from layertap.records import Tally
 from layertap.store.commits import Commits
 from layertap.store.dtypes import numpy_dtype
@@ -48,7 +48,8 @@ def summary_text(path: Path, manifest: Manifest) -> str:
     if manifest.timing:
         spent = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in manifest.timing.items())
         lines.append(f"  seconds     {manifest.seconds}: {spent} (stages overlap)")
-    return "\n".join(lines)
+    lines += [f"  remark      {remark}" for remark in manifest.remarks]
+    return "\n".join(map(printable, lines))
 
 
 def _tally(path: Path, manifest: Manifest) -> Tally:

@@ -17,6 +17,7 @@ from layertap.cli.format import (
     layer_data,
     layer_rows,
     print_table,
+    printable,
     report_data,
     report_text,
     verdict_data,
@@ -121,7 +122,7 @@ def layers(
     else:
         print_table(LAYER_COLUMNS, layer_rows(found))
     for reason in found.unmatched:
-        typer.echo(reason, err=True)
+        typer.echo(printable(reason), err=True)
 
 
 @app.command()
@@ -202,7 +203,8 @@ def export(
     with open_output(output, plugins=_own(context, plugin)) as features:
         taps = features.chosen(tap)
         features.export(type_name, path, taps)
-        typer.echo(f"{features.manifest['counts']['kept']} rows of {', '.join(taps)} -> {path} ({type_name})")
+        rows = features.manifest["counts"]["kept"]
+        typer.echo(printable(f"{rows} rows of {', '.join(taps)} -> {path} ({type_name})"))
 
 
 @app.command()
@@ -324,7 +326,7 @@ def _print_json(data: Any) -> None:
 def _print_notes(error: BaseException) -> None:
     """What has gone wrong after the error, as in a sink's `abort`."""
     for note in getattr(error, "__notes__", []):
-        typer.echo(" ".join(note.splitlines()), err=True)
+        typer.echo(printable(" ".join(note.splitlines())), err=True)
 
 
 def main() -> NoReturn:
@@ -340,7 +342,7 @@ def main() -> NoReturn:
         code = CONFIG
     except LayertapError as error:
         for fault in error.faults:
-            typer.echo(str(fault), err=True)
+            typer.echo(printable(str(fault)), err=True)
         _print_notes(error)
         code = error.code
     except Stopped as stopped:

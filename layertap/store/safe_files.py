@@ -49,9 +49,9 @@ def remove(folder: Path, names: Iterable[str]) -> None:
 
 
 def open_text(folder: Path, name: str) -> TextIO:
-    """A regular file, opened to read text. Raises `OSError` if it is not one."""
+    """A regular file, opened to read text in lines that end in a line feed. Raises `OSError` if it is not one."""
     descriptor = os.open(regular(folder, name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    return open(descriptor, encoding="utf-8", newline="")
+    return open(descriptor, encoding="utf-8", newline="\n")
 
 
 def read_text(folder: Path, name: str) -> str:
