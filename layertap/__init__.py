@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from layertap.images.exif import exif_orientation
     from layertap.images.files import file_stamp, open_regular
     from layertap.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+    from layertap.images.metadata import plain_value
     from layertap.outputs.features import open_output as open
     from layertap.pipeline.pipeline import extract, run
     from layertap.records import Activations, Batch, Failure, ImageRecord, Report, RunInfo, Shard, TapInfo
@@ -73,6 +74,7 @@ _HOMES = {
     "images.exif": ("exif_orientation",),
     "images.files": ("file_stamp", "open_regular"),
     "images.limits": ("MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"),
+    "images.metadata": ("plain_value",),
 }
 _PUBLIC = {name: (home, name) for home, names in _HOMES.items() for name in names}
 _PUBLIC |= {"open": ("outputs.features", "open_output"), "layers": ("taps.survey", "survey")}
@@ -116,6 +118,7 @@ __all__ = [
     "missing_extra",
     "open",
     "open_regular",
+    "plain_value",
     "run",
     "tap",
 ]

@@ -125,6 +125,11 @@ class Source(Plugin):
         inside = value if isinstance(value, (list, tuple)) else ()
         return frozenset[str]().union(*map(cls.hosts_of, inside))
 
+    @property
+    def remarks(self) -> Sequence[str]:
+        """Sentences about what this source leaves out, for the report and the manifest; read after `records`."""
+        return ()
+
     @abstractmethod
     def records(self) -> Iterator[ImageRecord]:
         """The records: cheap, deterministic, no pixels. Called more than once. Raises `ConfigError`."""

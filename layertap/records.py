@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     ImageData: TypeAlias = "bytes | Path | Image.Image | Callable[[], bytes | Image.Image]"
 
-MetaValue: TypeAlias = str | int | float | bool | None
+MetaValue: TypeAlias = "str | int | float | bool | list[MetaValue] | dict[str, MetaValue] | None"
+"""One value of metadata: what JSON can hold."""
 
 INDEX_COLUMNS = ("row", "id")
 """The index's own columns; metadata cannot have these names."""

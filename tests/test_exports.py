@@ -21,7 +21,7 @@ DATA = {"RunInfo", "Report", "Failure"}
 DATA |= {"Tap", "TapInfo", "TappedModel", "RunConfig", "ImageRecord", "Batch", "Activations", "Shard", "LoadedModel"}
 BASES = {"Params", "ModelProvider", "Source", "Preprocessor", "Reducer", "Sink", "FileSink", "Observer"}
 ERRORS = {"ConfigError", "PluginError", "TapError", "WeightsError", "ImageError", "StoreError", "UnsafeError"}
-SHARED = {"file_stamp", "open_regular", "exif_orientation", "missing_extra"}
+SHARED = {"file_stamp", "open_regular", "plain_value", "exif_orientation", "missing_extra"}
 LIMITS = {"MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"}
 PUBLIC = FUNCTIONS | DATA | BASES | ERRORS | SHARED | LIMITS | {"LayertapError", "hookimpl"}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import zlib
 from collections.abc import Container, Iterator, Mapping
 from itertools import islice
@@ -15,6 +14,7 @@ from PIL import Image
 from layertap.contracts import Source
 from layertap.errors import ConfigError, PluginError, within
 from layertap.images.failure_codes import refusal
+from layertap.images.metadata import plain_record
 from layertap.images.reading import stamp_of
 from layertap.plugins import guard
 from layertap.records import INDEX_COLUMNS, ImageRecord, Planned
@@ -26,6 +26,7 @@ class Plan:
     """The records of a run, in order. The source is listed once here, so that they are known before the run.
 
     `count` is their number, `digest` is a hash of their ids, `contents` one of the sizes and times of their files.
+    `keys` names their metadata, and `remarks` is what the source says that it leaves out.
     Raises `ConfigError` if there are no records, for a duplicate id, and for metadata that cannot be a table.
     """
 
@@ -36,6 +37,7 @@ class Plan:
         self._pages: list[bytes] = []
         ids, contents = hashlib.sha256(), hashlib.sha256()
         self.count = 0
+        self.keys: list[str] = []
         entries = self._entries_of_the_source()
         while page := list(islice(entries, _PAGE)):
             for record_id, stamp in page:
@@ -47,6 +49,7 @@ class Plan:
             raise ConfigError(f"{type(source).__name__} gives no images", where=("source",))
         self.digest = ids.hexdigest()
         self.contents = contents.hexdigest()
+        self.remarks = source_remarks(source)
 
     def records(self, first: int = 0, stop: int | None = None) -> Iterator[Planned]:
         """The records again, from number `first` up to `stop`.
@@ -66,7 +69,7 @@ class Plan:
             if record is None or record.id != record_id:
                 current = ImageRecord(record_id, _vanished)
             else:
-                current, record = record, next(given, None)
+                current, record = self._plain(record), next(given, None)
             if number >= first:
                 yield Planned(current, stamp)
 
@@ -119,19 +122,27 @@ class Plan:
                 )
             seen.add(record.id)
             if keys is None:
-                keys = list(record.meta)
+                keys = self.keys = list(record.meta)
                 for key in (key for key in keys if key in INDEX_COLUMNS):
                     raise PluginError(f"the source {name} names metadata {key!r}, which the index has already")
             if list(record.meta) != keys:
                 raise PluginError(
                     f"the source {name} gives {record.id!r} the metadata {list(record.meta)}, others {keys}"
                 )
-            for key, value in record.meta.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise PluginError(f"the source {name} gives {record.id!r} a {key} of {value}; give None instead")
-                if not isinstance(value, (str, int, float, bool, type(None))):
-                    raise PluginError(f"the source {name} gives {record.id!r} a {key} of type {type(value).__name__}")
-            yield record
+            yield self._plain(record)
+
+    def _plain(self, record: ImageRecord) -> ImageRecord:
+        try:
+            return plain_record(record)
+        except (TypeError, ValueError) as error:
+            name = type(self._source).__name__
+            raise PluginError(f"the source {name} gives {record.id!r} {error}") from error
+
+
+def source_remarks(source: Source) -> tuple[str, ...]:
+    """What a source that has given all its records says about what it left out."""
+    with guard(source):
+        return tuple(source.remarks)
 
 
 def _vanished() -> bytes:

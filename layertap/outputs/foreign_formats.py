@@ -34,7 +34,7 @@ class Layout:
 
 def _check_names(features: Output, tap: str) -> None:
     for row in features.rows():
-        if {"\n", "\r"} & set(row["id"]):
+        if row["id"].splitlines() != [row["id"]]:
             raise ConfigError(f"thingsvision keeps one name a line, and the id {row['id']!r} holds a line break")
 
 
@@ -66,7 +66,7 @@ def _write_clip_retrieval(features: Output, tap: str, shards: Iterable[Shard], f
 
     # As in clip-retrieval itself, the image's name stands before metadata of that name.
     columns = {name: kind for name, kind in kinds(features).items() if name not in (*INDEX_COLUMNS, _PATH)}
-    empty = {_PATH: array([], "str"), **{name: array([], kind) for name, kind in columns.items()}}
+    empty = {_PATH: array([], "str"), **{name: array([], kind, nested=False) for name, kind in columns.items()}}
     embeddings, metadata = folder / _EMBEDDINGS, folder / _METADATA
     for file in (embeddings, metadata):
         file.parent.mkdir()
@@ -80,7 +80,7 @@ def _write_clip_retrieval(features: Output, tap: str, shards: Iterable[Shard], f
 def _metadata(shard: Shard, columns: Mapping[str, str]) -> dict[str, Any]:
     found = {_PATH: array([record.id for record in shard.records], "str")}
     for name, kind in columns.items():
-        found[name] = array([record.meta[name] for record in shard.records], kind)
+        found[name] = array([record.meta[name] for record in shard.records], kind, nested=False)
     return found
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
+import json
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache, partial
@@ -24,17 +23,18 @@ from layertap.plugins import guard
 from layertap.store import safe_files
 from layertap.store.commits import Commit, Commits, add_meta_types
 from layertap.store.dtypes import numpy_dtype
-from layertap.store.listings import FAILURES, INDEX
+from layertap.store.listings import FAILURES, INDEX, listed
 from layertap.store.manifest import Manifest, TapFacts
 
-_READ: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float, "bool": lambda text: text == "True"}
+_READ: Mapping[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "bool": lambda text: text == "True",
+    "json": json.loads,
+}
 
 # Parts open at once: a sink may hold all of a part in memory, and a system gives out only so many files.
 _MOST_OPEN = 4
-
-_LONGEST_TEXT = 64 * 2**20
-
-_limit = threading.Lock()
 
 
 class Output:
@@ -106,7 +106,7 @@ class Output:
     def failures(self) -> list[dict[str, str]]:
         """One mapping a failed image: `id`, `stage` and `reason`, in the order of the plan."""
         if self.is_complete:
-            return list(self._csv(FAILURES))
+            return [{name: text or "" for name, text in row.items()} for row in self._csv(FAILURES)]
         return [failed.model_dump() for commit in self._commits() for failed in commit.failures]
 
     @property
@@ -130,7 +130,7 @@ class Output:
 
     @cached_property
     def meta(self) -> dict[str, str]:
-        """The metadata columns and the name of their type: `str`, `int`, `float`, `bool`, `null` where all are None."""
+        """The metadata columns and their types: `str`, `int`, `float`, `bool`, `json` (lists and dicts) or `null`."""
         if self.is_complete:
             return dict(self._known.meta)
         types: dict[str, str] = {}
@@ -184,18 +184,16 @@ class Output:
         """How many shards there were at the first look: a run may be adding to them."""
         return len(self._known.shards) if self.is_complete else len(Commits(self.path))
 
-    def _typed(self, row: dict[str, str]) -> dict[str, Any]:
-        result: dict[str, Any] = {"row": int(row["row"]), "id": row["id"]}
+    def _typed(self, row: dict[str, str | None]) -> dict[str, Any]:
+        result: dict[str, Any] = {"row": int(row["row"] or ""), "id": row["id"] or ""}
         for key, type_name in self._known.meta.items():
             text = row[key]
-            result[key] = _READ.get(type_name, str)(text) if text else None
+            result[key] = None if text is None else _READ.get(type_name, str)(text)
         return result
 
-    def _csv(self, name: str) -> Iterator[dict[str, str]]:
+    def _csv(self, name: str) -> Iterator[dict[str, str | None]]:
         with readable(self.path), safe_files.open_text(self.path, name) as file:
-            rows = csv.DictReader(file)
-            while (row := _next(rows)) is not None:
-                yield row
+            yield from listed(file)
 
 
 class _Part:
@@ -240,20 +238,10 @@ def _refuse_links(folder: Path) -> None:
                 _refuse_links(Path(entry.path))
 
 
-def _next(rows: csv.DictReader[str]) -> dict[str, str] | None:
-    """The next row, whatever its length: the limit belongs to the whole process, and is put back at once."""
-    with _limit:
-        usual = csv.field_size_limit(_LONGEST_TEXT)
-        try:
-            return next(rows, None)
-        finally:
-            csv.field_size_limit(usual)
-
-
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, KeyError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())
         raise StoreError(f"{path}: is not as its run has left it: {what}") from error

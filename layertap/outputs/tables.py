@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
     import pyarrow  # type: ignore[import-untyped]
 
-_PANDAS = {"int": "Int64", "float": "Float64", "bool": "boolean", "str": "string", "null": "object"}
+_PANDAS = {"int": "Int64", "float": "Float64", "bool": "boolean", "str": "string", "json": "object", "null": "object"}
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -87,12 +88,34 @@ def _even(values: list[Any], kind: str) -> list[Any]:
     return [None if value is None else str(value) for value in values] if kind == "str" else values
 
 
-def array(values: list[Any], kind: str) -> pyarrow.Array:
-    """A column of metadata as Arrow holds it."""
+def array(values: list[Any], kind: str, *, nested: bool = True) -> pyarrow.Array:
+    """A column of metadata as Arrow holds it; without `nested`, lists and dicts are JSON text."""
     import pyarrow
 
+    if kind == "json":
+        return _nested(values) if nested else _as_json(values)
     types = {"int": pyarrow.int64(), "float": pyarrow.float64(), "bool": pyarrow.bool_(), "null": pyarrow.null()}
     return pyarrow.array(_even(values, kind), types.get(kind, pyarrow.string()))
+
+
+def _nested(values: list[Any]) -> pyarrow.Array:
+    """Lists and dicts in Arrow's types; JSON text if those hold other values, such as a null for a missing key."""
+    import pyarrow
+
+    try:
+        found = pyarrow.array(values)
+        if found.to_pylist() == values and "struct<>" not in str(found.type):  # which Parquet does not know
+            return found
+    except (pyarrow.ArrowException, OverflowError):
+        pass
+    return _as_json(values)
+
+
+def _as_json(values: list[Any]) -> pyarrow.Array:
+    import pyarrow
+
+    texts = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    return pyarrow.array(texts, pyarrow.string())
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
                 store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run, holds))
         output = FolderDestination(store, this.plan, store.manifest.unknown(manifest))
         if store.is_complete:
-            return _report(info, output.tally(), output, sink, 0.0, already=True)
+            return _report(this, info, output.tally(), output, 0.0, already=True)
         return Walk(this, output, work, started, stopwatch).walk()
 
 
@@ -172,8 +172,12 @@ def _prepared(
 
 
 def _is_planned(plan: Plan, record: Commit) -> bool:
-    """Whether a commit record accounts for the images that the plan has in its place."""
-    return record.accounts_for(plan.ids(record.first, record.planned))
+    """Whether a commit record accounts for the images that the plan has in its place, with the same metadata keys.
+
+    An older version of a source may have left out metadata that this version keeps.
+    """
+    keys = list(record.kept[0].meta) if record.kept else plan.keys
+    return keys == plan.keys and record.accounts_for(plan.ids(record.first, record.planned))
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +202,7 @@ class Walk:
                 seconds = time.monotonic() - self.started
                 self.output.finish(seconds, self.stopwatch)
                 extracting = seconds - self.stopwatch.seconds.get("start", 0.0)
-                report = _report(info, tally, self.output, sink, seconds, extracting=extracting)
+                report = _report(self.run, info, tally, self.output, seconds, extracting=extracting)
             with within("sink"), guard(sink):
                 sink.close(report)
         except BaseException as error:
@@ -280,18 +284,17 @@ def _refuse_nonfinite(activations: Activations) -> None:
 
 
 def _report(
+    this: Prepared,
     info: RunInfo,
     tally: Tally,
     output: Destination,
-    sink: Sink,
     seconds: float,
     *,
     extracting: float = 0.0,
     already: bool = False,
 ) -> Report:
+    sink, remarks = this.sink, (*this.plan.remarks, *output.remarks)
     with guard(sink):
         ids, values = sink.result() or (None, None)
     report = tally.report(info, seconds, stored=output.stored)
-    return dataclasses.replace(
-        report, ids=ids, values=values, already=already, extracting=extracting, remarks=output.remarks
-    )
+    return dataclasses.replace(report, ids=ids, values=values, already=already, extracting=extracting, remarks=remarks)

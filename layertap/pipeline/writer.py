@@ -60,7 +60,8 @@ class FolderDestination(Destination):
 
     def finish(self, seconds: float, stopwatch: Stopwatch) -> None:
         timing = {stage: round(spent, 3) for stage, spent in stopwatch.seconds.items()}
-        self._store.finish({"seconds": round(seconds, 3), "timing": timing})
+        remarks = list(self._plan.remarks)
+        self._store.finish({"seconds": round(seconds, 3), "timing": timing, "remarks": remarks})
 
 
 class SinkDestination(Destination):

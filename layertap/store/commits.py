@@ -11,7 +11,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from layertap.errors import FOREIGN, StoreError
 from layertap.records import Gathered, Tally
@@ -20,14 +20,22 @@ from layertap.store.manifest import Count, Counts, Digest, Facts, FileFacts, Fil
 
 PARTS, COMMITS = "parts", "commits"
 
-_TYPES: Mapping[type, str] = {bool: "bool", int: "int", float: "float", str: "str", type(None): "null"}
+_TYPES: Mapping[type, str] = {
+    bool: "bool",
+    int: "int",
+    float: "float",
+    str: "str",
+    list: "json",
+    dict: "json",
+    type(None): "null",
+}
 
 
 class KeptRow(Facts):
     """An image with a row."""
 
     id: str
-    meta: dict[str, str | int | float | bool | None]
+    meta: dict[str, JsonValue]
 
 
 class FailedImage(Facts):
@@ -165,14 +173,19 @@ def add_meta_types(types: dict[str, str], kept: Iterable[KeptRow]) -> None:
 
 
 def _type(known: str | None, value: Any) -> str:
-    """The one type of a column so far, `null` while it has held nothing, `str` where types differ."""
+    """The one type of a column so far: `null` while it has held nothing, `json` once it has held a list or dict.
+
+    Where other types differ, it is `str`.
+    """
     found = _TYPES.get(type(value))
     if found is None:
         # A source may give a subclass, such as NumPy's float64, which comes back from a record as the plain type.
         found = next(name for kind, name in _TYPES.items() if isinstance(value, kind))
     if known in (None, "null", found):
         return found
-    return known if known is not None and found == "null" else "str"
+    if known is not None and found == "null":
+        return known
+    return "json" if "json" in (known, found) else "str"
 
 
 def _part(number: int) -> str:

@@ -158,7 +158,10 @@ class Manifest(Facts):
     threads: Count
     python: str
     host: dict[str, str]
-    meta: dict[str, str] = Field(default={}, description="the metadata columns of the index, and their types")
+    meta: dict[str, str] = Field(
+        default={}, description="the metadata columns of the index, and their types: str, int, float, bool, json, null"
+    )
+    remarks: list[str] = Field(default=[], description="what the source left out, in sentences")
     merged: bool = Field(False, description="whether the parts have been merged into one file per tap")
     files: dict[FileName, FileFacts] = Field(default={}, description="every other file of a complete output")
     shards: list[ShardFacts] = Field(

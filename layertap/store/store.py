@@ -123,7 +123,7 @@ class Store:
         with storage(self.path):
             manifest.files = self._merge(self._tally.shards) if manifest.merged else {}
             manifest.meta, manifest.shards = self._meta, []
-            with listings(self.path, list(manifest.meta)) as listed:
+            with listings(self.path, manifest.meta) as listed:
                 for record in self.commits:
                     listed(record)
                     manifest.shards.append(record.facts())

@@ -51,7 +51,7 @@ class SourceSuite(Suite[Source]):
                 False,
                 str(error),
                 "yield layertap.ImageRecord(id, data, meta) with distinct ids of UTF-8 text; meta has the same keys in "
-                "every record, except row and id, and its values are str, int, float, bool or None",
+                "every record, except row and id, and its values are what JSON can hold",
             )
 
     def test_records_are_cheap(self) -> None:

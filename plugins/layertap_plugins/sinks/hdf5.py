@@ -26,7 +26,7 @@ class Hdf5Sink(layertap.FileSink):
     """Writes `features.h5`: each tap in chunks of about 1 MiB with checksums, bfloat16 as its bits in uint16.
 
     A dataset has the name of its tap as a file name, and the tap's name and dtype as attributes; `id` is
-    variable-length UTF-8. The bytes depend only on the rows.
+    variable-length UTF-8, in which a NUL becomes `%00`. The bytes depend only on the rows.
     """
 
     extra: ClassVar[str | None] = "hdf5"
@@ -40,7 +40,9 @@ class Hdf5Sink(layertap.FileSink):
         import numpy as np
 
         with _created(folder / _FILE) as (file, checked):
-            self._fill(file, _IDS, np.array([record.id for record in shard.records], dtype=object), checked)
+            # HDF5 ends a text at its first NUL.
+            ids = [record.id.replace("\0", "%00") for record in shard.records]
+            self._fill(file, _IDS, np.array(ids, dtype=object), checked)
             for tap, values in shard.values.items():
                 stored = values.view(np.uint16) if is_bfloat16(values.dtype) else values
                 self._fill(file, tap, stored, checked, {"tap": tap, "dtype": values.dtype.name})

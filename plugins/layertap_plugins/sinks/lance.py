@@ -25,7 +25,8 @@ _BATCH = 16 * 2**20
 class LanceSink(layertap.FileSink):
     """Writes `table.lance`: `id`, the metadata, and a flat, fixed-size list per tap; bfloat16 as its bits in uint16.
 
-    Lance does not allow dots in column names: anything but a letter or digit becomes `_`, as in `classifier_5`. Each
+    Metadata with dicts is JSON text, because this version of the format has no missing struct. Lance does not allow
+    dots in column names: anything but a letter or digit becomes `_`, as in `classifier_5`. Each
     tap's own name, shape and dtype are in the metadata of its field.
     """
 
@@ -37,7 +38,7 @@ class LanceSink(layertap.FileSink):
         import lance  # noqa: F401
 
     def save(self, shard: layertap.Shard, folder: Path) -> None:
-        rows = tables.table(shard, lambda name: re.sub(r"\W", "_", name))
+        rows = tables.table(shard, lambda name: re.sub(r"\W", "_", name), structs=False)
         _write(folder / _TABLE, rows.schema, rows.to_batches())
 
     def load(self, folder: Path, tap: str) -> StoredRows:
