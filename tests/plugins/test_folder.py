@@ -63,6 +63,23 @@ def test_bytes_that_are_not_utf8_are_escaped_in_the_id(tmp_path):
     assert [os.fsencode(i) for i in ids(tmp_path)]
 
 
+CLASHING = [
+    (b"\xff.jpg", b"%FF.jpg"),
+    (b"d\xff/a.jpg", b"d%FF/a.jpg"),
+    (b"\xff%FE.jpg", b"%FF\xfe.jpg"),
+    (b"x/\xc3(.png", b"x/%C3(.png"),
+]
+
+
+@pytest.mark.parametrize("pair", CLASHING)
+def test_names_that_would_get_one_id_get_two(tmp_path, pair):
+    make(tmp_path, *pair, "a%20b.jpg", "%FE.jpg")
+    found = {record.id: record.data.read_bytes() for record in FolderSource.of(path=str(tmp_path)).records()}
+    assert len(found) == 4
+    assert {"a%20b.jpg", "%FE.jpg"} < set(found)
+    assert {data.rpartition(os.fsencode(tmp_path) + b"/")[2] for data in found.values()} >= set(pair)
+
+
 def test_both_forms_of_one_name_and_both_cases_are_kept(tmp_path):
     make(tmp_path, "\u00e9.jpg", "e\u0301.jpg", "A.jpg", "a.jpg")
     assert ids(tmp_path) == ["A.jpg", "a.jpg", "e\u0301.jpg", "\u00e9.jpg"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import multiprocessing
 import os
 import pickle
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import numpy as np
 import pytest
@@ -137,6 +139,32 @@ ODD = [
     "c0.jpg",
     "p+q.jpg",
 ]
+
+
+class Raw(Handler):
+    """A folder whose names are bytes, as on other web servers: the standard library's quotes them as text."""
+
+    def answer(self):
+        path = os.path.join(os.fsencode(self.directory), unquote_to_bytes(self.path).strip(b"/"))
+        if not os.path.isdir(path):
+            with open(path, "rb") as file:
+                body = file.read()
+            return 200, {"Content-Length": str(len(body))}, body
+        names = [name + b"/" * os.path.isdir(os.path.join(path, name)) for name in os.listdir(path)]
+        body = "".join(f'<a href="{quote_from_bytes(name)}">x</a>' for name in names).encode()
+        return 200, {"Content-Type": "text/html", "Content-Length": str(len(body))}, body
+
+
+def test_names_that_would_get_one_id_get_the_same_two_as_in_the_folder(tmp_path):
+    for name in (b"\xff.jpg", b"%FF.jpg", b"d\xff/a.jpg", b"d%FF/a.jpg", b"a%20b.jpg"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(name)
+    local = {record.id: (record.meta, record.data.read_bytes()) for record in records(tmp_path)}
+    assert len(local) == 5
+    with serving(functools.partial(Raw, directory=str(tmp_path))) as server:
+        assert {record.id: (record.meta, record.data()) for record in records(server.url)} == local
 
 
 def test_ids_labels_and_order_are_those_of_the_folder(tmp_path, bucket):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 import layertap
 from layertap_plugins.sources.huggingface import HuggingFaceSource
+from layertap_plugins.sources.parquet import ParquetSource
 from tests.plugins.storing import refusal
 
 
@@ -55,7 +57,8 @@ def test_a_saved_data_set_gives_its_bytes_and_its_classes_by_name(files, tmp_pat
     assert [record.data() for record in found] == [Path(file).read_bytes() for file in files]
     assert [record.id for record in found] == [f"{number:08d}" for number in range(4)]
     assert [record.meta for record in found] == [
-        {"label": label, "id_": name} for label, name in zip(["cat", "dog", "cat", None], "abcd", strict=True)
+        {"label": label, "box": [1], "id_": name}
+        for label, name in zip(["cat", "dog", "cat", None], "abcd", strict=True)
     ]
     assert [record.id for record in records(tmp_path / "saved", id="id")] == list("abcd")
 
@@ -142,3 +145,40 @@ def test_paths_without_a_data_set_are_reported_in_one_line(files, tmp_path):
 
 def test_the_hub_is_asked_for_data_that_is_not_local():
     assert "cannot load 'owner/name'" in fault("owner/name", split="train")
+
+
+def test_nested_features_and_labels_in_them_are_kept(files, tmp_path):
+    labels = datasets.ClassLabel(names=["cat", "dog"])
+    features = {
+        "image": datasets.Image(),
+        "objects": datasets.List({"kind": labels, "box": datasets.List(datasets.Value("float32"), length=2)}),
+        "tags": datasets.List(labels),
+        "info": {"when": datasets.Value("timestamp[us]"), "of": {"kind": labels}},
+        "grid": datasets.Array2D((1, 2), "int64"),
+        "mask": datasets.Image(),
+        "raw": datasets.Value("binary"),
+    }
+    row = {
+        "objects": [{"kind": 1, "box": [0.5, 1.0]}, {"kind": -1, "box": [2.0, 3.0]}],
+        "tags": [0, 1],
+        "info": {"when": datetime.datetime(2020, 1, 2), "of": {"kind": 0}},
+        "grid": [[1, 2]],
+        "mask": files[1],
+        "raw": b"x",
+        "image": files[0],
+    }
+    datasets.Dataset.from_list([row], features=datasets.Features(features)).save_to_disk(tmp_path / "saved")
+    expected = {
+        "objects": [{"kind": "dog", "box": [0.5, 1.0]}, {"kind": None, "box": [2.0, 3.0]}],
+        "tags": ["cat", "dog"],
+        "info": {"when": "2020-01-02T00:00:00", "of": {"kind": "cat"}},
+        "grid": [[1, 2]],
+    }
+    source = HuggingFaceSource.of(path=str(tmp_path / "saved"), column="image")
+    assert [record.meta for record in source.records()] == [expected]
+    (remark,) = source.remarks
+    assert "mask (struct<bytes: binary, path: string>), raw (binary): they are left out" in remark
+    datasets.Dataset.from_list([row], features=datasets.Features(features)).to_parquet(tmp_path / "a.parquet")
+    of_parquet = ParquetSource.of(path=str(tmp_path / "a.parquet"), column="image")
+    assert [record.meta for record in of_parquet.records()] == [expected]
+    assert "raw (binary)" in of_parquet.remarks[0]

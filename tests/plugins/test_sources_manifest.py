@@ -37,7 +37,7 @@ def written(tmp_path, text, name="list.csv"):
 
 
 def test_delimited_tables_keep_their_columns_as_text(tmp_path):
-    expected = [("b.jpg", {"label": "1", "note": "x, y"}), ("a/ü.jpg", {"label": "", "note": 'say "z"'})]
+    expected = [("b.jpg", {"label": "1", "note": "x, y"}), ("a/ü.jpg", {"label": None, "note": 'say "z"'})]
     comma = 'path,label,note\nb.jpg,1,"x, y"\n\na/ü.jpg,,"say ""z"""\n'
     assert rows(written(tmp_path, comma)) == expected
     assert rows(written(tmp_path, comma.encode("utf-8-sig").replace(b"\n", b"\r\n"))) == expected
@@ -53,8 +53,8 @@ def test_json_lines_keep_their_types_and_have_the_same_keys_everywhere(tmp_path)
     ]
     path = written(tmp_path, "\n\n".join(map(json.dumps, lines)), "list.jsonl")
     assert rows(path) == [
-        ("a.jpg", {"label": 3, "score": 0.5, "ok": True, "late": None}),
-        ("b.jpg", {"label": "three", "score": None, "ok": None, "late": None}),
+        ("a.jpg", {"label": 3, "score": 0.5, "ok": True, "boxes": [1], "late": None}),
+        ("b.jpg", {"label": "three", "score": None, "ok": None, "boxes": {"x": 1}, "late": None}),
     ]
 
 
@@ -62,8 +62,14 @@ def test_a_parquet_table_keeps_its_types(tmp_path):
     columns = {"file": ["a.jpg", "b.jpg"], "label": [1, None], "id": ["x", "y"], "box": [[1], [2]]}
     pq.write_table(pa.table(columns), tmp_path / "list.parquet", row_group_size=1)
     path = tmp_path / "list.parquet"
-    assert rows(path, column="file") == [("a.jpg", {"label": 1, "id_": "x"}), ("b.jpg", {"label": None, "id_": "y"})]
-    assert rows(path, column="file", id="id") == [("x", {"label": 1}), ("y", {"label": None})]
+    assert rows(path, column="file") == [
+        ("a.jpg", {"label": 1, "id_": "x", "box": [1]}),
+        ("b.jpg", {"label": None, "id_": "y", "box": [2]}),
+    ]
+    assert rows(path, column="file", id="id") == [
+        ("x", {"label": 1, "box": [1]}),
+        ("y", {"label": None, "box": [2]}),
+    ]
 
 
 def test_paths_start_at_the_table_or_at_the_root(tmp_path):

@@ -77,8 +77,10 @@ def test_other_plain_columns_are_metadata(tmp_path):
         "mask": [b"1", b"2"],
     }
     first, second = records(stored(tmp_path / "a.parquet", columns))
-    assert first.meta == {"id_": 7, "label": 1, "text": "a", "score": 0.5, "day": "2020-01-02", "price": "1.50"}
-    assert second.meta == {"id_": 8, "label": None, "text": "b", "score": None, "day": None, "price": None}
+    day, price = "2020-01-02", "1.50"
+    assert first.meta == {"id_": 7, "label": 1, "text": "a", "score": 0.5, "day": day, "price": price, "boxes": [1]}
+    empty = dict.fromkeys(["label", "score", "day", "price"])
+    assert second.meta == {**empty, "id_": 8, "text": "b", "boxes": [2]}
     assert [record.id for record in records(tmp_path / "a.parquet", id="id")] == ["7", "8"]
 
 
@@ -87,7 +89,7 @@ def test_labels_that_datasets_has_stored_as_numbers_come_by_their_names(tmp_path
     schema = pa.schema([("image", "binary"), ("label", "int64")])
     schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     path = stored(tmp_path / "a.parquet", {"image": some(4), "label": [1, 0, -1, 5]}, schema=schema)
-    assert [record.meta["label"] for record in records(path)] == ["dog", "cat", None, None]
+    assert [record.meta["label"] for record in records(path)] == ["dog", "cat", None, 5]
 
 
 @pytest.mark.parametrize("group", [1, 7, 50, 1000])

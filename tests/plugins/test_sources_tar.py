@@ -58,8 +58,8 @@ def test_files_of_a_sample_are_its_metadata_with_the_same_keys_everywhere(tmp_pa
     }
     path = packed(tmp_path / "a.tar", members)
     a, b, c = (record.meta for record in records(path))
-    keys = ["caption", "id_", "score", "ok", "none", "nan", "cls", "txt"]
-    assert a == {**dict.fromkeys(keys), "caption": "ü", "id_": 7, "score": 0.5, "ok": True}
+    keys = ["caption", "id_", "score", "ok", "none", "nan", "boxes", "cls", "txt"]
+    assert a == {**dict.fromkeys(keys), "caption": "ü", "id_": 7, "score": 0.5, "ok": True, "boxes": [1, 2]}
     assert b == {**dict.fromkeys(keys), "cls": 12, "txt": "a dög"}
     assert c == dict.fromkeys(keys)
     assert [list(meta) for meta in (a, b, c)] == [keys] * 3
@@ -318,3 +318,61 @@ def test_a_gigantic_archive_is_not_read_to_list_it(tmp_path):
     assert b.data() == b"hi"
     with pytest.raises(layertap.ImageError, match="file_too_large"):
         a.data()
+
+
+def test_members_that_are_not_adjacent_are_joined_by_key_and_counted(tmp_path):
+    images = {f"{number}.jpg": b"x" for number in range(3)}
+    labels = {f"{number}.cls": b"%d" % number for number in (2, 0, 1)}
+    captions = {"1.txt": b"one", "0.json": b'{"boxes": [[1, 2]]}'}
+    for order in (images | labels | captions, labels | images | captions, captions | labels | images):
+        source = TarSource.of(path=str(packed(tmp_path / "a.tar", order)))
+        found = {record.id: record.meta for record in source.records()}
+        assert [found[str(number)]["cls"] for number in range(3)] == [0, 1, 2]
+        assert found["1"]["txt"] == "one"
+        assert found["0"]["boxes"] == [[1, 2]]
+        (remark,) = source.remarks
+        assert ": 5; they are joined by key" in remark or ": 4; they are joined by key" in remark
+
+
+def test_compound_extensions_are_columns_of_that_name(tmp_path):
+    members = {
+        "a.jpg": b"1",
+        "a.outputs.txt": b"said",
+        "a.cls": b"1",
+        "a.coarse.cls": b"2",
+        "a.meta.v2.json": b'[1, {"x": null}]',
+        "b.jpg": b"2",
+    }
+    a, b = (record.meta for record in records(packed(tmp_path / "a.tar", members)))
+    assert a == {"cls": 1, "outputs.txt": "said", "coarse.cls": 2, "meta.v2.json": [1, {"x": None}]}
+    assert b == dict.fromkeys(a)
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    members = {"a.jpg": b"1", "a.mp3": b"x", "a.emb.npy": b"x", "b.txt": b"no image", "c.cls": b"1", "d.jpg": b"2"}
+    source = TarSource.of(path=str(packed(tmp_path / "a.tar", members | {"d.mp3": b"y"})))
+    assert [record.id for record in source.records()] == ["a", "d"]
+    assert list(source.remarks) == [
+        "samples without an image, which are left out: 2",
+        "members that metadata cannot hold, which are left out: .mp3 (2), .emb.npy (1)",
+    ]
+
+
+def test_hidden_files_between_the_members_of_a_sample_do_not_part_them(tmp_path):
+    members = {"a.jpg": b"1", "._a.cls": b"junk", "a.cls": b"7"}
+    source = TarSource.of(path=str(packed(tmp_path / "a.tar", members)))
+    assert [record.meta for record in source.records()] == [{"cls": 7}]
+    assert list(source.remarks) == []
+
+
+def test_keys_and_shards_with_one_text_have_different_ids(tmp_path):
+    raw, text = os.fsdecode(b"\xff"), "%FF"
+    members = {f"{raw}.jpg": b"1", f"{text}.jpg": b"2", "%FE.jpg": b"3", "100%.jpg": b"4"}
+    given = given_by(packed(tmp_path / "a.tar", members, errors="surrogateescape", encoding="utf-8"))
+    assert list(given.values()) == [b"1", b"2", b"3", b"4"]
+    assert list(given)[1:] == ["%FF", "%FE", "100%"]
+    assert next(iter(given)).startswith("%FF~")
+    (tmp_path / "b").mkdir()
+    for name in (raw, text):
+        packed(tmp_path / "b" / f"{name}.tar", {"0.jpg": name.encode("utf-8", "surrogateescape")})
+    assert sorted(given_by(tmp_path / "b").values()) == [text.encode(), b"\xff"]

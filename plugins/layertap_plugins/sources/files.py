@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import layertap
@@ -103,10 +104,9 @@ def located(paths: str | Sequence[str], suffixes: tuple[str, ...]) -> dict[str, 
             found += _files_at(name, suffixes)
     for path in (path for path, group in itertools.groupby(sorted(found)) if len(list(group)) > 1):
         raise layertap.ConfigError(f"{path!r} is named twice", where=("path",))
-    names = [os.path.basename(path) for path in found]
-    return {
-        path: text_of(os.fsencode(name)) for path, name in zip(found, names if _differ(names) else found, strict=True)
-    }
+    names = [os.fsencode(os.path.basename(path)) for path in found]
+    names = names if len(set(names)) == len(names) else [os.fsencode(path) for path in found]
+    return dict(zip(found, texts_of(names), strict=True))
 
 
 def text_of(name: bytes) -> str:
@@ -115,8 +115,41 @@ def text_of(name: bytes) -> str:
     return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)
 
 
-def _differ(names: Sequence[str]) -> bool:
-    return len(set(names)) == len(names)
+def texts_of(names: Collection[bytes]) -> list[str]:
+    """Distinct names as distinct texts."""
+    own = clashing(set(names))
+    return [own.get(name) or text_of(name) for name in names]
+
+
+def clashing(names: Collection[bytes]) -> dict[bytes, str]:
+    """A text for each of these names that would otherwise have the text of another one.
+
+    It gets `~` and 8 hexadecimal digits before its suffix, so that patterns of files match it as they match the name.
+    `%FF` is the text of the byte 255, and can also be a name; the name keeps it.
+    """
+    escaped: dict[str, list[bytes]] = {}
+    for name in names:
+        if not _is_text(name):
+            escaped.setdefault(text_of(name), []).append(name)
+    return {
+        name: f"~{hashlib.sha256(name).hexdigest()[:8]}".join(_parted(text))
+        for text, group in escaped.items()
+        if len(group) > 1 or text.encode() in names
+        for name in group
+    }
+
+
+def _parted(text: str) -> tuple[str, str]:
+    stem, dot, suffix = text.rpartition(".")
+    return (stem, dot + suffix) if stem else (text, "")
+
+
+def _is_text(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in name
 
 
 def _files_at(path: str, suffixes: tuple[str, ...]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import functools
 import os
 import re
 import stat
@@ -24,13 +25,17 @@ T = TypeVar("T")
 _LINK = b"\0"
 _TOO_DEEP = b"\0deep"
 
+# The number of folders whose names are kept to compare.
+_FOLDERS = 64
+
 
 class FolderSource(layertap.Source):
     """Yields one record per matching file, in the byte order of their paths below the folder.
 
-    The id is that path with `/` between its parts; bytes that are not UTF-8 become `%XX`. `label` is the first folder
-    on the way, None for an image directly in the folder. Folders that are links are never entered. A folder whose path
-    is longer than the system allows is one record, which fails as `path_too_long`; its id ends in `/`. The same rules
+    The id is that path with `/` between its parts; bytes that are not UTF-8 become `%XX`, and a part that would then be
+    the name of another file gets `~` and 8 hexadecimal digits before its suffix. `label` is the first folder on the
+    way, None for an image directly in the folder. Folders that are links are never entered. A folder whose path is
+    longer than the system allows is one record, which fails as `path_too_long`; its id ends in `/`. The same rules
     apply to a URL, and nothing is kept on this machine.
     """
 
@@ -84,7 +89,7 @@ class FolderSource(layertap.Source):
         if is_folder:
             yield from self._below(os.fsencode(path))
         else:
-            yield _record(os.path.basename(os.fsencode(path)), Path(path))
+            yield _record(files.text_of(os.path.basename(os.fsencode(path))), Path(path))
 
     def _elsewhere(self, location: str) -> Iterator[layertap.ImageRecord]:
         # Imported only for a URL, because it imports fsspec.
@@ -98,10 +103,11 @@ class FolderSource(layertap.Source):
             matches = _matcher(params.include)
             found = self._matching((e for e in found if not _is_hidden(e[0])), lambda entry: matches(entry[0]))
         for path, data in found:
-            yield _record(path, data)
+            yield _record(files.text_of(path), data)
 
     def _below(self, root: bytes) -> Iterator[layertap.ImageRecord]:
         real_root = os.path.realpath(root)
+        ids = _Ids(root)
         matches = _matcher(self.params.include)
         for found in self._matching(_files(root), lambda f: f.endswith(_TOO_DEEP) or matches(f.removesuffix(_LINK))):
             path = found.removesuffix(_TOO_DEEP).removesuffix(_LINK)
@@ -110,7 +116,7 @@ class FolderSource(layertap.Source):
                 data = _refuse_deep
             elif path != found and self.params.links == "inside" and _leads_out(os.path.join(root, path), real_root):
                 data = _refuse
-            yield _record(path, data)
+            yield _record(ids.of(path), data)
 
     def _matching(self, found: Iterable[T], matches: Callable[[T], bool]) -> Iterator[T]:
         """The files that match. Raises `ConfigError` if there are none."""
@@ -130,8 +136,32 @@ class FolderSource(layertap.Source):
             )
 
 
-def _record(path: bytes, data: Path | Callable[[], bytes]) -> layertap.ImageRecord:
-    record_id = _as_id(path)
+class _Ids:
+    """The ids of the files below a folder: different ones for different files."""
+
+    def __init__(self, root: bytes) -> None:
+        self._root = root
+        self._own = functools.lru_cache(_FOLDERS)(self._clashing)
+
+    def of(self, path: bytes) -> str:
+        """The path as text."""
+        try:
+            return path.decode()
+        except UnicodeDecodeError:
+            parts = path.split(b"/")
+            return "/".join(self._text(b"/".join(parts[:depth]), part) for depth, part in enumerate(parts))
+
+    def _text(self, folder: bytes, name: bytes) -> str:
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            return self._own(folder).get(name) or files.text_of(name)
+
+    def _clashing(self, folder: bytes) -> dict[bytes, str]:
+        return files.clashing(set(os.listdir(os.path.join(self._root, folder))))
+
+
+def _record(record_id: str, data: Path | Callable[[], bytes]) -> layertap.ImageRecord:
     label, slash, _ = record_id.partition("/")
     return layertap.ImageRecord(record_id, data, {"label": label if slash else None})
 
@@ -217,11 +247,6 @@ def _matcher(patterns: list[str]) -> Callable[[bytes], bool]:
         return not name.startswith(".") and bool(in_names.match(name) or in_paths.match(whole))
 
     return matches
-
-
-def _as_id(path: bytes) -> str:
-    text = path.decode("utf-8", "surrogateescape")
-    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", text)
 
 
 @layertap.hookimpl

@@ -24,7 +24,8 @@ class HuggingFaceSource(layertap.Source):
     """Yields one record per row; code that belongs to a data set is never run.
 
     The id is the row's number in eight digits, or the value of a column. Images are given as the stored bytes. Other
-    columns with plain values are metadata; classes are given by name.
+    columns are metadata, with lists and structs as lists and dicts; classes are given by name. Columns of bytes, such
+    as sounds, are left out, and the report says so.
     """
 
     extra = "huggingface"
@@ -42,6 +43,11 @@ class HuggingFaceSource(layertap.Source):
         id: str | None = Field(None, description="the column of the ids; by default the number of the row")
 
     params: Params
+    _remarks: Sequence[str] = ()
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return self._remarks
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -52,18 +58,18 @@ class HuggingFaceSource(layertap.Source):
     def records(self) -> Iterator[layertap.ImageRecord]:
         dataset, stamp = self._dataset
         column, id_column = self._column(dataset), self.params.id
-        scalars = tables.scalars(dataset.features.arrow_schema)
+        schema = dataset.features.arrow_schema
         if id_column is not None:
-            tables.check_column("id", id_column, scalars, self.params.path)
-        columns: list[str] = [name for name in scalars if name not in (column, id_column)]
-        keys = tables.keys_of(columns)
-        names = {name: feature.names for name, feature in dataset.features.items() if hasattr(feature, "names")}
+            tables.check_column("id", id_column, tables.scalars(schema), self.params.path)
+        columns = [name for name in tables.held(schema) if name not in (column, id_column)]
+        self._remarks = tables.left_out(schema, (column, id_column), self.params.path)
+        keys, features = tables.keys_of(columns), dataset.features.to_dict()
         images = _Images(dataset.select_columns([column]).with_format("arrow"), self._roots())
         for number, row in enumerate(_rows(dataset, [*columns, id_column] if id_column else columns)):
             record_id = f"{number:08d}"
             if id_column and not (record_id := str(tables.plain(row[id_column]) or "")):
                 raise layertap.ConfigError(f"row {number} of {self.params.path!r} has no {id_column!r}", where=("id",))
-            yield layertap.ImageRecord(record_id, Row(images, number, stamp), tables.meta_of(row, keys, names))
+            yield layertap.ImageRecord(record_id, Row(images, number, stamp), tables.meta_of(row, keys, features))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"params": self.params}

@@ -6,7 +6,7 @@ import csv
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -23,9 +23,9 @@ Rows: TypeAlias = Iterator[tuple[int, Mapping[str, object]]]
 class ManifestSource(layertap.Source):
     """Yields one record per row, in the order of the table.
 
-    The id is the path as written, or the value of a column. All other columns with plain values are metadata: text
-    from CSV and TSV, typed values from JSON lines and Parquet, None where a line has no value. A duplicate path is an
-    error.
+    The id is the path as written, or the value of a column. All other columns are metadata: text from CSV and TSV,
+    typed values, lists and dicts from JSON lines and Parquet, None where a line has no value or an empty one in CSV.
+    Columns of bytes are left out, and the report says so. A duplicate path is an error.
     """
 
     extra = "parquet"
@@ -54,6 +54,11 @@ class ManifestSource(layertap.Source):
     def __init__(self, params: Params | None = None) -> None:
         super().__init__(params)
         self._vetted: str | None = None
+        self._remarks: list[str] = []
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return self._remarks
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -115,10 +120,10 @@ class ManifestSource(layertap.Source):
             )
         if form == "parquet":
             with tables.understood(path), tables.opened(path) as file:
-                return tables.scalars(file.schema_arrow), _of_parquet(path), "row"
+                self._remarks = tables.left_out(file.schema_arrow, (self.params.column, self.params.id), repr(path))
+                return tables.held(file.schema_arrow), _of_parquet(path), "row"
         if form == "jsonl":
-            plain = {key: None for _, row in _of_json(path) for key, value in row.items() if tables.is_plain(value)}
-            return list(plain), _of_json(path), "line"
+            return list({key: None for _, row in _of_json(path) for key in row}), _of_json(path), "line"
         cells = _of_csv(path, "\t" if form == "tsv" else ",")
         _, header = next(cells, (0, []))
         for name in (name for name in header if name and header.count(name) > 1):
@@ -178,7 +183,7 @@ def _filled(lines: Iterator[tuple[int, list[str]]], header: list[str], path: str
             raise layertap.ConfigError(
                 f"line {number} of {path!r} has {len(cells)} values, but the header has {len(header)}", where=("path",)
             )
-        yield number, dict(zip(header, cells, strict=True))
+        yield number, {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
 def _of_json(path: str) -> Rows:
@@ -199,13 +204,13 @@ def _of_json(path: str) -> Rows:
 
 def _of_parquet(path: str) -> Rows:
     with tables.understood(path), tables.opened(path) as file:
-        names = tables.class_names(file.schema_arrow)
-        columns = tables.scalars(file.schema_arrow)
+        features = tables.features_of(file.schema_arrow)
+        columns = tables.held(file.schema_arrow)
         number = 0
         for group in range(file.num_row_groups):
             for row in tables.rows_of(file, group, columns):
                 number += 1
-                yield number, {column: tables.named(row[column], names.get(column)) for column in columns}
+                yield number, {column: tables.named(row[column], features.get(column)) for column in columns}
 
 
 @layertap.hookimpl

@@ -6,7 +6,7 @@ import importlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,9 @@ _WINDOWS = 3
 class ParquetSource(layertap.Source):
     """Yields one record per row, file by file.
 
-    The id is `FILE#ROW`, rows counted from 0, or the value of a column. Other columns with plain values are metadata;
-    labels that `datasets` has stored as numbers are given by name.
+    The id is `FILE#ROW`, rows counted from 0, or the value of a column. Other columns are metadata, with lists and
+    structs as lists and dicts; labels that `datasets` has stored as numbers are given by name. Columns of bytes are
+    left out, and the report says so.
     """
 
     extra = "parquet"
@@ -47,6 +48,11 @@ class ParquetSource(layertap.Source):
     def __init__(self, params: Params | None = None) -> None:
         super().__init__(params)
         self._windows = _Windows(self.params.column)
+        self._remarks: list[str] = []
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return self._remarks
 
     def records(self) -> Iterator[layertap.ImageRecord]:
         first: tuple[str, list[str]] | None = None
@@ -59,9 +65,10 @@ class ParquetSource(layertap.Source):
                         f"{path!r} is damaged: it claims to have more rows than bytes", where=("path",)
                     )
                 self._check(schema, path)
-                columns = [column for column in tables.scalars(schema) if column != self.params.id]
+                columns = [name for name in tables.held(schema) if name not in (self.params.column, self.params.id)]
                 if first is None:
                     first = path, columns
+                    self._remarks = tables.left_out(schema, (self.params.column, self.params.id), repr(path))
                 if sorted(columns) != sorted(first[1]):
                     odd = ", ".join(sorted({*columns} ^ {*first[1]}))
                     raise layertap.ConfigError(
@@ -72,7 +79,7 @@ class ParquetSource(layertap.Source):
     def _records(
         self, file: Any, path: str, name: str, stamp: str, columns: list[str]
     ) -> Iterator[layertap.ImageRecord]:
-        keys, names = tables.keys_of(columns), tables.class_names(file.schema_arrow)
+        keys, features = tables.keys_of(columns), tables.features_of(file.schema_arrow)
         wanted = [*columns, self.params.id] if self.params.id else columns
         number = 0
         for group in range(file.num_row_groups):
@@ -82,7 +89,7 @@ class ParquetSource(layertap.Source):
                 if self.params.id and (record_id := str(tables.plain(row[self.params.id]) or "")) == "":
                     raise layertap.ConfigError(f"row {number} of {path!r} has no {self.params.id!r}", where=("id",))
                 data = Cell(self._windows, path, stamp, group, number - start)
-                yield layertap.ImageRecord(record_id, data, tables.meta_of(row, keys, names))
+                yield layertap.ImageRecord(record_id, data, tables.meta_of(row, keys, features))
                 number += 1
 
     def _check(self, schema: Any, path: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from urllib.parse import quote, unquote_to_bytes
 
 import layertap
-from layertap_plugins.sources import remote_zip
+from layertap_plugins.sources import files, remote_zip
 from layertap_plugins.sources.remote import Fetch, is_url
 from layertap_plugins.sources.remote_faults import source_errors
 from layertap_plugins.sources.remote_reading import http_facts, info_of, stamp_of
@@ -131,8 +131,17 @@ def _walked(root: str, children: Children) -> Found:
 
 def _sorted(folder: bytes, found: Iterator[tuple[bytes, str, Fetch | None]]) -> list[tuple[bytes, str, Fetch | None]]:
     """The entries of one folder, last first. A folder's name ends in /, which sorts it where its files belong."""
-    entries = [(folder + name + (b"/" if data is None else b""), path, data) for name, path, data in found]
-    return sorted(entries, key=lambda entry: entry[0], reverse=True)
+    entries = [(name + (b"/" if data is None else b""), path, data) for name, path, data in found]
+    entries.sort(key=lambda entry: entry[0], reverse=True)
+    own = files.clashing({name.removesuffix(b"/") for name, _, _ in entries})
+    if not own:
+        return [(folder + name, path, data) for name, path, data in entries]
+    return [(folder + _own_name(name, own), path, data) for name, path, data in entries]
+
+
+def _own_name(name: bytes, own: Mapping[bytes, str]) -> bytes:
+    bare = name.removesuffix(b"/")
+    return own[bare].encode() + name[len(bare) :] if bare in own else name
 
 
 def _listed(remote: Remote, folder: str) -> Iterator[tuple[bytes, str, Fetch | None]]:

@@ -5,41 +5,29 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date, time
-from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import Any
 
 import layertap
 from layertap_plugins.models.weights import nearest
 
-Value: TypeAlias = str | int | float | bool | None
-
 # The number of rows of a Parquet file to read at a time.
 _ROWS = 4096
+
+# The number of characters of a type that are shown.
+_LONGEST_TYPE = 60
 
 # The names of the index's own columns.
 _TAKEN = frozenset({"row", "id"})
 
 
-def is_plain(value: object) -> bool:
-    """Whether metadata can hold it."""
-    return isinstance(value, (str, int, float, bool, type(None)))
-
-
-def plain(value: object) -> Value:
-    """The value as metadata: dates and decimals as text, None for NaN, infinities and anything that has parts."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, (date, time)):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    return value if isinstance(value, (bool, int)) else None
+def plain(value: object) -> Any:
+    """The value as metadata, None for a number that is not finite, which means a missing value in many tables."""
+    try:
+        return layertap.plain_value(value, lenient=True)
+    except (TypeError, ValueError) as error:
+        raise layertap.ConfigError(f"metadata cannot hold {error}", where=("path",)) from error
 
 
 def keys_of(columns: Iterable[str]) -> dict[str, str]:
@@ -61,9 +49,10 @@ def check_column(key: str, column: str, known: Sequence[str], where: str) -> Non
         raise layertap.ConfigError(f"{where} has no column {column!r}{near}", where=(key,))
 
 
-def scalars(schema: Any) -> list[str]:
-    """The columns of a table that metadata can hold."""
+def is_scalar(kind: Any) -> bool:
+    """Whether each value of a type of Arrow is one number, text or time."""
     types: Any = importlib.import_module("pyarrow.types")
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     kinds = (
         types.is_integer,
         types.is_floating,
@@ -73,40 +62,89 @@ def scalars(schema: Any) -> list[str]:
         types.is_date,
         types.is_time,
         types.is_timestamp,
+        types.is_duration,
         types.is_decimal,
         types.is_null,
     )
-
-    def fits(kind: Any) -> bool:
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        return any(is_kind(kind) for is_kind in kinds)
-
-    return [field.name for field in schema if fits(field.type)]
+    return any(is_kind(kind) for is_kind in kinds) or getattr(types, "is_string_view", types.is_null)(kind)
 
 
-def class_names(schema: Any) -> dict[str, list[str]]:
-    """The class names for each column in which `datasets` has stored labels as numbers."""
+def scalars(schema: Any) -> list[str]:
+    """The columns of a table with one number, text or time per row."""
+    return [field.name for field in schema if is_scalar(field.type)]
+
+
+def held(schema: Any) -> list[str]:
+    """The columns of a table that metadata can hold: scalars, and lists, structs and maps of them."""
+    return [field.name for field in schema if _is_held(field.type)]
+
+
+def _is_held(kind: Any) -> bool:
+    types: Any = importlib.import_module("pyarrow.types")
+    if hasattr(kind, "storage_type"):  # an extension type, such as the arrays of `datasets`
+        return _is_held(kind.storage_type)
+    if types.is_struct(kind):
+        return all(_is_held(kind.field(number).type) for number in range(kind.num_fields))
+    if types.is_map(kind):
+        return _is_held(kind.key_type) and _is_held(kind.item_type)
+    if types.is_nested(kind):
+        return hasattr(kind, "value_type") and _is_held(kind.value_type)
+    return is_scalar(kind)
+
+
+def left_out(schema: Any, besides: Collection[str | None], where: str) -> list[str]:
+    """A sentence about the columns of a table that metadata cannot hold, if there are any."""
+    kept = {*held(schema), *besides}
+    columns = [f"{field.name} ({_brief(field.type)})" for field in schema if field.name not in kept]
+    return [f"{where}: metadata cannot hold the columns {', '.join(columns)}: they are left out"] if columns else []
+
+
+def _brief(kind: Any) -> str:
+    text = str(kind)
+    return text if len(text) <= _LONGEST_TYPE else f"{text[:_LONGEST_TYPE]}..."
+
+
+def features_of(schema: Any) -> Mapping[str, Any]:
+    """What `datasets` has stored about the columns of a Parquet file, such as the names of classes."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            column: [str(name) for name in feature["names"]]
-            for column, feature in features.items()
-            if feature.get("_type") == "ClassLabel" and feature.get("names")
-        }
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return {}
+    return features if isinstance(features, dict) else {}
 
 
-def named(value: object, names: Sequence[str] | None) -> Value:
-    """A label's name if there are names; None for -1, which means a missing label in `datasets`."""
-    if not names or isinstance(value, bool) or not isinstance(value, int):
-        return plain(value)
-    return plain(names[value]) if 0 <= value < len(names) else None
+def named(value: object, feature: object) -> object:
+    """A value in which labels, which `datasets` stores as numbers, are names; None for -1, a missing label.
+
+    `feature` describes the value, as `Features.to_dict` of that library does.
+    """
+    if isinstance(feature, list) and feature:
+        feature = {"_type": "List", "feature": feature[0]}
+    if not isinstance(feature, dict):
+        return value
+    kind, inner = feature.get("_type"), feature.get("feature")
+    if kind == "ClassLabel":
+        return _class_name(value, feature.get("names"))
+    if isinstance(value, list):
+        return [named(part, inner) for part in value]
+    if isinstance(value, dict):
+        if isinstance(kind, str):  # a sequence of structs is stored as a struct of lists
+            feature = {key: [part] for key, part in inner.items()} if isinstance(inner, dict) else {}
+        return {key: named(part, feature.get(key)) for key, part in value.items()}
+    return value
 
 
-def meta_of(row: Mapping[str, object], keys: Mapping[str, str], names: Mapping[str, Sequence[str]]) -> dict[str, Value]:
+def _class_name(value: object, names: object) -> object:
+    if not isinstance(names, (list, tuple)) or not names or isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if value == -1:
+        return None
+    return str(names[value]) if 0 <= value < len(names) else value
+
+
+def meta_of(row: Mapping[str, object], keys: Mapping[str, str], features: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of one row, under `keys`, with labels given by name."""
-    return {key: named(row[column], names.get(column)) for column, key in keys.items()}
+    return {key: plain(named(row[column], features.get(column))) for column, key in keys.items()}
 
 
 def opened(path: str) -> Any:

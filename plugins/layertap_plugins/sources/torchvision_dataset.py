@@ -50,6 +50,11 @@ class TorchvisionDatasetSource(layertap.Source):
         )
 
     params: Params
+    _remarks: Sequence[str] = ()
+
+    @property
+    def remarks(self) -> Sequence[str]:
+        return self._remarks
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -59,14 +64,18 @@ class TorchvisionDatasetSource(layertap.Source):
     def records(self) -> Iterator[layertap.ImageRecord]:
         dataset = self._dataset
         count, labels, names = len(dataset), _labels(dataset), getattr(dataset, "classes", None)
+        if labels is None:
+            self._remarks = [
+                f"{self.params.name} has no labels that are known before its images are read: `label` is empty"
+            ]
         paths = _paths(dataset)
+        ids = None if paths is None else files.texts_of([os.fsencode(os.path.relpath(p, dataset.root)) for p in paths])
         for number in range(count):
             label = None if labels is None else _label(labels[number], names)
             data: Path | Item = Item(dataset, number, self.params.name)
             record_id = f"{number:08d}"
-            if paths is not None:
-                data = Path(paths[number])
-                record_id = files.text_of(os.fsencode(os.path.relpath(data, dataset.root)))
+            if paths is not None and ids is not None:
+                data, record_id = Path(paths[number]), ids[number]
             yield layertap.ImageRecord(record_id, data, {"label": label})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,20 +151,21 @@ def _paths(dataset: Any) -> list[str] | None:
 
 
 def _labels(dataset: Any) -> Sequence[Any] | None:
-    """The labels, if each image has one that is known without reading it."""
+    """The labels, or lists of labels, if they are known without reading the images."""
     for attribute in ("targets", "labels", "_labels"):
         found: Any = getattr(dataset, attribute, None)
-        if hasattr(found, "__getitem__") and len(found) == len(dataset) and getattr(found, "ndim", 1) == 1:
+        if hasattr(found, "__getitem__") and getattr(found, "ndim", None) != 0 and len(found) == len(dataset):
             labels: Sequence[Any] = found
             return labels
     return None
 
 
-def _label(value: Any, names: Any) -> tables.Value:
-    number = value.item() if hasattr(value, "item") else value
-    names = names if isinstance(names, (list, tuple)) else None
+def _label(value: Any, names: Any) -> Any:
+    number = value.tolist() if hasattr(value, "tolist") else value
+    names = names if isinstance(names, (list, tuple)) else []
     # ImageNet has several names for a class.
-    return tables.named(number, names and [name[0] if isinstance(name, tuple) else name for name in names])
+    texts = [name[0] if isinstance(name, tuple) else name for name in names]
+    return tables.plain(tables.named(number, {"_type": "ClassLabel", "names": texts}))
 
 
 @layertap.hookimpl
