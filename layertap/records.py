@@ -64,12 +64,46 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """What was raised for an image: the exception's `type`, the first line of its `message`, and `file:line`.
+
+    All three are short and printable. `place` is empty where no frame is a plugin's.
+    """
+
+    type: str
+    message: str
+    place: str
+
+    def __str__(self) -> str:
+        """The cause in one line."""
+        said = f"{self.type}: {self.message}" if self.message else self.type
+        return f"{said} ({self.place})" if self.place else said
+
+
+@dataclass(frozen=True, slots=True)
+class CountedCause:
+    """The cause of the failure of image `first`, and the number of images that failed with its type at its place."""
+
+    cause: Cause
+    first: str
+    count: int
+
+    def __str__(self) -> str:
+        """What to print of it."""
+        return f"{self.cause}, first at {self.first!r}" + (f", and {self.count - 1} more" if self.count > 1 else "")
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
-    """A planned image that gives no row: the `stage` it failed at (`read`, `decode`, `prepare`) and a fixed code."""
+    """A planned image that gives no row: the `stage` it failed at (`read`, `decode`, `prepare`) and a fixed code.
+
+    `cause` is what a plugin raised, or what else the code does not say; None where the code says everything.
+    """
 
     record: ImageRecord
     stage: str
     reason: str
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +152,7 @@ class Gathered:
     failures: tuple[Failure, ...]
     nonfinite: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, int] = field(default_factory=dict)
+    causes: Sequence[CountedCause] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +210,7 @@ class Report:
     finished output; before that the model is loaded and everything is checked. `path` is the output folder, None for a
     sink that has none (then nothing can be resumed, and `stored` is False). `values` are the arrays of a sink that
     returns them, such as `memory`; `about` is what the model provider says of the model and its weights.
+    `causes` holds, for failures whose code does not say everything, the first of each kind and how many there were.
     `remarks` are sentences for the user: what is not known of an older output that was resumed, for instance.
     """
 
@@ -194,18 +230,61 @@ class Report:
     already: bool = False
     remarks: Sequence[str] = ()
     extracting: float = 0.0
+    causes: Sequence[CountedCause] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Causes:
+    """Causes by kind, which is the exception's type and place: the first of each, and how many there were.
+
+    After 20 kinds the others are counted together, so that it stays small.
+    """
+
+    _MOST = 20
+    _OTHERS = Cause("others", "of more kinds than are listed", "")
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, str], CountedCause] = {}
+
+    def add(self, cause: Cause, first: str, count: int = 1) -> None:
+        """Count `count` images with a cause, of which `first` is the id of the first."""
+        kind = cause.type, cause.place
+        if kind not in self._kinds and len(self._kinds) >= self._MOST:
+            cause = self._OTHERS
+            kind = cause.type, cause.place
+        known = self._kinds.get(kind)
+        self._kinds[kind] = (
+            CountedCause(cause, first, count)
+            if known is None
+            else CountedCause(known.cause, known.first, known.count + count)
+        )
+
+    def add_failures(self, failures: Iterable[Failure]) -> None:
+        """Count the causes of failures that have one."""
+        for failure in failures:
+            if failure.cause is not None:
+                self.add(failure.cause, failure.record.id)
+
+    def add_counted(self, causes: Iterable[CountedCause]) -> None:
+        """Add counts."""
+        for counted in causes:
+            self.add(counted.cause, counted.first, counted.count)
+
+    def counted(self) -> tuple[CountedCause, ...]:
+        """The kinds, in the order in which they came."""
+        return tuple(self._kinds.values())
 
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of images and shards, failures by reason, and what was noted of images and values."""
+    """Counts of images and shards, failures by reason, their causes, and what was noted of images and values."""
 
     planned: int = 0
     shards: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     nonfinite: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    causes: Causes = field(default_factory=Causes)
 
     @property
     def failed(self) -> int:
@@ -242,5 +321,6 @@ class Tally:
             reasons=dict(self.reasons),
             nonfinite=dict(self.nonfinite),
             notes=dict(self.notes),
+            causes=self.causes.counted(),
             about=info.about,
         )

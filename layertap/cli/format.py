@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layertap.cli.layers import Anatomy
     from layertap.cli.plan import Forecast
     from layertap.pipeline.verify import Verdict
-    from layertap.records import Column, Report
+    from layertap.records import Column, CountedCause, Report
     from layertap.taps.survey import LayerInfo
 
 
@@ -26,6 +26,7 @@ def report_data(report: Report) -> dict[str, Any]:
         "kept": report.kept,
         "failed": report.failed,
         "reasons": dict(report.reasons),
+        "causes": [cause_data(counted) for counted in report.causes],
         "seconds": round(report.seconds, 3),
         "extracting": round(report.extracting, 3),
         "path": None if report.path is None else str(report.path),
@@ -50,6 +51,16 @@ def weights_text(about: Mapping[str, Any]) -> str | None:
     return _printable(f"{about.get('weights_file')}, {', '.join(words)}")
 
 
+def cause_data(counted: CountedCause) -> dict[str, Any]:
+    """The cause of some failures, for machines."""
+    return {**dataclasses.asdict(counted.cause), "first": counted.first, "count": counted.count}
+
+
+def causes_text(causes: Iterable[CountedCause]) -> list[str]:
+    """The causes of failures, one line each. An output's own record of them is not trusted."""
+    return [_printable(f"    {counted}") for counted in causes]
+
+
 def report_text(report: Report) -> str:
     """A report for people."""
     from layertap.store.replace import retired
@@ -65,6 +76,7 @@ def report_text(report: Report) -> str:
         lines.append(f"  failed: {reasons}" + (f" (listed in {report.path / 'failures.csv'})" if report.path else ""))
     if weights := weights_text(report.about):
         lines.append(f"  weights: {weights}")
+    lines += causes_text(report.causes)
     if report.notes:
         lines.append("  noted: " + ", ".join(f"{word} {count}" for word, count in sorted(report.notes.items())))
     if report.path and (left := retired(report.path)).exists():

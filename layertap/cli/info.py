@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layertap.cli.format import printable, weights_text
+from layertap.cli.format import causes_text, printable, weights_text
 from layertap.records import Tally
 from layertap.store.commits import Commits
 from layertap.store.dtypes import numpy_dtype
@@ -20,6 +20,7 @@ def summary_text(path: Path, manifest: Manifest) -> str:
     lines = [
         f"{path}: {_state(manifest, tally)}",
         f"  images      {tally.kept} kept, {tally.failed} failed, {manifest.planned} planned{_counted(tally.reasons)}",
+        *causes_text(tally.causes.counted()),
         f"  model       {_named(manifest.config['model'])}",
     ]
     if digest := manifest.model.get("weights_sha256"):

@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
-from layertap.errors import ImageError
+from layertap.images.causes import cause_of, reason_of
 from layertap.images.decoding.fork_server import CannotStart
 from layertap.images.decoding.isolation import Decoder
 from layertap.images.reading import read
@@ -180,14 +180,14 @@ class _Worker:
         except CannotStart:
             raise
         except Exception as error:
-            failure = Failure(task.planned.record, task.stage, _reason(error))
+            failure = task.failed(error)
         if not task.claim():
             return False
         if failure is None:
             try:
                 task.slot.copy_(prepared)
             except Exception as error:
-                failure = Failure(task.planned.record, task.stage, _reason(error))
+                failure = task.failed(error)
         task.settle(failure, task.seconds(), notes)
         return True
 
@@ -219,6 +219,10 @@ class _Task:
     def slot(self) -> Tensor:
         assert self._pending is not None
         return self._pending.pixels[self._index]
+
+    def failed(self, error: Exception) -> Failure:
+        """What becomes of the image for which `error` was raised at this stage."""
+        return Failure(self.planned.record, self.stage, reason_of(error), cause_of(error))
 
     def enter(self, stage: str) -> None:
         """Note that a stage begins."""
@@ -254,10 +258,3 @@ class _Task:
         pending, self._pending = self._pending, None
         assert pending is not None
         pending.abort(fault)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ImageError):
-        return error.reason
-    # Third-party code may raise anything for an odd image, and one image must not end the run.
-    return "out_of_memory" if isinstance(error, MemoryError) else "error"

@@ -90,7 +90,8 @@ class StoredShards:
                 values = {tap: self.values(shard, tap) for tap in self._taps}
                 found = Shard(shard.number, tuple(_record(row) for row in kept), values)
                 facts = shard.facts
-                yield Gathered(found, shard.first, facts.planned, failures, facts.nonfinite, facts.notes)
+                causes = [cause.counted() for cause in facts.causes]
+                yield Gathered(found, shard.first, facts.planned, failures, facts.nonfinite, facts.notes, causes)
 
 
 def _record(row: Mapping[str, Any]) -> ImageRecord:

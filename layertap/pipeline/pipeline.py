@@ -224,6 +224,7 @@ class Walk:
             for gathered in work.shards(computed, first):
                 if not work.is_computed(gathered.shard.number):
                     tally.count_images(gathered.planned, (failure.reason for failure in gathered.failures))
+                    tally.causes.add_counted(gathered.causes)
                     events.batch_done(info, gathered.planned)
                 tally.count_shard(gathered.nonfinite, gathered.notes)
                 self._committed(writer.put(gathered), info)
@@ -237,13 +238,14 @@ class Walk:
         most = most if isinstance(most, int) else max(_FEWEST_FAILURES, int(most * info.planned))
         for batch, activations in done:
             tally.count_images(len(batch.records), (failure.reason for failure in batch.failures.values()))
+            tally.causes.add_failures(batch.failures.values())
             for failure in batch.failures.values():
                 events.image_failed(info, failure.record, failure.reason)
                 if config.on_error == "fail":
                     raise _refused(failure)
             if tally.failed > most:
                 reason = f"stopped: {tally.failed} images failed, and max_failures allows {most}"
-                raise ImageError("max_failures", reason)
+                raise ImageError("max_failures", "; ".join([reason, *map(str, tally.causes.counted()[:1])]))
             if config.nonfinite == "fail":
                 _refuse_nonfinite(activations)
             events.batch_done(info, len(batch.records))
@@ -269,7 +271,8 @@ def _aborted(sink: Sink) -> Iterator[None]:
 
 
 def _refused(failure: Failure) -> ImageError:
-    return ImageError(failure.reason, f"{failure.record.id!r} cannot be used: {failure.reason} ({failure.stage})")
+    what = f"{failure.record.id!r} cannot be used: {failure.reason} ({failure.stage})"
+    return ImageError(failure.reason, f"{what}: {failure.cause}" if failure.cause else what)
 
 
 def _refuse_nonfinite(activations: Activations) -> None:

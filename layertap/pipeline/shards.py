@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layertap.records import Activations, Batch, Column, Failure, Gathered, ImageRecord, Shard
+from layertap.records import Activations, Batch, Causes, Column, Failure, Gathered, ImageRecord, Shard
 from layertap.store.dtypes import numpy_dtype
 
 # Large enough that a commit's fsyncs are cheap beside it, small enough that two of them are little memory.
@@ -66,6 +66,7 @@ class _Filling:
         self.failures: list[Failure] = []
         self.nonfinite = dict.fromkeys(columns, 0)
         self.notes: Counter[str] = Counter()
+        self.causes = Causes()
         self.values = {name: np.empty((rows, *c.shape), numpy_dtype(c.dtype)) for name, c in columns.items()}
 
     def add(self, batch: Batch, activations: Activations) -> None:
@@ -75,6 +76,7 @@ class _Filling:
             self.values[name][start : start + len(activations.records)] = to_numpy(tensor)
         self.records.extend(activations.records)
         self.failures.extend(batch.failures.values())
+        self.causes.add_failures(batch.failures.values())
         self.planned += len(batch.records)
         for words in batch.notes.values():
             self.notes.update(words)
@@ -82,7 +84,15 @@ class _Filling:
     def gathered(self) -> Gathered:
         values = {name: array[: len(self.records)] for name, array in self.values.items()}
         shard = Shard(self.number, tuple(self.records), values)
-        return Gathered(shard, self.first, self.planned, tuple(self.failures), self.nonfinite, dict(self.notes))
+        return Gathered(
+            shard,
+            self.first,
+            self.planned,
+            tuple(self.failures),
+            self.nonfinite,
+            dict(self.notes),
+            self.causes.counted(),
+        )
 
 
 def nonfinite(tensor: Tensor) -> int:

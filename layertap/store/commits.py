@@ -16,7 +16,7 @@ from pydantic import Field, JsonValue
 from layertap.errors import FOREIGN, StoreError
 from layertap.records import Gathered, Tally
 from layertap.store import durable, safe_files
-from layertap.store.manifest import Count, Counts, Digest, Facts, FileFacts, FileName, ShardFacts, parsed
+from layertap.store.manifest import CauseFacts, Count, Counts, Digest, Facts, FileFacts, FileName, ShardFacts, parsed
 
 PARTS, COMMITS = "parts", "commits"
 
@@ -58,6 +58,7 @@ class Commit(Facts):
     values: dict[str, Digest]
     nonfinite: Counts
     notes: Counts
+    causes: list[CauseFacts] = Field(default=[])
     kept: list[KeptRow]
     failures: list[FailedImage]
 
@@ -74,6 +75,7 @@ class Commit(Facts):
             values={name: digest(values) for name, values in shard.values.items()},
             nonfinite=dict(gathered.nonfinite),
             notes=dict(gathered.notes),
+            causes=CauseFacts.of(gathered.causes),
             kept=[KeptRow(id=record.id, meta=dict(record.meta)) for record in shard.records],
             failures=[FailedImage(id=f.record.id, stage=f.stage, reason=f.reason) for f in gathered.failures],
         )
@@ -87,6 +89,7 @@ class Commit(Facts):
             values=self.values,
             nonfinite=self.nonfinite,
             notes=self.notes,
+            causes=self.causes,
         )
 
     def accounts_for(self, planned: Sequence[str]) -> bool:
@@ -98,6 +101,7 @@ class Commit(Facts):
     def count_into(self, tally: Tally) -> None:
         """Add this shard to what has become of the images."""
         tally.count_images(self.planned, (failure.reason for failure in self.failures))
+        tally.causes.add_counted(cause.counted() for cause in self.causes)
         tally.count_shard(self.nonfinite, self.notes)
 
     def placed_files(self) -> dict[str, FileFacts]:

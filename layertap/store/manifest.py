@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
@@ -14,7 +15,7 @@ import pydantic
 from pydantic import AfterValidator, ConfigDict, Field
 
 from layertap.errors import FOREIGN, StoreError, faults_of
-from layertap.records import Dtype, Tally
+from layertap.records import Cause, Causes, CountedCause, Dtype, Tally
 from layertap.store import safe_files
 
 _PLAIN = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
@@ -100,6 +101,25 @@ class FileFacts(Facts):
             return cls(bytes=file.tell(), sha256=found.hexdigest())
 
 
+class CauseFacts(Facts):
+    """What was raised for images of a shard or output, once per type and place."""
+
+    type: str = Field(description="the type of the exception")
+    message: str
+    place: str = Field(description="its file and line, empty if they are not known")
+    first: str = Field(description="the id of the first image that failed so")
+    count: Count = Field(description="how many images failed so")
+
+    @classmethod
+    def of(cls, causes: Iterable[CountedCause]) -> list[Self]:
+        """The facts of some causes."""
+        return [cls(first=each.first, count=each.count, **dataclasses.asdict(each.cause)) for each in causes]
+
+    def counted(self) -> CountedCause:
+        """The cause that it records."""
+        return CountedCause(Cause(self.type, self.message, self.place), self.first, self.count)
+
+
 class ShardFacts(Facts):
     """A shard: the records of the plan that it holds, and the digests of its rows."""
 
@@ -109,6 +129,7 @@ class ShardFacts(Facts):
     values: dict[str, Digest] = Field(description="a sha256 of the rows of each tap, as C-ordered bytes")
     nonfinite: Counts
     notes: Counts
+    causes: list[CauseFacts] = Field(default=[])
 
 
 class Totals(Facts):
@@ -134,6 +155,9 @@ class Manifest(Facts):
     replaces: str | None = Field(None, description="the run that wrote the output to be replaced by this one")
     counts: Totals | None = None
     failures: Counts = Field(default={}, description="images that failed, by reason")
+    causes: list[CauseFacts] = Field(
+        default=[], description="what was raised for images that failed: the first of each kind"
+    )
     notes: Counts = Field(
         default={}, description="images kept although something in them was left out, by what was left out"
     )
@@ -171,18 +195,22 @@ class Manifest(Facts):
     def tally(self) -> Tally:
         """The counts of a complete output."""
         counts = self.counts or Totals(planned=0, kept=0, failed=0, shards=0)
+        causes = Causes()
+        causes.add_counted(cause.counted() for cause in self.causes)
         return Tally(
             planned=counts.planned,
             shards=counts.shards,
             reasons=Counter(self.failures),
             nonfinite=Counter({name: tap.nonfinite or 0 for name, tap in self.taps.items()}),
             notes=Counter(self.notes),
+            causes=causes,
         )
 
     def count(self, tally: Tally) -> None:
         """Record the counts of an output that is being completed."""
         self.counts = Totals(planned=tally.planned, kept=tally.kept, failed=tally.failed, shards=tally.shards)
         self.failures, self.notes = dict(sorted(tally.reasons.items())), dict(sorted(tally.notes.items()))
+        self.causes = CauseFacts.of(tally.causes.counted())
         for name, tap in self.taps.items():
             tap.nonfinite = tally.nonfinite[name]
 

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from layertap.contracts import Preprocessor, Profile
 from layertap.errors import ImageError
+from layertap.images.causes import cause_of, reason_of
 from layertap.images.decoding import decode, wire
 from layertap.images.decoding.bounds import Bounds
 
@@ -164,7 +165,6 @@ def serve(requests: BinaryIO, answers: BinaryIO, task: Task) -> None:
 
 
 def _answer(data: bytes, answers: BinaryIO, task: Task) -> None:
-    reason = "error"
     try:
         image = decode.decode(data, task.formats, None, task.bounds, task.preprocessor.memory)
         notes = decode.notes(image)
@@ -172,18 +172,14 @@ def _answer(data: bytes, answers: BinaryIO, task: Task) -> None:
         prepared = task.preprocessor.prepare(image)
         if (tuple(prepared.shape), prepared.dtype) != task.form:
             raise ImageError("shape")
-    except ImageError as error:
-        reason = error.reason
     except Exception as error:
-        # torch has no class of its own for it.
-        is_memory = isinstance(error, MemoryError) or "allocate memory" in str(error)
-        reason = "out_of_memory" if is_memory else "error"
+        reason, cause = reason_of(error), cause_of(error)
     else:
         # The run may be slow to read: it may have been stopped.
         signal.alarm(0)
         return wire.send_prepared(answers, (prepared, notes))
     signal.alarm(0)
-    wire.send_failure(answers, reason)
+    wire.send_failure(answers, reason, cause)
 
 
 def limit(memory: int) -> None:

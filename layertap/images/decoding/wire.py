@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from layertap.errors import ImageError
+from layertap.images.causes import Explained, as_data, from_data
 from layertap.images.decoding.notes import NOTES
 from layertap.images.failure_codes import REASONS, refusal
+from layertap.records import Cause
 
 Form: TypeAlias = tuple[tuple[int, ...], torch.dtype]
 """The shape and dtype of every prepared image."""
@@ -48,9 +50,9 @@ def send_prepared(pipe: BinaryIO, prepared: Prepared) -> None:
     pipe.flush()
 
 
-def send_failure(pipe: BinaryIO, reason: str) -> None:
+def send_failure(pipe: BinaryIO, reason: str, cause: Cause | None = None) -> None:
     """Write that there is no image, and why."""
-    _send_header(pipe, {"failure": reason})
+    _send_header(pipe, {"failure": reason} | ({"cause": as_data(cause)} if cause else {}))
     pipe.flush()
 
 
@@ -65,7 +67,7 @@ def receive(pipe: BufferedReader, form: Form, decoded: Callable[[], None]) -> Pr
         decoded()
         header = _header(pipe)
     if "failure" in header:
-        raise _failure(header["failure"], was_decoded)
+        raise _failure(header["failure"], header.get("cause"), was_decoded)
     notes = header.get("notes")
     _check(was_decoded and isinstance(notes, list) and all(isinstance(word, str) for word in notes))
     assert isinstance(notes, list)
@@ -76,10 +78,12 @@ def receive(pipe: BufferedReader, form: Form, decoded: Callable[[], None]) -> Pr
     return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).view(shape), tuple(notes)
 
 
-def _failure(reason: object, was_decoded: bool) -> ImageError:
+def _failure(reason: object, cause: object, was_decoded: bool) -> ImageError:
     known = isinstance(reason, str) and reason in REASONS
     _check(isinstance(reason, str) and (known or (was_decoded and _CODE.fullmatch(reason) is not None)))
     assert isinstance(reason, str)
+    if cause is not None:
+        return Explained(reason, from_data(cause))
     return refusal(reason) if known else ImageError(reason)
 
 
@@ -96,7 +100,8 @@ def _header(pipe: BinaryIO) -> Mapping[str, Any]:
 
 
 def _send_header(pipe: BinaryIO, header: Mapping[str, Any]) -> None:
-    text = json.dumps(header).encode()
+    # A plugin's own code may contain letters that UTF-8 cannot hold; the receiver refuses it.
+    text = json.dumps(header, ensure_ascii=False).encode(errors="backslashreplace")
     pipe.write(_HEADER.pack(len(text)) + text)
 
 
