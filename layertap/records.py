@@ -112,13 +112,22 @@ class Batch:
 
     `pixels` has shape `(len(records), *prepared)`. A record that failed keeps its slot, filled with zeros, and is
     listed in `failures` under its slot number. `notes` holds, for a slot, what was left out or converted on the way to
-    RGB, as fixed words such as `cmyk`.
+    RGB, as fixed words such as `cmyk`. Where images have different shapes, `sized` holds the good ones, by
+    slot, and `pixels` nothing.
     """
 
     records: Sequence[ImageRecord]
     pixels: Tensor
     failures: Mapping[int, Failure] = field(default_factory=dict)
     notes: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    sized: Mapping[int, Tensor] = field(default_factory=dict)
+
+    def groups(self) -> list[list[int]]:
+        """The slots of each shape among `sized`, in the order in which the shapes come."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for slot, prepared in self.sized.items():
+            found.setdefault(tuple(prepared.shape), []).append(slot)
+        return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +284,10 @@ class Causes:
         return tuple(self._kinds.values())
 
 
+# Forwards per batch above which a run tells its user that sizes cost time.
+_MANY_FORWARDS = 1.5
+
+
 @dataclass(slots=True)
 class Tally:
     """Counts of images and shards, failures by reason, their causes, and what was noted of images and values."""
@@ -285,6 +298,8 @@ class Tally:
     nonfinite: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     causes: Causes = field(default_factory=Causes)
+    batches: int = 0
+    forwards: int = 0
 
     @property
     def failed(self) -> int:
@@ -323,4 +338,13 @@ class Tally:
             notes=dict(self.notes),
             causes=self.causes.counted(),
             about=info.about,
+            remarks=self._remarks(),
         )
+
+    def _remarks(self) -> list[str]:
+        if self.forwards <= _MANY_FORWARDS * self.batches:
+            return []
+        return [
+            f"images of one batch had different sizes: a batch took {self.forwards / self.batches:.1f} forwards on "
+            "average; a smaller batch_size, or a preprocessor that resizes, costs less"
+        ]

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -55,7 +55,7 @@ class Decoding:
     @contextmanager
     def decoders(self, preprocessor: Preprocessor, slot: Slot) -> Iterator[Callable[[], Decoder]]:
         """A function that makes the decoder of one worker. It is valid inside the block."""
-        form = slot.shape, slot.dtype
+        form = None if slot.other else slot.shape, slot.dtype
         here = InThread(preprocessor, form, self.formats, self.bounds, self.enough)
         if self.isolation == "thread":
             yield lambda: here
@@ -69,23 +69,42 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The shape and dtype that every prepared image has; `pinned` if a device copies from it on its own."""
+    """The shape and dtype that every prepared image has; `pinned` if a device copies from it on its own.
+
+    `other` is set where the preprocessor gives images of different sizes: then `shape` is only that of the first, and
+    `other` is another one. `differs` says that images of both were found.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     pinned: bool = False
+    other: tuple[int, ...] | None = None
+    differs: bool = False
 
     @classmethod
     def of(cls, preprocessor: Preprocessor, device: torch.device) -> Slot:
-        """The form of what `prepare` returns for one synthetic image. Raises `PluginError` if that is not a tensor."""
+        """The form of what `prepare` returns for a synthetic image. Raises `PluginError` if that is not a tensor.
+
+        `other` is the shape of a larger one of other proportions, if it is another.
+        """
         decode.refuse_lenient()
-        with within("preprocess"), guard(preprocessor):
-            prepared = preprocessor.prepare(Image.new("RGB", preprocessor.example, (124, 116, 104)))
-        if not isinstance(prepared, Tensor):
-            raise PluginError(
-                f"the preprocessor {type(preprocessor).__name__} prepares a {type(prepared).__name__}, not a tensor"
-            )
-        return cls(tuple(prepared.shape), prepared.dtype, device.type == "cuda")
+        width, height = preprocessor.example
+        prepared = _synthetic(preprocessor, (width, height))
+        try:
+            larger = _synthetic(preprocessor, (width + width // 2 + 7, 2 * height + 13))
+        except PluginError:
+            larger = prepared  # it takes images of one size only
+        shape, other = tuple(prepared.shape), tuple(larger.shape)
+        return cls(shape, prepared.dtype, device.type == "cuda", None if other == shape else other)
+
+    def seen(self, batches: Iterable[Batch]) -> Slot:
+        """This slot with the shape of the first good image in `batches` of sizes of their own, and another shape."""
+        found = dict.fromkeys(tuple(image.shape) for batch in batches for image in batch.sized.values())
+        if not found:
+            return self
+        shape, *others = found
+        synthetic = (other for other in (self.other, self.shape) if other != shape)
+        return replace(self, shape=shape, other=others[0] if others else next(synthetic), differs=bool(others))
 
     def batch(self, count: int) -> Tensor:
         """Memory for `count` prepared images. Threads fill it, which a caller's inference mode does not reach."""
@@ -95,6 +114,16 @@ class Slot:
     def zeros(self, count: int) -> Tensor:
         """A batch of black images, for probing a model."""
         return self.batch(count).zero_()
+
+
+def _synthetic(preprocessor: Preprocessor, size: tuple[int, int]) -> Tensor:
+    with within("preprocess"), guard(preprocessor):
+        prepared = preprocessor.prepare(Image.new("RGB", size, (124, 116, 104)))
+    if not isinstance(prepared, Tensor):
+        raise PluginError(
+            f"the preprocessor {type(preprocessor).__name__} prepares a {type(prepared).__name__}, not a tensor"
+        )
+    return prepared
 
 
 def default_workers() -> int:
@@ -114,7 +143,8 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Batch i is records `[i * batch_size, (i + 1) * batch_size)`, whatever fails and however many workers there are.
 
-    A record that fails keeps its slot, filled with zeros. At most three batches are in memory. What the source raises
+    A record that fails keeps its slot, filled with zeros. Where images have different sizes, each keeps its own.
+    At most three batches are in memory. What the source raises
     is raised here. Close the iterator to stop the threads and processes; closing waits one second for those that hang.
     """
     waiting: deque[Pending] = deque()
@@ -123,7 +153,7 @@ def batches(
         closing(Workers(workers, decoder, decoding.timeout)) as pool,
     ):
         for group in _groups(planned, batch_size):
-            waiting.append(pool.fill(group, slot.batch(len(group))))
+            waiting.append(pool.fill(group, None if slot.other else slot.batch(len(group))))
             if len(waiting) > _AHEAD:
                 yield waiting.popleft().done(stopwatch)
         while waiting:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from layertap.errors import ImageError
 from layertap.images.failure_codes import REASONS
-from layertap.records import Cause
+from layertap.records import Cause, dtype_name
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _LONGEST = {"type": 80, "message": 200, "place": 200}
 
@@ -24,6 +29,17 @@ class Explained(ImageError):
     def __init__(self, reason: str, cause: Cause) -> None:
         super().__init__(reason, f"{reason}: {cause}")
         self.cause = cause
+
+
+def check_form(prepared: Tensor, form: tuple[tuple[int, ...] | None, torch.dtype]) -> None:
+    """Raise `ImageError`, `shape`, for a prepared image of another shape or dtype; a shape of None allows any."""
+    shape, dtype = form
+    if prepared.dtype == dtype and shape in (None, tuple(prepared.shape)):
+        return
+    found, expected = f"{tuple(prepared.shape)} {dtype_name(prepared)}", str(dtype).removeprefix("torch.")
+    expected = expected if shape is None else f"{shape} {expected}"
+    what = f"prepared to {found}, not to {expected} as the other images; resize the images to one size"
+    raise Explained("shape", cause("shape", what, ""))
 
 
 def reason_of(error: Exception) -> str:

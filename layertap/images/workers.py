@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 
+import torch
 from torch import Tensor
 
 from layertap.images.causes import cause_of, reason_of
@@ -30,9 +31,10 @@ _PATIENCE = 1.0
 class Pending:
     """A batch whose slots are being filled."""
 
-    def __init__(self, planned: Sequence[Planned], pixels: Tensor) -> None:
+    def __init__(self, planned: Sequence[Planned], pixels: Tensor | None) -> None:
         self.planned = planned
-        self.pixels = pixels
+        self._pixels = pixels
+        self._sized: dict[int, Tensor] = {}
         self._left = len(planned)
         self._lock = threading.Lock()
         self._settled = threading.Event()
@@ -40,6 +42,21 @@ class Pending:
         self._notes: dict[int, tuple[str, ...]] = {}
         self._seconds: dict[str, float] = {}
         self._fault: BaseException | None = None
+
+    def put(self, index: int, prepared: Tensor) -> None:
+        """Keep the prepared image of a slot: in the batch's memory, or as it is where images have different shapes."""
+        if self._pixels is not None:
+            self._pixels[index].copy_(prepared)
+        else:
+            with torch.inference_mode(False):
+                kept = prepared.detach().clone()
+            with self._lock:
+                self._sized[index] = kept
+
+    def clear(self, index: int) -> None:
+        """Make a slot zeros."""
+        if self._pixels is not None:
+            self._pixels[index].zero_()
 
     def settle(
         self, index: int, seconds: Mapping[str, float], failure: Failure | None, notes: tuple[str, ...] = ()
@@ -71,7 +88,9 @@ class Pending:
             for stage, spent in self._seconds.items():
                 stopwatch.add(stage, spent)
         records = [planned.record for planned in self.planned]
-        return Batch(records, self.pixels, dict(sorted(self._failures.items())), dict(sorted(self._notes.items())))
+        failures, notes = dict(sorted(self._failures.items())), dict(sorted(self._notes.items()))
+        pixels = torch.empty(len(records), 0) if self._pixels is None else self._pixels
+        return Batch(records, pixels, failures, notes, dict(sorted(self._sized.items())))
 
 
 class Workers:
@@ -91,8 +110,11 @@ class Workers:
         self._closing = threading.Event()
         self._watch = threading.Thread(target=self._keep_watch, name="layertap-decode-watch", daemon=True)
 
-    def fill(self, planned: Sequence[Planned], pixels: Tensor) -> Pending:
-        """Prepare the images into their slots of `pixels`, after everything that was requested earlier."""
+    def fill(self, planned: Sequence[Planned], pixels: Tensor | None) -> Pending:
+        """Prepare the images into their slots of `pixels`, after everything that was requested earlier.
+
+        Without `pixels`, each keeps its own shape.
+        """
         if not self._workers:
             for _ in range(self._count):
                 self._workers.append(self._hire())
@@ -185,7 +207,7 @@ class _Worker:
             return False
         if failure is None:
             try:
-                task.slot.copy_(prepared)
+                task.put(prepared)
             except Exception as error:
                 failure = task.failed(error)
         task.settle(failure, task.seconds(), notes)
@@ -215,10 +237,10 @@ class _Task:
         self._spent: float | None = None
         self._lock = threading.Lock()
 
-    @property
-    def slot(self) -> Tensor:
+    def put(self, prepared: Tensor) -> None:
+        """Write the image into its slot."""
         assert self._pending is not None
-        return self._pending.pixels[self._index]
+        self._pending.put(self._index, prepared)
 
     def failed(self, error: Exception) -> Failure:
         """What becomes of the image for which `error` was raised at this stage."""
@@ -247,10 +269,10 @@ class _Task:
 
     def settle(self, failure: Failure | None, seconds: Mapping[str, float], notes: tuple[str, ...] = ()) -> None:
         """The slot is final, or becomes zeros for a `failure`."""
-        if failure is not None:
-            self.slot.zero_()
         pending, self._pending = self._pending, None
         assert pending is not None
+        if failure is not None:
+            pending.clear(self._index)
         pending.settle(self._index, seconds, failure, notes)
 
     def abort(self, fault: BaseException) -> None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from layertap.contracts import Preprocessor
 from layertap.errors import ConfigError, LayertapError, PluginError, TapError, combined, within
 from layertap.images.batches import Slot
-from layertap.pipeline import randomness
+from layertap.pipeline import randomness, sizes
 from layertap.pipeline.randomness import Draws, Nondeterministic
 from layertap.pipeline.transfer import Transfer, Values, transfer_for
 from layertap.plugins import guard
@@ -114,7 +115,11 @@ class ForwardPass:
         for batch, number in zip(stopwatch.waits("wait", batches), counted, strict=False):
             try:
                 with stopwatch.measure("forward"):
-                    launched.append((number, batch, self._launched(batch.pixels, transfer, number)))
+                    if self.slot.other is not None:
+                        batch, found = self._sized(batch, columns, number)
+                        launched.append((number, batch, partial(dict, found)))
+                    else:
+                        launched.append((number, batch, self._launched(batch.pixels, transfer, number)))
             except TapError as error:
                 what = f"batch {number}: {error.message}; the probe saw it otherwise, on zeros"
                 raise TapError(what, where=error.where) from error
@@ -138,9 +143,9 @@ class ForwardPass:
         """The values of that many black images, and their shapes before reduction."""
         return self._forward(self.slot.zeros(images)), self.tapped.shapes
 
-    def _forward(self, pixels: Tensor) -> Values:
+    def _forward(self, pixels: Tensor, number: int = 0) -> Values:
         with model_guard(pixels):
-            return self._launched(pixels, transfer_for(self.device))()
+            return self._launched(pixels, transfer_for(self.device), number)()
 
     def _is_helped_by_seed(self, pixels: Tensor) -> bool:
         seeded = dataclasses.replace(self, nondeterministic="seed")
@@ -155,6 +160,29 @@ class ForwardPass:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 values = self.tapped.run(inputs)
             return transfer.fetch(values)
+
+    def _sized(self, batch: Batch, columns: Mapping[str, Column], number: int) -> tuple[Batch, Values]:
+        """The values of a batch of images of different sizes, each row from the forward that its image was in.
+
+        Images of a size that the model or a tap cannot take fail.
+        """
+        values: Values = {}
+        for slots, pixels in sizes.inputs(batch, self.slot):
+            try:
+                # Waited for one by one: a batch of many sizes must not have that many batches in memory.
+                found = self._as_probed(self._forward(pixels, number), batch, columns, number)
+            except (PluginError, TapError) as error:
+                if tuple(pixels.shape[1:]) == self.slot.shape:
+                    raise
+                batch = sizes.without(batch, slots, error)
+                continue
+            if not values:
+                values = found
+                continue
+            with torch.inference_mode(False):
+                for name, value in found.items():
+                    values[name][slots] = value[slots]
+        return batch, values or self._forward(self.slot.zeros(len(batch.records)))
 
     def _as_probed(self, values: Values, batch: Batch, columns: Mapping[str, Column], number: int) -> Values:
         """The values, if they have the shapes and dtypes that the probe found. Raises `TapError`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 
 from layertap.config.loading import ConfigLike, load_config
 from layertap.config.model import RunConfig
-from layertap.contracts import FileSink, Preprocessor, Sink
+from layertap.contracts import FileSink, Sink
 from layertap.errors import ConfigError, ImageError, LayertapError, within
-from layertap.images.batches import Slot, batches, default_workers
+from layertap.images.batches import Decoding, Slot, batches, default_workers
 from layertap.images.plan import Plan
 from layertap.outputs.output import Output
-from layertap.pipeline import fingerprint, inputs, malloc
+from layertap.pipeline import fingerprint, first_images, inputs, malloc
 from layertap.pipeline.device import find_device, ready
 from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.prepare import Prepared, prepared
@@ -145,11 +145,22 @@ def extract(
         raise ConfigError("extract: float tensors are taken as they are, without `preprocess`; leave it out")
     preprocessor = AsTheyAre() if ready_made else inputs.given_preprocessor(preprocess, loaded, known)
     slot = Slot(ready_made.shape, ready_made.dtype) if ready_made else Slot.of(preprocessor, where)
+    count = workers or default_workers()
+    if not ready_made:
+        planned: Iterator[Planned] = (Planned(record) for record in inputs.given_records(images, known))
+        if slot.other is not None:
+            first: list[Planned]
+            first, planned = first_images.with_first(planned, first_images.LOOK)
+            slot = first_images.looked(slot, first, preprocessor, Decoding(), count)
     with ready(loaded.module, where), TappedModel(loaded.module, taps, about=loaded.about, plugins=known) as tapped:
         forward = ForwardPass(tapped, preprocessor, slot, where, nondeterministic=nondeterministic)
         columns = forward.probe()
+        forward = first_images.settled(forward, columns)
         forward.refuse_random()
-        stream = ready_made.batches if ready_made else _prepared(images, preprocessor, slot, batch_size, workers, known)
+        if ready_made:
+            stream = ready_made.batches
+        else:
+            stream = batches(planned, preprocessor, forward.slot, batch_size=batch_size, workers=count)
         with closing(stream), closing(forward.activations(stream, columns)) as computed:
             for batch, activations in computed:
                 if on_error == "fail":
@@ -157,18 +168,6 @@ def extract(
                         raise _refused(failure)
                 if activations.records:
                     yield activations
-
-
-def _prepared(
-    images: inputs.ImagesLike,
-    preprocessor: Preprocessor,
-    slot: Slot,
-    batch_size: int,
-    workers: int | None,
-    plugins: Plugins,
-) -> Generator[Batch, None, None]:
-    planned = (Planned(record) for record in inputs.given_records(images, plugins))
-    return batches(planned, preprocessor, slot, batch_size=batch_size, workers=workers or default_workers())
 
 
 def _is_planned(plan: Plan, record: Commit) -> bool:
@@ -239,6 +238,8 @@ class Walk:
         for batch, activations in done:
             tally.count_images(len(batch.records), (failure.reason for failure in batch.failures.values()))
             tally.causes.add_failures(batch.failures.values())
+            tally.batches += 1
+            tally.forwards += len(batch.groups())
             for failure in batch.failures.values():
                 events.image_failed(info, failure.record, failure.reason)
                 if config.on_error == "fail":
@@ -296,8 +297,15 @@ def _report(
     extracting: float = 0.0,
     already: bool = False,
 ) -> Report:
-    sink, remarks = this.sink, (*this.plan.remarks, *output.remarks)
+    sink = this.sink
     with guard(sink):
         ids, values = sink.result() or (None, None)
     report = tally.report(info, seconds, stored=output.stored)
-    return dataclasses.replace(report, ids=ids, values=values, already=already, extracting=extracting, remarks=remarks)
+    return dataclasses.replace(
+        report,
+        ids=ids,
+        values=values,
+        already=already,
+        extracting=extracting,
+        remarks=[*this.plan.remarks, *output.remarks, *report.remarks],
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from layertap.config.model import RunConfig
-from layertap.contracts import FileSink, Sink, Source
+from layertap.contracts import FileSink, Preprocessor, Sink, Source
 from layertap.errors import ConfigError
 from layertap.images.batches import Decoding, Slot, batches, default_workers
 from layertap.images.decoding.bounds import Bounds
@@ -21,6 +21,7 @@ from layertap.images.plan import Plan
 from layertap.pipeline import inputs, memory
 from layertap.pipeline.device import find_device, ready, rounding
 from layertap.pipeline.events import Events
+from layertap.pipeline.first_images import looked, settled
 from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.shards import default_rows
 from layertap.plugins import Plugins
@@ -51,29 +52,32 @@ class Prepared:
     @property
     def enough(self) -> Enough | None:
         """What says how much of a JPEG is decoded; None where all of it is."""
-        scaled = self.config.profile.decode == "scaled" and self.config.isolation == "thread"
-        return self.forward.preprocessor.enough if scaled else None
+        return _decoding(self.config, self.forward.preprocessor).enough
 
     def batches(
         self, planned: Iterable[Planned], stopwatch: Stopwatch | None = None, *, workers: int | None = None
     ) -> Generator[Batch, None, None]:
         """The images of some records, prepared as the configuration says."""
-        config = self.config
         return batches(
             planned,
             self.forward.preprocessor,
             self.forward.slot,
             batch_size=self.info.batch_size,
             workers=workers or self.workers,
-            decoding=Decoding(
-                config.formats,
-                config.image_timeout,
-                config.isolation,
-                Bounds(config.max_pixels, config.image_memory * 2**20),
-                self.enough,
-            ),
+            decoding=_decoding(self.config, self.forward.preprocessor),
             stopwatch=stopwatch,
         )
+
+
+def _decoding(config: RunConfig, preprocessor: Preprocessor) -> Decoding:
+    scaled = config.profile.decode == "scaled" and config.isolation == "thread"
+    return Decoding(
+        config.formats,
+        config.image_timeout,
+        config.isolation,
+        Bounds(config.max_pixels, config.image_memory * 2**20),
+        preprocessor.enough if scaled else None,
+    )
 
 
 @contextmanager
@@ -102,7 +106,8 @@ def _prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
     loaded = inputs.configured_model(config, plugins)
     preprocessor = inputs.configured_preprocessor(config, plugins, loaded)
     preprocessor.profile = config.profile
-    slot = Slot.of(preprocessor, device)
+    workers = config.workers or default_workers() * (_READERS_A_CORE if source.waits else 1)
+    slot = looked(Slot.of(preprocessor, device), plan.records(), preprocessor, _decoding(config, preprocessor), workers)
     tapped = TappedModel(loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=plugins)
     memory_format = getattr(torch, _FORMATS[config.profile.memory_format])
     autocast = getattr(torch, config.autocast) if config.autocast else None
@@ -111,6 +116,7 @@ def _prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
             tapped, preprocessor, slot, device, memory_format, autocast, nondeterministic=config.nondeterministic
         )
         columns = forward.probe()
+        forward = settled(forward, columns)
         forward.refuse_random()
         batch_size = _batch_size(config, sink, forward, columns, plan.count)
         shard_rows = config.shard_rows or default_rows(columns, batch_size)
@@ -128,7 +134,6 @@ def _prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
             config=config.plain(),
             about=loaded.about,
         )
-        workers = config.workers or default_workers() * (_READERS_A_CORE if source.waits else 1)
         yield Prepared(config, plugins, plan, workers, forward, sink, events, info)
 
 

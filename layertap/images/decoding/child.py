@@ -22,8 +22,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from layertap.contracts import Preprocessor, Profile
-from layertap.errors import ImageError
-from layertap.images.causes import cause_of, reason_of
+from layertap.images.causes import cause_of, check_form, reason_of
 from layertap.images.decoding import decode, wire
 from layertap.images.decoding.bounds import Bounds
 
@@ -170,8 +169,7 @@ def _answer(data: bytes, answers: BinaryIO, task: Task) -> None:
         notes = decode.notes(image)
         wire.send_decoded(answers)
         prepared = task.preprocessor.prepare(image)
-        if (tuple(prepared.shape), prepared.dtype) != task.form:
-            raise ImageError("shape")
+        check_form(prepared, task.form)
     except Exception as error:
         reason, cause = reason_of(error), cause_of(error)
     else:

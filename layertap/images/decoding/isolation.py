@@ -14,6 +14,7 @@ from PIL import Image
 
 from layertap.contracts import Preprocessor
 from layertap.errors import ImageError
+from layertap.images.causes import check_form
 from layertap.images.decoding import decode, wire
 from layertap.images.decoding.bounds import DEFAULT, Bounds
 from layertap.images.decoding.child import LENGTH, READY
@@ -65,8 +66,7 @@ class InThread:
         notes = decode.notes(image)
         decoded()
         tensor = self._preprocessor.prepare(image)
-        if (tensor.shape, tensor.dtype) != self._form:
-            raise ImageError("shape")
+        check_form(tensor, self._form)
         return tensor, notes
 
     def end(self) -> None:

@@ -23,14 +23,17 @@ from layertap.images.decoding.notes import NOTES
 from layertap.images.failure_codes import REASONS, refusal
 from layertap.records import Cause
 
-Form: TypeAlias = tuple[tuple[int, ...], torch.dtype]
-"""The shape and dtype of every prepared image."""
+Form: TypeAlias = tuple[tuple[int, ...] | None, torch.dtype]
+"""The shape and dtype of every prepared image; the shape is None where images have different ones."""
 
 Prepared: TypeAlias = tuple[Tensor, tuple[str, ...]]
 """A prepared image, and the words of `layertap.images.decoding.notes.NOTES` that are true of it."""
 
 _HEADER = struct.Struct(">I")
 _LONGEST_HEADER = 2**12
+
+# What a prepared image of any shape may be; the limit of the process is usually lower.
+_MOST_AXES, _LARGEST = 8, 2**32
 
 # What a preprocessor may fail an image with besides the codes that are known here.
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -45,7 +48,7 @@ def send_decoded(pipe: BinaryIO) -> None:
 def send_prepared(pipe: BinaryIO, prepared: Prepared) -> None:
     """Write a prepared image that `receive` gives back bit for bit."""
     tensor, notes = prepared
-    _send_header(pipe, {"notes": notes})
+    _send_header(pipe, {"notes": notes, "shape": list(tensor.shape)})
     pipe.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     pipe.flush()
 
@@ -72,10 +75,19 @@ def receive(pipe: BufferedReader, form: Form, decoded: Callable[[], None]) -> Pr
     _check(was_decoded and isinstance(notes, list) and all(isinstance(word, str) for word in notes))
     assert isinstance(notes, list)
     _check(NOTES.keys() >= set(notes))
-    shape, dtype = form
+    expected, dtype = form
+    shape = _shape(header.get("shape"), dtype)
+    _check(expected in (None, shape))
     data = bytearray(prod(shape) * dtype.itemsize)
     _check(pipe.readinto(data) == len(data))
     return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).view(shape), tuple(notes)
+
+
+def _shape(found: object, dtype: torch.dtype) -> tuple[int, ...]:
+    _check(isinstance(found, list) and len(found) <= _MOST_AXES and all(type(length) is int for length in found))
+    assert isinstance(found, list)
+    _check(all(0 <= length <= _LARGEST for length in found) and prod(found) * dtype.itemsize <= _LARGEST)
+    return tuple(found)
 
 
 def _failure(reason: object, cause: object, was_decoded: bool) -> ImageError:
