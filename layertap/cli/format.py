@@ -48,7 +48,7 @@ def weights_text(about: Mapping[str, Any]) -> str | None:
     words = [f"entry {entry}"] if entry else []
     words += [f"prefix {prefix} stripped"] if prefix else []
     words += [f"{about['unused_keys']} other keys left out"] if about.get("unused_keys") else []
-    return _printable(f"{about.get('weights_file')}, {', '.join(words)}")
+    return printable(f"{about.get('weights_file')}, {', '.join(words)}")
 
 
 def cause_data(counted: CountedCause) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def cause_data(counted: CountedCause) -> dict[str, Any]:
 
 def causes_text(causes: Iterable[CountedCause]) -> list[str]:
     """The causes of failures, one line each. An output's own record of them is not trusted."""
-    return [_printable(f"    {counted}") for counted in causes]
+    return [printable(f"    {counted}") for counted in causes]
 
 
 def report_text(report: Report) -> str:
