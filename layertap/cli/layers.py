@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from layertap.config.model import RunConfig
 from layertap.contracts import LoadedModel, Preprocessor
 from layertap.errors import ConfigError, TapError, WeightsError
 from layertap.images.batches import Slot
+from layertap.paths import user_path
 from layertap.pipeline import inputs
 from layertap.pipeline.device import ready
 from layertap.pipeline.forward import model_guard
@@ -52,7 +52,8 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
     Its weights are not loaded, where its provider knows `weights: random`: shapes do not depend on them.
     """
     known = Plugins.load(plugins)
-    is_file = Path(target).suffix in _CONFIGS or Path(target).is_file()
+    path = user_path(target)
+    is_file = path.suffix in _CONFIGS or path.is_file()
     if is_file:
         config = load_config(target, overrides, known)
     else:

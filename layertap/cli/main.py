@@ -152,8 +152,10 @@ def info(
 ) -> None:
     """Say in a screen what an output folder holds and how it came about."""
     from layertap.cli.info import summary_text
+    from layertap.paths import user_path
     from layertap.store.manifest import read_output
 
+    output = user_path(output)
     found = read_output(output)
     typer.echo(found.model_dump_json(indent=2) if as_json else summary_text(output, found))
 
@@ -173,10 +175,12 @@ def verify(
 ) -> int:
     """Read every file of OUT against its digests, and compute some rows again. KEY=VALUE says what has moved since."""
     from layertap.config.loading import parse_overrides
+    from layertap.paths import user_path
 
     with uncollected():
         from layertap.pipeline.verify import verify as checked
 
+    output = user_path(output)
     changes, own = parse_overrides(overrides or []), _own(context, plugin)
     found = checked(output, rows=rows, overrides=changes, plugins=own, remote=remote or ())
     if as_json:
@@ -296,8 +300,10 @@ def init(
 
     from layertap.cli.plugins import print_faults
     from layertap.config.schema import config_schema
+    from layertap.paths import user_path
     from layertap.plugins import Plugins
 
+    path = user_path(path)
     text = files("layertap.cli").joinpath("templates/starter.yaml").read_text("utf-8")
     known = Plugins.load(_own(context, plugin))
     described = config_schema(known)

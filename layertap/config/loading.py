@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import types
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from layertap.config.document import Document, parse_value, read_document
 from layertap.config.model import PARTS, RunConfig, data_of, model_short
 from layertap.errors import ConfigError, LayertapError, combined, did_you_mean
+from layertap.paths import user_path
 from layertap.plugins import Plugins
 from layertap.taps.grammar import Spec
 
@@ -63,7 +63,7 @@ def _document_of(config: ConfigLike) -> Document:
         return config.document()
     if isinstance(config, Mapping):
         return Document("config", {str(key): value for key, value in config.items()})
-    return read_document(Path(config))
+    return read_document(user_path(config))
 
 
 def _override(document: Document, key: str, value: Any, plugins: Plugins) -> None:

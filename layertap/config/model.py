@@ -18,6 +18,7 @@ from layertap.errors import ConfigError, Fault, LayertapError, Where, combined, 
 from layertap.images.decoding.bounds import MEMORY
 from layertap.images.decoding.formats import STANDARD, Format
 from layertap.images.limits import MAX_IMAGE_PIXELS
+from layertap.paths import refusal, variables
 from layertap.plugins import Plugins, Registered, guard
 from layertap.taps.grammar import Spec, Tap, Taps
 
@@ -270,6 +271,7 @@ def _registered(kind: str, spec: Spec, plugins: Plugins, document: Document, whe
 
 def _params(registered: Registered, spec: Spec, document: Document, where: Where) -> pydantic.BaseModel:
     model = registered.cls.Params
+    _refuse_variables(spec, document, where)
     # As JSON, so that strict types still let a list be a tuple and a string a path.
     text = json.dumps(document.plain(spec.params, where, data_of))
     with document.located(), within(*where), guard(registered.cls):
@@ -285,6 +287,18 @@ def _params(registered: Registered, spec: Spec, document: Document, where: Where
                     what += f" ({where[0]}={spec.type} replaces all of it)"
                 faults.append(ConfigError(what, where=fault.where))
             raise combined(faults) from error
+
+
+def _refuse_variables(spec: Spec, document: Document, where: Where) -> None:
+    """Raise `ConfigError` for environment variables in paths, with the way out: only a shell replaces them."""
+    faults = []
+    for at, variable in variables(spec.params):
+        cure = "write the path out"
+        if where[0] in PARTS and len(where) == len(at) == 1:
+            cure += f', or let the shell expand it: {where[0]}.{at[0]}="{spec.params[str(at[0])]}"'
+        faults.append(document.fault((*where, *at), f"{refusal(variable)}; {cure}"))
+    if faults:
+        raise combined(faults)
 
 
 def data_of(value: Any) -> Any:

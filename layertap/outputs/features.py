@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from layertap.contracts import FileSink
 from layertap.errors import StoreError
 from layertap.outputs.output import Output, readable
+from layertap.paths import user_path
 from layertap.plugins import Plugins, guard
 from layertap.store.manifest import Manifest, read_output
 from layertap.taps.grammar import Spec
@@ -79,7 +80,7 @@ class Features(Output):
         """
         from layertap.outputs.export import export
 
-        return export(self, type, Path(path), self.chosen(taps), Plugins.load(self._plugins))
+        return export(self, type, user_path(path), self.chosen(taps), Plugins.load(self._plugins))
 
 
 def _reopened(path: Path, plugins: Sequence[str]) -> Features:
@@ -92,7 +93,7 @@ def open_output(path: str | os.PathLike[str], *, plugins: Sequence[str] = ()) ->
     `plugins` are files or modules with sinks of your own. Raises `StoreError` where there is no output, or one that no
     run of layertap can have written.
     """
-    folder = Path(path)
+    folder = user_path(path)
     manifest = read_output(folder)
     known = Plugins.load(plugins)
     with readable(folder):  # a pydantic fault is a ValueError

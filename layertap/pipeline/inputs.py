@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -19,6 +18,7 @@ from layertap.config.document import Document
 from layertap.config.model import MODEL_PREPROCESSOR, RunConfig, build_part, model_short
 from layertap.contracts import LoadedModel, ModelProvider, Plugin, Preprocessor, Source
 from layertap.errors import ConfigError, PluginError, faults_of, within
+from layertap.paths import user_path
 from layertap.pipeline import malloc
 from layertap.pipeline.tensors import image_of
 from layertap.plugins import Plugins, guard
@@ -159,7 +159,7 @@ def _record(item: Item, number: int) -> ImageRecord:
     if isinstance(item, ImageRecord):
         return item
     if isinstance(item, (str, os.PathLike)):
-        return ImageRecord(os.fspath(item), Path(item))
+        return ImageRecord(os.fspath(item), user_path(item))
     image, meta = image_of(item, f"images[{number}]") if isinstance(item, Mapping) else (item, {})
     return ImageRecord(str(number), _in_memory(image, f"images[{number}]"), meta)
 
