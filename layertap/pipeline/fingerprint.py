@@ -16,6 +16,7 @@ from layertap.config.model import PARTS, RunConfig
 from layertap.contracts import Preprocessor
 from layertap.errors import PluginError
 from layertap.images.decoding import decode
+from layertap.images.plan import Plan
 from layertap.pipeline.prepare import Prepared
 from layertap.pipeline.processor import processor
 from layertap.plugins import Plugins
@@ -67,27 +68,38 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
     return {
         "model": _named(info.config["model"], info.about),
         "about": _without_place(info.about, info.about),
-        "taps": info.config["taps"],
+        **before_the_model(this.config, this.plugins, this.plan, this.forward.device),
         "columns": {name: [list(column.shape), column.dtype] for name, column in info.columns.items()},
         "preprocess": {"class": type(preprocessor).__name__, **_params(preprocessor)},
-        "formats": sorted(this.config.formats),
         "profile": {**this.config.profile.model_dump(), "decode": "scaled" if this.enough else "whole"},
-        "decoders": decode.decoders(this.config.formats),
-        "autocast": this.config.autocast,
-        **_seeding(this.config),
-        "source": info.config["source"]["type"],
-        "images": this.plan.count,
-        "ids": this.plan.digest,
-        FILES: this.plan.contents,
-        "sink": info.config["sink"]["type"],
         "batch_size": info.batch_size,
         "shard_rows": info.shard_rows,
-        "device": info.device.partition(":")[0],
         "processor": processor(this.forward.device),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
-        **{f"version of {name}": version for name, version in _versions(this.config, this.plugins).items()},
     }
+
+
+def before_the_model(config: RunConfig, plugins: Plugins, plan: Plan, device: torch.device) -> dict[str, Any]:
+    """The part of the fingerprint that is known before a model is loaded."""
+    written = config.plain()
+    known = {
+        "taps": written["taps"],
+        "formats": sorted(config.formats),
+        "decoders": decode.decoders(config.formats),
+        "autocast": config.autocast,
+        **_seeding(config),
+        "source": written["source"]["type"],
+        "images": plan.count,
+        "ids": plan.digest,
+        FILES: plan.contents,
+        "sink": written["sink"]["type"],
+        **({"batch_size": config.batch_size} if isinstance(config.batch_size, int) else {}),
+        **({"shard_rows": config.shard_rows} if config.shard_rows else {}),
+        "device": device.type,
+        **{f"version of {name}": version for name, version in _versions(config, plugins).items()},
+    }
+    return _plain(known)
 
 
 def _seeding(config: RunConfig) -> dict[str, str]:

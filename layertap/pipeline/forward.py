@@ -221,7 +221,7 @@ def model_guard(inputs: Tensor) -> Iterator[None]:
     except Exception as error:
         if _is_out_of_memory(error) or _is_out_of_memory(error.__cause__):
             raise OutOfMemory(
-                f"out of memory in a batch of {len(inputs)} images; try {max(1, len(inputs) // 2)}",
+                f"out of memory in a batch of {len(inputs)} images; {_smaller(len(inputs))}",
                 where=("batch_size",),
             ) from error
         if isinstance(error, LayertapError):
@@ -230,6 +230,10 @@ def model_guard(inputs: Tensor) -> Iterator[None]:
         raise PluginError(
             f"the model raised {type(error).__name__} on an input of shape {tuple(inputs.shape)}: {lines[0]}"
         ) from error
+
+
+def _smaller(images: int) -> str:
+    return f"set batch_size={images // 2}" if images > 1 else "use a smaller model, smaller images or another device"
 
 
 def _is_out_of_memory(error: BaseException | None) -> bool:

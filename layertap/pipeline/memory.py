@@ -49,9 +49,9 @@ def rehearse(forward: ForwardPass, batch_size: int) -> None:
     while fitting and not _fits(forward, fitting):
         fitting //= 2
     if fitting < batch_size:
-        cure = f"batch_size={fitting} does" if fitting else "not even one does; use device=cpu"
+        cure = f"set batch_size={fitting}" if fitting else "not even one does: use device=cpu"
         what = f"{batch_size} images do not fit into the memory of {forward.device}; {cure}"
-        raise ConfigError(what, where=("batch_size",))
+        raise OutOfMemory(what, where=("batch_size",))
 
 
 def _needed(forward: ForwardPass, columns: Mapping[str, Column], batch_size: int, shard_rows: int) -> int:

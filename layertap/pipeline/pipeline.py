@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+
 from layertap.config.loading import ConfigLike, load_config
 from layertap.config.model import RunConfig
 from layertap.contracts import FileSink, Sink
@@ -20,7 +22,7 @@ from layertap.images.plan import Plan
 from layertap.outputs.output import Output
 from layertap.pipeline import fingerprint, first_images, inputs, malloc
 from layertap.pipeline.device import find_device, ready
-from layertap.pipeline.forward import ForwardPass
+from layertap.pipeline.forward import ForwardPass, OutOfMemory
 from layertap.pipeline.prepare import Prepared, prepared
 from layertap.pipeline.randomness import Nondeterministic
 from layertap.pipeline.retry import Retry
@@ -30,7 +32,8 @@ from layertap.pipeline.work import WholePlan, Work
 from layertap.pipeline.writer import Destination, FolderDestination, SinkDestination, Writer
 from layertap.plugins import Plugins, guard
 from layertap.records import Activations, Batch, Failure, Planned, Report, RunInfo, Tally
-from layertap.store.commits import Commit
+from layertap.store import place
+from layertap.store.commits import Commit, Commits
 from layertap.store.store import beside, open_store
 from layertap.taps.grammar import TapsLike
 from layertap.taps.tapped import TappedModel
@@ -69,9 +72,10 @@ def run(
 def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = False) -> Report:
     """`run`, for a configuration that is loaded and checked already."""
     started, stopwatch = time.monotonic(), Stopwatch()
-    with ExitStack() as stack:
+    check = partial(_check_output, config, plugins, retry_failed)
+    with _not_resumable(config), ExitStack() as stack:
         with stopwatch.measure("start"):
-            this = stack.enter_context(prepared(config, plugins))
+            this = stack.enter_context(prepared(config, plugins, check))
         sink, info = this.sink, this.info
         work: Work = WholePlan(this.plan, info.shard_rows)
         if not isinstance(sink, FileSink):
@@ -168,6 +172,29 @@ def extract(
                         raise _refused(failure)
                 if activations.records:
                     yield activations
+
+
+def _check_output(
+    config: RunConfig, plugins: Plugins, retry: bool, path: Path, plan: Plan, device: torch.device
+) -> None:
+    """Raise what opening the store would raise, as far as it is known before the model is loaded."""
+    known = fingerprint.before_the_model(config, plugins, plan, device)
+    place.check(path, {"nondeterministic": None, **known}, mode=config.mode, retry=retry)
+
+
+@contextmanager
+def _not_resumable(config: RunConfig) -> Iterator[None]:
+    """Say of memory that is too small for a batch that a smaller batch cannot resume what is committed."""
+    try:
+        yield
+    except OutOfMemory as error:
+        path = config.sink.params.get("path")
+        if config.mode == "resume" and isinstance(path, str) and (committed := len(Commits(Path(path)))):
+            error.args = (
+                f"{error.message}, together with mode=new, which starts over: {committed} shards are committed here "
+                "with another batch_size, and one output keeps to one",
+            )
+        raise
 
 
 def _is_planned(plan: Plan, record: Commit) -> bool:

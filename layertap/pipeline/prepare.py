@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
@@ -32,6 +33,8 @@ from layertap.timing import Stopwatch
 
 # Over a network with 50 ms to an answer so many hide the waiting, for images of some 100 KB.
 _READERS_A_CORE = 16
+
+Check: TypeAlias = Callable[[Path, Plan, torch.device], None]
 
 _FORMATS = {"contiguous": "preserve_format", "channels_last": "channels_last"}
 
@@ -81,18 +84,19 @@ def _decoding(config: RunConfig, preprocessor: Preprocessor) -> Decoding:
 
 
 @contextmanager
-def prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
+def prepared(config: RunConfig, plugins: Plugins, check: Check | None = None) -> Iterator[Prepared]:
     """The parts of a run, with the model tapped and on its device for as long as the block lasts.
 
-    What is quick to check comes first: a missing folder is reported before a model is loaded. Raises `LayertapError`;
+    What is quick to check comes first: a missing folder is reported before a model is loaded. So is what `check` raises
+    about a sink's path. Raises `LayertapError`;
     whatever knows its key, here or later in the block, says where in the configuration that is.
     """
-    with config.at(), _prepared(config, plugins) as this:
+    with config.at(), _prepared(config, plugins, check) as this:
         yield this
 
 
 @contextmanager
-def _prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
+def _prepared(config: RunConfig, plugins: Plugins, check: Check | None) -> Iterator[Prepared]:
     source, sink = config.build("source", plugins), config.build("sink", plugins)
     assert isinstance(source, Source)
     assert isinstance(sink, Sink)
@@ -103,6 +107,8 @@ def _prepared(config: RunConfig, plugins: Plugins) -> Iterator[Prepared]:
     with config.at("device"):
         device = find_device(config.device)
     plan = Plan(source, config.limit)
+    if check and isinstance(sink, FileSink):
+        check(Path(sink.params.path), plan, device)
     loaded = inputs.configured_model(config, plugins)
     preprocessor = inputs.configured_preprocessor(config, plugins, loaded)
     preprocessor.profile = config.profile

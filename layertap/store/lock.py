@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,9 @@ from typing import Self
 from layertap.errors import LOCKED, StoreError
 from layertap.store.manifest import read_manifest
 from layertap.store.replace import staging
+
+# A run that only looks whether the folder is free holds it for a moment.
+_ATTEMPTS, _PAUSE = 3, 0.01
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -40,17 +44,32 @@ class Lock:
             self._descriptor = None
 
 
+def refuse_locked(path: Path) -> None:
+    """Raise `StoreError` (5) if a live run holds the folder. The folder itself stays as it is."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _is_held(path) from None
+    except OSError as error:
+        # Without locks, the run says so when it takes one.
+        if error.errno not in _NO_LOCKS:
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def _locked(path: Path) -> int:
     while True:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor)
             # Between opening and locking, a run may have put another folder into this place.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor
         except (BlockingIOError, FileNotFoundError):
             os.close(descriptor)
-            raise StoreError(f"{path}: another run is writing here{_owner(path)}", code=LOCKED) from None
+            raise _is_held(path) from None
         except OSError as error:
             os.close(descriptor)
             if error.errno in _NO_LOCKS:
@@ -59,6 +78,20 @@ def _locked(path: Path) -> int:
                 ) from error
             raise
         os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    for _ in range(_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(_PAUSE)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_held(path: Path) -> StoreError:
+    return StoreError(f"{path}: another run is writing here{_owner(path)}", code=LOCKED)
 
 
 def _owner(path: Path) -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
@@ -216,11 +216,11 @@ class Manifest(Facts):
 
     def different(self, other: Manifest, besides: tuple[str, ...] = ()) -> list[str]:
         """The differences of the fingerprint from that of `other`, in words; keys in `besides` do not count."""
-        old, new = _comparable(self.fingerprint, other.fingerprint)
-        skipped = {*besides, *self.unknown(other)}
-        changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in skipped]
-        implied = {after for before in changed for after in _IMPLIED.get(before, ())}
-        return [_difference(key, old.get(key), new.get(key)) for key in changed if key not in implied]
+        return _differences(*_comparable(self.fingerprint, other.fingerprint), {*besides, *self.unknown(other)})
+
+    def different_in(self, known: Mapping[str, Any], besides: tuple[str, ...] = ()) -> list[str]:
+        """The differences of the fingerprint from a part of another one, in words."""
+        return _differences({key: self.fingerprint.get(key) for key in known}, known, {*besides})
 
     def unknown(self, other: Manifest) -> list[str]:
         """The keys that the fingerprint of `other` records, but this one, written by an older layertap, does not."""
@@ -298,6 +298,12 @@ def parsed(text: str, path: Path, model: type[M]) -> M:
         raise StoreError(f"{path}: {'.'.join(map(str, fault.where))}: {fault.what}", code=FOREIGN) from error
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path}: cannot be read: {error}", code=FOREIGN) from error
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], skipped: Collection[str]) -> list[str]:
+    changed = [key for key in {**old, **new} if old.get(key) != new.get(key) and key not in skipped]
+    implied = {after for before in changed for after in _IMPLIED.get(before, ())}
+    return [_difference(key, old.get(key), new.get(key)) for key in changed if key not in implied]
 
 
 def _difference(key: str, old: Any, new: Any) -> str:

@@ -25,7 +25,7 @@ from layertap.contracts import FileSink
 from layertap.errors import FOREIGN, LOCKED, StoreError, within
 from layertap.plugins import guard
 from layertap.records import Gathered, Tally
-from layertap.store import durable, replace, safe_files
+from layertap.store import durable, place, replace, safe_files
 from layertap.store.commits import COMMITS, PARTS, Commit, Commits, add_meta_types
 from layertap.store.listings import FAILURES, INDEX, listings
 from layertap.store.lock import Lock
@@ -193,12 +193,12 @@ def open_store(
 ) -> Iterator[Store]:
     """The output folder, made if need be, locked, and checked to belong to this very configuration.
 
+    An unfinished output without a committed shard is taken over by any configuration.
     `new` replaces what layertap has finished there, by a folder beside it that takes its place when it is complete.
     `retry` takes files that have changed as no difference; `holds` says whether a record is one of the plan.
     Raises `StoreError`: 5 another run holds it, 6 it is another configuration's or not ours, 7 it cannot be written.
     """
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path}: is a file, and the output is a folder; choose another path", code=FOREIGN)
+    place.refuse_file(path)
     with ExitStack() as stack:
         with storage(path):
             replace.recover(path)
@@ -208,14 +208,12 @@ def open_store(
         replace.refuse_links(path)
         found = read_manifest(path)
         if found is None:
-            _refuse_foreign(path)
+            place.refuse_foreign(path)
         changed = found.different(manifest, besides=(FILES,) if retry else ()) if found else []
-        if changed and mode == "resume":
-            raise StoreError(
-                f"{path}: holds the output of another configuration: {'; '.join(changed)}; choose another path, or set "
-                "mode=new to replace it",
-                code=FOREIGN,
-            )
+        if found and changed and place.is_free(path, found):
+            found, changed = None, []
+        if found and mode == "resume":
+            place.refuse_another(path, found, changed)
         if found and mode == "new" and (changed or found.status == "complete"):
             yield stack.enter_context(beside(path, sink, manifest, found.run, holds))
             return
@@ -250,7 +248,7 @@ def beside(
             replace.refuse_links(folder)
             found = read_manifest(folder)
             if found is None:
-                _refuse_foreign(folder)
+                place.refuse_foreign(folder)
             elif found.replaces is None:
                 raise StoreError(f"{folder}: is in the way of replacing {path}; move it", code=FOREIGN)
             elif found.replaces != replaced or found.different(manifest):
@@ -279,12 +277,6 @@ def storage(path: Path) -> Iterator[None]:
     except OSError as error:
         cure = "; make room, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         raise StoreError(f"{error.filename or path}: {error.strerror or error}{cure}") from error
-
-
-def _refuse_foreign(path: Path) -> None:
-    # The very first write of a run may have been cut short.
-    if any(entry.name != f"{MANIFEST}.tmp" for entry in path.iterdir()):
-        raise StoreError(f"{path}: not empty and not a layertap output; choose another", code=FOREIGN)
 
 
 def _facts(folder: Path) -> dict[str, FileFacts]:
