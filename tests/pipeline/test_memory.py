@@ -55,7 +55,7 @@ def test_rehearsal_names_the_batch_size_that_fits():
 def test_out_of_memory_in_a_batch_is_told_in_a_line(photos, tmp_path):
     (tmp_path / "hungry.py").write_text(HUNGRY)
     hungry = config(photos, tmp_path / "out", model="hungry")
-    with pytest.raises(layertap.ConfigError, match="out of memory in a batch of 4 images; set batch_size=2$") as told:
+    with pytest.raises(layertap.ConfigError, match=r"out of memory in a batch of 4 images; set batch_size=2$") as told:
         layertap.run(hungry, plugins=[TINY, str(tmp_path / "hungry.py")])
     assert told.value.code == 2
 
