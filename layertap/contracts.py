@@ -1,4 +1,4 @@
-"""What a plugin author subclasses: one abstract method a kind, the base supplies the rest.
+"""What a plugin author subclasses: one abstract method per kind; the base supplies the rest.
 
 A plugin class nests its parameters and finds them validated as `self.params`:
 
@@ -65,21 +65,21 @@ class Plugin(ABC):  # noqa: B024  (the kinds below it have the abstract methods)
 
 
 class Profile(pydantic.BaseModel):
-    """The switches that change values a little; by default all are as in the plain loop."""
+    """The switches that change values a little; by default none does: values are those of the plain loop."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     memory_format: Literal["contiguous", "channels_last"] = Field(
-        "contiguous", description="how the model's input and weights lie in memory"
+        "contiguous", description="the memory layout of the model's input and weights"
     )
     resize: Literal["exact", "tensor"] = Field(
-        "exact", description="by the preprocessor's own filter, or by torch's on bytes, off by a level, seldom two"
+        "exact", description="the preprocessor's own filter, or torch's on bytes, which is off by one level, rarely two"
     )
     decode: Literal["whole", "scaled"] = Field(
         "whole",
-        description="JPEGs at their size, or at a half, a quarter or an eighth where that is enough: a few percent off",
+        description="JPEGs at full size, or at a half, a quarter or an eighth where that is enough (a few percent off)",
     )
-    tf32: bool | None = Field(None, description="whether NVIDIA GPUs may round to TF32; null leaves torch as it is set")
+    tf32: bool | None = Field(None, description="whether NVIDIA GPUs may round to TF32; null keeps torch's setting")
 
 
 PROFILES = {
@@ -89,11 +89,11 @@ PROFILES = {
 
 
 class ModelProvider(Plugin):
-    """Turns a name into a module, its own preprocessing and the facts about its weights."""
+    """Turns a name into a module, its preprocessing, and facts about its weights."""
 
     @abstractmethod
     def load(self) -> LoadedModel:
-        """The model on the CPU. Raises `WeightsError` where its weights are missing or do not fit."""
+        """The model on the CPU. Raises `WeightsError` if its weights are missing or do not fit."""
 
 
 class Source(Plugin):
@@ -101,23 +101,23 @@ class Source(Plugin):
 
     @property
     def waits(self) -> bool:
-        """Whether reading an image is mostly waiting, as over a network: by default more threads read then at once."""
+        """Whether reading an image is mostly waiting, as over a network: by default, more threads then read at once."""
         return False
 
     @property
     def hosts(self) -> frozenset[str]:
         """The machines and buckets that reading goes to; by default those of the URLs among the parameters.
 
-        `verify` reads from them only where its user names them. Override it where the parameters do not name all.
+        `verify` reads from them only if its user names them. Override it if the parameters do not name all of them.
         """
         return self.hosts_of(self.params.model_dump())
 
     @classmethod
     def hosts_of(cls, value: object) -> frozenset[str]:
-        """The machine, or the bucket, in every URL that is a text or inside plain data; local paths have none."""
+        """The machine, or the bucket, in every URL in a string or in plain data; local paths have none."""
         if isinstance(value, str):
             urls = (part.partition("://") for part in value.split("::"))
-            # What follows zip:// is a place inside an archive.
+            # After zip:// comes a path inside an archive.
             found = (rest.partition("/")[0].rpartition("@")[2] for kind, _, rest in urls if kind != "zip")
             return frozenset(found) - {""}
         if isinstance(value, Mapping):
@@ -143,25 +143,25 @@ class Preprocessor(Plugin):
     """Turns one decoded image into a tensor, and a stacked batch into model input."""
 
     profile: Profile = PROFILES["exact"]
-    """How exact it has to be; set before any other call."""
+    """How exact it must be; set before any other call."""
 
     @property
     def example(self) -> tuple[int, int]:
-        """Width and height of an image that `prepare` takes: on one of them the core sees what it gives."""
+        """Width and height of an image that `prepare` accepts: the core tries it on one to see what it returns."""
         return (640, 480)
 
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """The least width and height of which `prepare` makes much the same as of an image of `size`.
+        """The least width and height from which `prepare` makes nearly the same tensor as from an image of `size`.
 
-        None, the default, where it needs all of it. Asked only where the profile allows a scaled decode.
+        None, the default, if it needs the whole image. Called only if the profile allows a scaled decode.
         """
         return None
 
     def memory(self, size: tuple[int, int], mode: str) -> int:
         """The bytes that `prepare` allocates for an image of a width, height and Pillow mode, besides the image.
 
-        By default those of a copy as RGB. Where it takes more, override it, so that one image stays within
-        `image_memory`. Asked before the image is decoded; what it raises, `prepare` must raise too.
+        By default those of a copy as RGB. Override it if `prepare` takes more, so that one image stays within
+        `image_memory`. Called before the image is decoded; an error that it raises, `prepare` must raise too.
         """
         return self.stored(size)
 
@@ -175,12 +175,12 @@ class Preprocessor(Plugin):
     def prepare(self, image: Image.Image) -> Tensor:
         """One image as a CPU tensor of a fixed shape and dtype (uint8 crosses fastest).
 
-        `image` comes as it was decoded, in any mode: call `image.convert("RGB")`. Called on several threads at once.
+        `image` is as it was decoded, in any mode: call `image.convert("RGB")`. Called on several threads at once.
         Raise `ImageError(code)` for an image that cannot be used.
         """
 
     def finish(self, batch: Tensor) -> Tensor:
-        """The batch `(N, *prepared)` as model input, on the device of `batch`; as it is by default."""
+        """The batch `(N, *prepared)` as model input, on the device of `batch`; unchanged by default."""
         return batch
 
 
@@ -188,11 +188,11 @@ class Preprocessor(Plugin):
 class LoadedModel:
     """A model ready to tap: the module, its own preprocessing, and facts about it.
 
-    `about` must survive JSON. The core reads `weights` (what they are), `weights_sha256` (64 digits, None where they
+    `about` must survive JSON. The core reads `weights` (what they are), `weights_sha256` (64 digits, None if they
     are not a file), `weights_entry` and `weights_prefix` (which state dict of the file, and what was stripped from its
-    keys; None where it is a plain one), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps; None where they have no
+    keys; None if it is a plain one), `layout` (`NCHW` or `NHWC` of its 4-dimensional maps; None if they do not share
     one layout) and `num_prefix_tokens`; all of it goes into the manifest. `advice` is for a model without a
-    preprocessor: it ends the error that asks for one, and says which to set.
+    preprocessor: it is the end of the error that asks for one, and says which to set.
     """
 
     module: nn.Module
@@ -209,7 +209,7 @@ class Reducer(Plugin):
 
     @abstractmethod
     def __call__(self, activation: Tensor) -> Tensor:
-        """The reduced activation; axis 0 stays the batch. `activation` must not be changed."""
+        """The reduced activation; axis 0 remains the batch. `activation` must not be changed."""
 
 
 class Sink(Plugin):
@@ -231,8 +231,8 @@ class Sink(Plugin):
     def abort(self, error: BaseException) -> None:
         """Called once when an error or an interrupt ends the run after `open` and before `close`: roll back here.
 
-        No shard is being written then. `error` is what ended the run, and what is raised here never replaces it. A
-        process that is killed does not call this, and an interrupted command line waits for a few seconds only.
+        No shard is being written then. `error` is what ended the run; an error raised here never replaces it. It is
+        not called if the process is killed, and an interrupted command line waits only a few seconds for it.
         """
 
     def result(self) -> tuple[Sequence[str], Mapping[str, NDArray[np.generic]]] | None:
@@ -241,7 +241,7 @@ class Sink(Plugin):
 
 
 class ArrayLike(Protocol):
-    """The least that `FileSink.load` returns: numpy arrays, memory maps, h5py and zarr arrays all fit."""
+    """The minimum that `FileSink.load` returns: numpy arrays, memory maps, h5py and zarr arrays all fit."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -255,7 +255,7 @@ class ArrayLike(Protocol):
 
 
 class FileParams(Params):
-    """The parameters of a sink that has a folder and nothing else to set; subclass it to add more."""
+    """The parameters of a sink that only has a folder; subclass it to add more."""
 
     path: str = Field(min_length=1, description="the output folder")
 
@@ -280,10 +280,10 @@ class FileSink(Sink):
         """One tap's rows of one part, or of the merged output: what `save` or `merge` wrote into `folder`."""
 
     def merge(self, parts: Sequence[Path], folder: Path) -> None:
-        """Optional: one output out of all parts, in order, into `folder`, which is empty.
+        """Optional: merge all parts, in order, into one output in `folder`, which is empty.
 
-        Called after the last commit; the core renames what it finds in `folder` into the output folder, and the parts
-        go afterwards. A sink that does not override it keeps its parts.
+        Called after the last commit; the core moves what it finds in `folder` into the output folder, and then removes
+        the parts. A sink that does not override it keeps its parts.
         """
         raise NotImplementedError
 

@@ -1,12 +1,12 @@
 """What can go wrong, as a tree; every error carries the exit code of the command line.
 
-    LayertapError         1   a bug, or nothing more precise fits
-    ├── ConfigError       2   the configuration, a name in it, or what it asks of this machine
+    LayertapError         1   a bug, or an error without a more precise class
+    ├── ConfigError       2   the configuration, a name in it, or something that this machine does not have
     ├── TapError          2   a tap that the model cannot serve truthfully
     ├── WeightsError      2   weights that are missing or do not fit the model
     ├── PluginError       1   a plugin or a model raised (2 where it cannot be loaded at all)
     ├── ImageError        4   an image failed and `on_error` or `max_failures` stops the run
-    ├── StoreError        7   storage; 5 locked by a live run, 6 the output is another run's or not ours
+    ├── StoreError        7   storage; 5 locked by a live run, 6 the output is another run's or not layertap's
     └── UnsafeError       8   refused for safety
 
 A command that raises nothing exits with 0, with 3 if it finished and some images failed, and with 130 or 143 if a
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 Where: TypeAlias = "tuple[str | int, ...]"
 
-# A message is one line on a screen, whatever a hostile file put into its keys and values.
+# A message is one line on a screen, whatever a hostile file has in its keys and values.
 _LONGEST_MESSAGE = 2_000
 
 
-# Every exit code of the command line but 0.
+# Every exit code of the command line except 0.
 BUG, CONFIG, SOME_FAILED, STOPPED, LOCKED, FOREIGN, STORAGE, UNSAFE = 1, 2, 3, 4, 5, 6, 7, 8
 INTERRUPTED, TERMINATED = 130, 143
 
@@ -42,7 +42,7 @@ class LayertapError(Exception):
 
     code: int = BUG
     where: Where = ()
-    """The path of keys and indices to what is wrong, such as `("taps", 1)`; empty where it is about no such thing."""
+    """The path of keys and indices to what is wrong, such as `("taps", 1)`; empty if there is no such path."""
     place: str = ""
     """Where that was written: `file:line:column`, or `command line`; set once, where the configuration is known."""
     _faults: tuple[LayertapError, ...] = ()
@@ -56,7 +56,7 @@ class LayertapError(Exception):
 
     @property
     def message(self) -> str:
-        """What is wrong and what to do, without where."""
+        """What is wrong and what to do, without the place."""
         return str(self.args[0]) if self.args else ""
 
     @property
@@ -78,7 +78,7 @@ class ConfigError(LayertapError):
 
 
 class TapError(LayertapError):
-    """A tap names no layer, never fired, is ambiguous, or its value is not one row per image."""
+    """A tap names no layer, never ran, is ambiguous, or its value is not one row per image."""
 
     code = CONFIG
 
@@ -115,7 +115,7 @@ class StoreError(LayertapError):
 
 
 class UnsafeError(LayertapError):
-    """Refused, because going on could run code or trust data that nobody vouched for."""
+    """Refused, because continuing could run code or trust data from an unknown source."""
 
     code = UNSAFE
 
@@ -142,7 +142,7 @@ def combined(faults: Sequence[LayertapError]) -> LayertapError:
     first = faults[0]
     if len(faults) == 1:
         return first
-    # A plugin may have made a class of its own, whose constructor is not ours to call.
+    # A plugin may have its own subclass, whose constructor may take other arguments.
     kinds = (ConfigError, TapError, WeightsError, PluginError, StoreError, UnsafeError, LayertapError)
     result = next(kind for kind in kinds if isinstance(first, kind))(first.message, code=first.code)
     result._faults = tuple(faults)
@@ -162,7 +162,7 @@ def within(*where: str | int) -> Iterator[None]:
 def set_within(error: LayertapError, where: Where) -> None:
     """Put `where` before that of `error`, unless it has a place already.
 
-    What storage or an image raises without a `where` is about no key, and stays so.
+    An error of storage or of an image without a `where` does not concern a key, and is left unchanged.
     """
     for fault in error.faults:
         if not fault.place and (fault.where or not isinstance(fault, (StoreError, ImageError))):
@@ -181,7 +181,7 @@ class Fault(NamedTuple):
 def faults_of(error: pydantic.ValidationError, data: Any, where: Where = ()) -> list[Fault]:
     """The faults that a validation found in what `data` has at `where`, one for each value that is wrong.
 
-    Of a union's branches the first one speaks; a misspelt key is reported, and not that the right one is missing.
+    Of a union's branches the first one is reported; for a misspelt key, that key and not the missing right one.
     """
     found: dict[Where, Fault] = {}
     spoken: dict[tuple[Where, int], str] = {}
@@ -245,7 +245,7 @@ def _key(where: Where) -> str:
 
 
 def _one_line(text: str) -> str:
-    """The text in one line: what no terminal should be given is escaped, and the middle of a long one left out."""
+    """The text in one line: characters unsafe for a terminal are escaped, and the middle of a long text is left out."""
     if len(text) > _LONGEST_MESSAGE:
         text = f"{text[: _LONGEST_MESSAGE - 400]} ... {text[-400:]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -34,7 +34,7 @@ class Registered:
     """One type of one kind, and where it came from.
 
     A plugin of the user's own has its file's name for a distribution and a digest of its text for a version, so that
-    an edited one is another one. `named` says that its entry point bears the type's name, or that it is the user's own.
+    an edited plugin counts as another. `named` says that its entry point has the type's name, or that it is the user's.
     """
 
     kind: str
@@ -66,15 +66,15 @@ class _Entry:
 
 
 class Plugins:
-    """What is installed, and the user's own plugins; made by `Plugins.load()`.
+    """The installed plugins and the user's own; created by `Plugins.load()`.
 
     An installed plugin is imported when its type is first asked for: the name of its entry point, `kind-type`, says
-    which one that is. A plugin that fails, or a type that two of them claim, is an error for those who ask for it.
+    which one that is. A plugin that fails, or a type that two of them claim, is an error only if it is asked for.
     """
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
-        """Why a plugin could not be loaded, by its name, as far as it has been tried."""
+        """Why a plugin could not be loaded, by its name, for those that have been tried."""
         self._entries = self._waiting = list[_Entry]()
         self._found: dict[str, dict[str, list[Registered]]] = {kind: {} for kind in KINDS}
         self._manager = pluggy.PluginManager(PROJECT)
@@ -86,7 +86,7 @@ class Plugins:
         plugins = cls()
         plugins._entries = plugins._waiting = _installed(plugins.failures)
         for reference in own:
-            # A module that is installed as well is not a second plugin.
+            # A module that is also installed is not a second plugin.
             plugins._load_entries([entry for entry in plugins._waiting if entry.point.value == reference])
             with plugins._kept(reference):
                 plugins._register(*_own_module(reference))
@@ -137,7 +137,7 @@ class Plugins:
                 yield from found[name]
 
     def faults(self) -> list[str]:
-        """What is wrong with the plugins, a line each. Imports every plugin."""
+        """What is wrong with the plugins, one line each. Imports every plugin."""
         self._load_entries(self._waiting)
         several = [claims for found in self._found.values() for claims in found.values() if len(claims) > 1]
         return [*self._not_loaded(), *map(_conflict, several)]
@@ -167,7 +167,7 @@ class Plugins:
 
     @contextmanager
     def _kept(self, name: str) -> Iterator[None]:
-        """Keep why a plugin could not be loaded: it must not cost the use of another."""
+        """Record why a plugin could not be loaded: it must not prevent the use of another."""
         try:
             yield
         except (Exception, SystemExit) as error:
@@ -177,7 +177,7 @@ class Plugins:
     def _register(
         self, module: Any, name: str, distribution: str, version: str, names: Collection[str] | None = None
     ) -> None:
-        """Add everything that a plugin registers, once the whole of it has passed.
+        """Add everything that a plugin registers, once all of it has passed.
 
         `names`: those of its entry points, by which a type is found first; None for the user's own.
         """
@@ -244,7 +244,7 @@ def _points(failures: dict[str, str]) -> list[EntryPoint]:
     """The entry points of the group; distributions whose entry points cannot be read go into `failures`."""
     try:
         return list(importlib.metadata.entry_points(group=GROUP))
-    except Exception:  # one damaged file of any distribution costs all of them their entry points
+    except Exception:  # one damaged file of any distribution makes the entry points of all unreadable
         found: dict[tuple[str, str], EntryPoint] = {}
         for distribution in importlib.metadata.distributions():
             name, _ = _origin(distribution)
@@ -260,14 +260,14 @@ def _origin(distribution: Distribution | None) -> tuple[str, str]:
     """A distribution's name and version; half-removed installations have lost them."""
     try:
         facts = distribution.metadata if distribution else None
-    except Exception:  # whatever it is that importlib.metadata raises for a folder without METADATA
+    except Exception:  # whatever importlib.metadata raises for a folder without METADATA
         facts = None
     known = {key: facts[key] for key in ("Name", "Version") if key in facts} if facts is not None else {}
     return known.get("Name", "-"), known.get("Version", "-")
 
 
 def _own_module(reference: str) -> tuple[ModuleType, str, str, str]:
-    """The user's module, the plugin's name, and what stands for its distribution and version."""
+    """The user's module, the plugin's name, and what serves as its distribution and version."""
     path = user_path(reference)
     if path.suffix != ".py" and not path.is_file():
         module = importlib.import_module(reference)
@@ -277,13 +277,13 @@ def _own_module(reference: str) -> tuple[ModuleType, str, str, str]:
         raise FileNotFoundError("no such file")
     path = path.resolve()
     text = path.read_bytes()
-    # The text is part of the name: a file is run once as long as it stays the same, and again after an edit.
+    # The text is part of the name: a file is run once while it is unchanged, and again after an edit.
     name = f"layertap_own_{_digest(os.fsencode(path))[:8]}_{_digest(text)[:8]}_{path.stem}"
     return sys.modules.get(name) or _executed(name, path, text), f"file:{path}", path.name, _version_of(text)
 
 
 def _executed(name: str, path: Path, text: bytes) -> ModuleType:
-    """The module out of this very text: Python's cache of compiled files misses an edit within the same second."""
+    """The module made from this exact text: Python's cache of compiled files misses an edit within the same second."""
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise ImportError("not a Python file")
@@ -313,7 +313,7 @@ def guard(plugin: Plugin | type[Plugin]) -> Iterator[None]:
         yield
     except LayertapError:
         raise
-    # A plugin that calls sys.exit(0) must not end half a run as if all were well.
+    # A plugin that calls sys.exit(0) must not end an unfinished run as if it had succeeded.
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and cls.extra is not None:
             message = missing_extra(_label(cls), error.name, cls.extra, _distribution_of(cls))
@@ -323,7 +323,7 @@ def guard(plugin: Plugin | type[Plugin]) -> Iterator[None]:
 
 
 def _distribution_of(cls: type[Plugin]) -> str:
-    """The name to give to pip: that of the entry point which brought the class, or of its package's files."""
+    """The name to give to pip: that of the entry point that provided the class, or of its package's files."""
     for point in _points({}):
         if point.value.partition(":")[0].strip() == cls.__module__:
             return _origin(point.dist)[0]

@@ -1,4 +1,4 @@
-"""The frozen records that travel down the line, from a source's first to the report at the end."""
+"""The frozen records that the stages of a run pass on, from a source's records to the final report."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ INDEX_COLUMNS = ("row", "id")
 """The index's own columns; metadata cannot have these names."""
 
 FloatDtype: TypeAlias = Literal["float16", "bfloat16", "float32", "float64"]
-"""What a tap can be cast to, by torch's names."""
+"""The dtypes that a tap can be cast to, by torch's names."""
 
 Dtype: TypeAlias = Literal[
     FloatDtype, "uint8", "int8", "int16", "int32", "int64", "bool",
     "complex64", "complex128", "uint16", "uint32", "uint64",
 ]  # fmt: skip
-"""What can be stored, by torch's names."""
+"""The dtypes that can be stored, by torch's names."""
 
 
 def dtype_name(tensor: Tensor) -> str:
@@ -39,11 +39,11 @@ def dtype_name(tensor: Tensor) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One image of a source: who it is and how to read it; no pixels yet.
+    """One image of a source: its id and how to read it; no pixels yet.
 
     `data` is the encoded bytes, a file's path, a decoded image, or a callable that gives bytes or an image (called on
     any thread). A callable may have an attribute `stamp`, one line of text that changes with what it reads from (a size
-    and time, an ETag): a run goes on only with the stamps it was planned with. Every record of a source has the same
+    and time, an ETag): a run resumes only with the stamps it was planned with. Every record of a source has the same
     keys in `meta`, and none is named `row` or `id`.
     """
 
@@ -132,7 +132,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """What the taps gave for one batch: the records kept, and a tensor a tap with one row a record kept."""
+    """The taps' values for one batch: the records kept, and one tensor per tap with one row per record kept."""
 
     records: Sequence[ImageRecord]
     values: Mapping[str, Tensor]
@@ -142,8 +142,8 @@ class Activations:
 class Shard:
     """A fixed run of consecutive records, a whole number of batches: the unit of commit.
 
-    `records` are the ones kept, `values` holds an array a tap with one row a record kept; bfloat16 arrives as
-    `ml_dtypes.bfloat16`. The arrays are the sink's to keep.
+    `records` are the ones kept, `values` holds one array per tap with one row per record kept; bfloat16 arrives as
+    `ml_dtypes.bfloat16`. The sink may keep the arrays.
     """
 
     number: int
@@ -153,7 +153,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """A shard with what did not make it in: `planned` records of the plan from `first` on, kept or failed."""
+    """A shard with the images that failed: `planned` records of the plan from `first` on, kept or failed."""
 
     shard: Shard
     first: int
@@ -218,9 +218,9 @@ class Report:
     `planned == kept + failed`. `seconds` is the whole run, `extracting` the part of it from the first image to the
     finished output; before that the model is loaded and everything is checked. `path` is the output folder, None for a
     sink that has none (then nothing can be resumed, and `stored` is False). `values` are the arrays of a sink that
-    returns them, such as `memory`; `about` is what the model provider says of the model and its weights.
+    returns them, such as `memory`; `about` holds the model provider's facts about the model and its weights.
     `causes` holds, for failures whose code does not say everything, the first of each kind and how many there were.
-    `remarks` are sentences for the user: what is not known of an older output that was resumed, for instance.
+    `remarks` are sentences for the user, for instance about what an older output that was resumed did not record.
     """
 
     planned: int
@@ -317,13 +317,13 @@ class Tally:
         self.reasons.update(reasons)
 
     def count_shard(self, nonfinite: Mapping[str, int], notes: Mapping[str, int]) -> None:
-        """Add a shard whose images are counted."""
+        """Add a shard whose images have been counted."""
         self.shards += 1
         self.nonfinite.update(nonfinite)
         self.notes.update(notes)
 
     def report(self, info: RunInfo, seconds: float, *, stored: bool) -> Report:
-        """How the run ended that these are the counts of."""
+        """The report of the run whose counts these are."""
         return Report(
             planned=self.planned,
             kept=self.kept,

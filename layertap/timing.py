@@ -1,4 +1,4 @@
-"""Where the time of a run goes, stage by stage."""
+"""How long each stage of a run takes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _END = object()
 
 
 class Stopwatch:
-    """Seconds a stage, added up over all threads: stages that overlap add up to more than the run took."""
+    """Seconds per stage, added up over all threads: stages that overlap add up to more than the run took."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -27,12 +27,12 @@ class Stopwatch:
             return dict(self._seconds)
 
     def add(self, stage: str, seconds: float) -> None:
-        """Count `seconds` in."""
+        """Add `seconds` to a stage."""
         with self._lock:
             self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
 
     def waits(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, with the time that each takes to come counted in."""
+        """The items, adding the time spent waiting for each of them."""
         iterator = iter(items)
         while True:
             with self.measure(stage):
@@ -43,7 +43,7 @@ class Stopwatch:
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Count in what the block takes, however it ends."""
+        """Add the time that the block takes, however it ends."""
         start = time.perf_counter()
         try:
             yield

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from layertap.taps.survey import LayerInfo
 
 
-LAYER_COLUMNS = ["layer", "type", "output", "dtype", "calls", "MB an image", "compute", "parameters", "tap"]
+LAYER_COLUMNS = ["layer", "type", "output", "dtype", "calls", "MB per image", "compute", "parameters", "tap"]
 PLUGIN_COLUMNS = ["kind", "type", "distribution", "version", "file"]
 
 
 def report_data(report: Report) -> dict[str, Any]:
-    """A report for machines."""
+    """A report as data for JSON."""
     return {
         "planned": report.planned,
         "kept": report.kept,
@@ -41,7 +41,7 @@ def report_data(report: Report) -> dict[str, Any]:
 
 
 def weights_text(about: Mapping[str, Any]) -> str | None:
-    """Which weights of a file a model has; None for a file that is a plain state dict, or where there is no file."""
+    """Which weights of a file a model has; None for a file that is a plain state dict, or if there is no file."""
     entry, prefix = about.get("weights_entry"), about.get("weights_prefix")
     if not about.get("weights_sha256") or not (entry or prefix):
         return None
@@ -62,11 +62,11 @@ def causes_text(causes: Iterable[CountedCause]) -> list[str]:
 
 
 def report_text(report: Report) -> str:
-    """A report for people."""
+    """A report as text."""
     from layertap.store.replace import retired
 
     done = f"in {report.seconds:.1f} s, of which {report.extracting:.1f} s went into extracting"
-    done = "was complete already" if report.already else done
+    done = "was already complete" if report.already else done
     lines = [f"{report.kept} of {report.planned} images kept, {report.failed} failed, {done}"]
     where = f" -> {report.path}" if report.path else ""
     lines += [f"  {name}: {c.dtype} {(report.kept, *c.shape)}{where}" for name, c in report.columns.items()]
@@ -80,7 +80,7 @@ def report_text(report: Report) -> str:
     if report.notes:
         lines.append("  noted: " + ", ".join(f"{word} {count}" for word, count in sorted(report.notes.items())))
     if report.path and (left := retired(report.path)).exists():
-        lines.append(f"  what was in the replaced output and is not layertap's is in {left} now")
+        lines.append(f"  files in the replaced output that are not layertap's are now in {left}")
     lines += [f"  {remark}" for remark in report.remarks]
     if not report.stored:
         lines.append("  this sink has no output folder, so this run can be neither resumed nor verified")
@@ -88,21 +88,21 @@ def report_text(report: Report) -> str:
 
 
 def verdict_data(found: Verdict) -> dict[str, Any]:
-    """What a verification found, for machines."""
+    """What a verification found, as data for JSON."""
     return {**dataclasses.asdict(found), "path": str(found.path)}
 
 
 def verdict_text(found: Verdict) -> str:
-    """What a verification found, for people."""
+    """What a verification found, as text."""
     state = "complete" if found.complete else "unfinished"
     lines = [
         f"{found.path}: {state}; {found.files} files, {found.bytes / 1e6:.1f} MB and {found.shards} shards read again"
     ]
     if found.rows:
-        same = "to the bit" if not found.difference else f"but for differences up to {found.difference:.3g}"
+        same = "to the bit" if not found.difference else f"except for differences of up to {found.difference:.3g}"
         lines.append(f"  {len(found.rows)} rows computed again, the same {same}: {', '.join(map(str, found.rows))}")
     if found.rows and found.environment:
-        lines.append(f"  not as it was then: {'; '.join(found.environment)}")
+        lines.append(f"  changed since then: {'; '.join(found.environment)}")
     lines += [f"  {fault}" for fault in found.faults]
     count = len(found.faults)
     lines.append(f"{count} fault{'s' * (count > 1)}" if count else "all is well")
@@ -110,7 +110,7 @@ def verdict_text(found: Verdict) -> str:
 
 
 def forecast_data(found: Forecast) -> dict[str, Any]:
-    """A dry run for machines."""
+    """A dry run as data for JSON."""
     return {
         "model": dict(found.about),
         "device": found.device,
@@ -140,7 +140,7 @@ def forecast_data(found: Forecast) -> dict[str, Any]:
 
 
 def forecast_text(found: Forecast) -> str:
-    """A dry run for people."""
+    """A dry run as text."""
     about = found.about
     weights = f", weights {about['weights']}" if "weights" in about else ""
     lines = [
@@ -148,20 +148,20 @@ def forecast_text(found: Forecast) -> str:
         f"images  {found.images}, batches of {found.batch_size}, shards of {found.shard_rows}, on {found.device}",
     ]
     lines += [f"tap     {_tap_text(name, column)}" for name, column in found.columns.items()]
-    lines += [f"passed  {name}: its layer never runs" for name in found.silent]
+    lines += [f"skipped {name}: its layer never runs" for name in found.silent]
     if found.compute is not None:
-        stop = f"the forward stops after {found.stop}" if found.stop else "the forward runs whole"
+        stop = f"the forward stops after {found.stop}" if found.stop else "the forward runs to its end"
         lines.append(f"compute {stop}: {found.compute:.1%} of the model, {1 - found.compute:.1%} saved")
     free = "" if found.free_bytes is None else f", {_size(found.free_bytes)} free"
     size = f"{_size(found.bytes)} in all, twice that while parts are merged"
-    lines.append(f"disk    {_size(found.row_bytes)} an image, {size}{free}")
+    lines.append(f"disk    {_size(found.row_bytes)} per image, {size}{free}")
     where = "" if found.path is None else f"{found.path}: "
     lines.append(f"output  {where}{found.state}")
     return "\n".join(map(printable, lines))
 
 
 def layer_data(found: Anatomy, layer: LayerInfo) -> dict[str, Any]:
-    """One layer for machines."""
+    """One layer as data for JSON."""
     return {
         "layer": layer.name,
         "type": layer.type,
@@ -178,7 +178,7 @@ def layer_data(found: Anatomy, layer: LayerInfo) -> dict[str, Any]:
 
 
 def layer_rows(found: Anatomy) -> list[list[str]]:
-    """The cells of `LAYER_COLUMNS`, a row a layer, names indented by depth."""
+    """The cells of `LAYER_COLUMNS`, one row per layer, with names indented by depth."""
     return [_layer_row(found, layer) for layer in found.layers]
 
 
@@ -188,10 +188,11 @@ def printable(text: str) -> str:
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """Cells in columns: fitted to a terminal, one whole line a row anywhere else. A last cell `<- ...` is marked."""
+    """Cells in columns: fitted to a terminal, one whole line per row anywhere else. A last cell `<- ...` is bold."""
+    # A name from a configuration is data, and must not send control characters to the terminal.
     rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
-        # In a pipe there is no width to keep to: a line stays a line.
+        # A pipe has no width to fit into: lines are not folded.
         widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -202,7 +203,7 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     for number, column in enumerate(columns):
-        # The name is there to be copied: on a narrow terminal all else folds first.
+        # Users copy the name: on a narrow terminal everything else folds first.
         longest = max(len(row[0]) for row in rows) if rows and not number else None
         table.add_column(column, overflow="fold", min_width=longest)
     for row in rows:

@@ -1,4 +1,4 @@
-"""What an output folder is, in a screen."""
+"""A summary of an output folder, short enough for one screen."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def summary_text(path: Path, manifest: Manifest) -> str:
         lines.append(f"  noted{_counted(tally.notes).replace(':', '      ', 1)}")
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     lines += [
-        f"  batch       {manifest.batch_size} images, {manifest.shard_rows} a shard, {tally.shards} shards",
+        f"  batch       {manifest.batch_size} images, {manifest.shard_rows} per shard, {tally.shards} shards",
         f"  made with   {manifest.device}, {manifest.threads} threads, Python {manifest.python}, {versions}",
     ]
     if manifest.timing:
@@ -66,7 +66,7 @@ def _state(manifest: Manifest, tally: Tally) -> str:
     if manifest.status == "complete":
         return f"complete, {manifest.finished}"
     by = f", last written by {manifest.owner}" if manifest.owner else ""
-    return f"unfinished, {tally.planned} of {manifest.planned} images done{by}; the same command goes on with it"
+    return f"unfinished, {tally.planned} of {manifest.planned} images done{by}; run the same command again to resume"
 
 
 def _named(part: Any) -> str:

@@ -1,4 +1,4 @@
-"""A model's layers for looking at: one survey, and which of the configuration's taps lie where."""
+"""A model's layers as `layertap layers` shows them: one survey, and the configuration's taps on each layer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Anatomy:
 
     `shapes` are the layers' output shapes by selector, an axis that grows with the number of images written as `N` (or
     `4N`, for windows or frames), `sizes` the bytes of one image's output, `taps` the configuration's taps by layer,
-    `silent` why a layer never ran, where that is known. `unmatched` are the reasons why taps lie nowhere.
+    `silent` why a layer never ran, if that is known. `unmatched` are the reasons why taps match no layer.
     """
 
     layers: Sequence[LayerInfo]
@@ -49,7 +49,7 @@ class Anatomy:
 def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Sequence[str] = ()) -> Anatomy:
     """The anatomy of the model in a configuration file, or of `TYPE/NAME`.
 
-    Its weights are not loaded, where its provider knows `weights: random`: shapes do not depend on them.
+    Its weights are not loaded if its provider knows `weights: random`: shapes do not depend on them.
     """
     known = Plugins.load(plugins)
     path = user_path(target)
@@ -57,7 +57,7 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
     if is_file:
         config = load_config(target, overrides, known)
     else:
-        # The source and the sink are neither checked nor built: they only make the configuration whole.
+        # The source and the sink are neither checked nor built: they only complete the configuration.
         whole = {"model": target, "source": "none", "sink": "none"}
         config = load_config(whole, overrides, known, of=("model", "preprocess", "taps"))
     loaded = _loaded(config, known)
@@ -65,7 +65,7 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
     with config.at():
         slot = Slot.of(preprocessor, torch.device("cpu"))
     few, more = (_surveyed(loaded, preprocessor, slot.zeros(images)) for images in (2, 3))
-    # A model's name alone asks for no taps, unless the overrides do.
+    # A model's name alone has no taps, unless the overrides name some.
     asked = is_file or "taps" in (overrides or {})
     taps, unmatched = _marks(config, loaded) if asked else ({}, [])
     silent = {layer.name: why_silent(loaded.module, layer.name) for layer in few if not layer.calls}
@@ -82,7 +82,7 @@ def look_at(target: str, overrides: Mapping[str, Any] | None = None, plugins: Se
 def _loaded(config: RunConfig, plugins: Plugins) -> LoadedModel:
     if "weights" in plugins.find("model", config.model.type).cls.Params.model_fields:
         spec = Spec(type=config.model.type, params={**config.model.params, "weights": "random"})
-        # A stranger's provider may mean something else by `weights`; then what is configured is loaded.
+        # Another author's provider may mean something else by `weights`; then the configured model is loaded.
         with suppress(ConfigError, WeightsError):
             return inputs.configured_model(config.model_copy(update={"model": spec}), plugins)
     return inputs.configured_model(config, plugins)

@@ -27,8 +27,8 @@ from layertap.cli.signals import Stopped, catch_signals, let_signals_end
 from layertap.errors import CONFIG, SOME_FAILED, STORAGE, ConfigError, LayertapError
 from layertap.pipeline.malloc import uncollected
 
-# What a wrong command line raises: click's ClickException. Newer versions of typer carry a click of their own inside,
-# and then it is not that of the package click, which may not be installed at all.
+# A wrong command line raises click's ClickException. Newer versions of typer contain their own copy of click,
+# and then the class is not that of the package click, which may not be installed at all.
 _UsageFault: Any = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-new = typer.Typer(help="Write something of your own to start from.", no_args_is_help=True, rich_markup_mode=None)
+new = typer.Typer(help="Write a plugin of your own to start from.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(new, name="new")
 
 Own = Annotated[
@@ -46,7 +46,8 @@ Own = Annotated[
     typer.Option("--plugin", metavar="FILE_OR_MODULE", help="Load a plugin of your own. May be given several times."),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values laid over it, as in batch_size=32.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that override CONFIG's, as in batch_size=32."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -78,12 +79,12 @@ def run(
     plugin: Own = None,
     retry_failed: Annotated[
         bool,
-        typer.Option("--retry-failed", help="Try again what failed for a passing reason, such as a timeout."),
+        typer.Option("--retry-failed", help="Retry images that failed for a temporary reason, such as a timeout."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
     as_json: Json = False,
 ) -> int:
-    """Extract what CONFIG asks for. The same command finishes a run that was interrupted."""
+    """Extract what CONFIG asks for. Run the same command again to resume an interrupted run."""
     from layertap.config.loading import load_config, parse_overrides
     from layertap.plugins import Plugins
 
@@ -92,7 +93,7 @@ def run(
     if quiet:
         loaded = loaded.model_copy(update={"observers": tuple(o for o in loaded.observers if o.type != "progress")})
 
-    # After the configuration is checked: its faults need not wait for torch.
+    # After the configuration is checked: its faults are reported without waiting for torch.
     with uncollected():
         from layertap.pipeline.pipeline import run_loaded
 
@@ -112,7 +113,7 @@ def layers(
     plugin: Own = None,
     as_json: Json = False,
 ) -> None:
-    """List every layer: output, calls a forward, size, share of compute, parameters, and what the taps match."""
+    """List every layer: output, calls per forward, size, share of compute, parameters, and what the taps match."""
     from layertap.cli.layers import look_at
     from layertap.config.loading import parse_overrides
 
@@ -133,7 +134,7 @@ def plan(
     plugin: Own = None,
     as_json: Json = False,
 ) -> None:
-    """Say what `run` would do, before an image is read: taps, shapes, bytes, and where the forward stops."""
+    """Show what `run` would do, without reading an image: taps, shapes, bytes, and where the forward stops."""
     from layertap.cli.plan import forecast
     from layertap.config.loading import parse_overrides
 
@@ -150,7 +151,7 @@ def info(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="An output folder.")],
     as_json: Json = False,
 ) -> None:
-    """Say in a screen what an output folder holds and how it came about."""
+    """Summarise what an output folder holds and how it was made."""
     from layertap.cli.info import summary_text
     from layertap.paths import user_path
     from layertap.store.manifest import read_output
@@ -173,7 +174,7 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> int:
-    """Read every file of OUT against its digests, and compute some rows again. KEY=VALUE says what has moved since."""
+    """Read every file of OUT against its digests, and compute some rows again. KEY=VALUE gives what has moved."""
     from layertap.config.loading import parse_overrides
     from layertap.paths import user_path
 
@@ -218,7 +219,7 @@ def bench(
     overrides: Overrides = None,
     plugin: Own = None,
     images: Annotated[int, typer.Option("--images", min=1, help="How many images of the plan, from the first.")] = 256,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often everything is measured.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How many times to measure everything.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Measure each stage, the limit, the line and two scripts without layertap, and suggest what would be faster."""
@@ -257,7 +258,9 @@ def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -
 def schema(
     context: typer.Context,
     plugin: Own = None,
-    manifest: Annotated[bool, typer.Option("--manifest", help="That of an output's manifest.json instead.")] = False,
+    manifest: Annotated[
+        bool, typer.Option("--manifest", help="Print the schema of an output's manifest.json instead.")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of a configuration, with every installed plugin's parameters."""
     if manifest:
@@ -277,7 +280,9 @@ def schema(
 
 @new.command("plugin")
 def new_plugin(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Its distribution, and the folder to write.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The name of the distribution, and of the folder to write.")
+    ],
     kind: Annotated[
         str, typer.Option("--kind", help="source, sink, preprocessor, reducer, model or observer.", show_default=False)
     ],
@@ -313,7 +318,7 @@ def init(
             file.write(text)
         schema_path.write_text(json.dumps(described, indent=2) + "\n", "utf-8")
     except FileExistsError:
-        raise ConfigError(f"{path}: exists already; name another file: layertap init FILE") from None
+        raise ConfigError(f"{path}: already exists; name another file: layertap init FILE") from None
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from error
     typer.echo(f"wrote {path} and {schema_path}; now: layertap run {path} source.path=YOUR_IMAGES/")
@@ -330,7 +335,7 @@ def _print_json(data: Any) -> None:
 
 
 def _print_notes(error: BaseException) -> None:
-    """What has gone wrong after the error, as in a sink's `abort`."""
+    """Print what went wrong after the error, such as in a sink's `abort`."""
     for note in getattr(error, "__notes__", []):
         typer.echo(printable(" ".join(note.splitlines())), err=True)
 
@@ -338,7 +343,7 @@ def _print_notes(error: BaseException) -> None:
 def main() -> NoReturn:
     """The console script: runs a command and exits with its code. The process, with its signals, is layertap's own."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that a terminal has no letters for must not fail a run that is done.
+        # A name that the terminal's encoding cannot represent must not fail a finished run.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         catch_signals()
@@ -352,7 +357,7 @@ def main() -> NoReturn:
         _print_notes(error)
         code = error.code
     except Stopped as stopped:
-        typer.echo("stopped; what is committed stays, and the same command goes on from there", err=True)
+        typer.echo("stopped; what is committed is kept: run the same command again to resume", err=True)
         _print_notes(stopped)
         code = stopped.code
         stopped.last_resort.cancel()

@@ -20,7 +20,7 @@ _NAME = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What the templates say differently: the suite, the test's plugin, and how a configuration names it."""
+    """What differs in the templates: the suite, the test's plugin, and how a configuration names it."""
 
     suite: str
     example: str
@@ -36,17 +36,17 @@ KINDS: Mapping[str, _Kind] = {
     "model": _Kind("ModelProviderSuite", 'model: {type: $type, width: 8}\ntaps: ["0"]\npreprocess: {type: imagenet}'),
     "observer": _Kind("ObserverSuite", "observers: [progress, {type: $type, name: mine}]"),
 }
-"""The kinds of plugins that can be begun, by the word of `--kind`."""
+"""The kinds of plugins that can be written, by the value of `--kind`."""
 
 
 def write_plugin(name: str, kind: str) -> Path:
-    """Write a distribution into the new folder `name`; gives the folder.
+    """Write a distribution into the new folder `name`, and return that folder.
 
-    Its type is `name` without a leading `layertap-`. Raises `ConfigError` for a name that cannot be one, that something
-    installed has already, or whose folder exists, and for a folder that cannot be written.
+    Its type is `name` without a leading `layertap-`. Raises `ConfigError` for an invalid name, for one that something
+    installed already has or whose folder exists, and for a folder that cannot be written.
     """
     if kind not in KINDS:
-        raise ConfigError(f"--kind is one of {', '.join(KINDS)}, not {kind!r}{did_you_mean(kind, KINDS)}")
+        raise ConfigError(f"--kind must be one of {', '.join(KINDS)}, not {kind!r}{did_you_mean(kind, KINDS)}")
     module = _module(name)
     type_name = module.removeprefix("layertap_")
     _refuse_taken(kind, type_name)
@@ -76,7 +76,7 @@ def write_plugin(name: str, kind: str) -> Path:
         for path, text in filled.items():
             (folder / path).write_text(text, "utf-8")
     except FileExistsError:
-        raise ConfigError(f"{folder}: exists already; choose another name, or move it") from None
+        raise ConfigError(f"{folder}: already exists; choose another name, or move it") from None
     except OSError as error:
         raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from error
     return folder
@@ -86,19 +86,19 @@ def _module(name: str) -> str:
     """The module that a distribution of this name holds."""
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} cannot be the name of a plugin: small letters and digits, words joined by `-` or `_`, such as "
-            "my-images"
+            f"{name!r} cannot be the name of a plugin: use lower-case letters and digits, and join words by `-` or "
+            "`_`, as in my-images"
         )
     module = name.replace("-", "_")
     if keyword.iskeyword(module) or module in sys.stdlib_module_names or module == "tests":
-        raise ConfigError(f"{name!r} is a word of Python's own; choose another name, such as layertap-{name}")
+        raise ConfigError(f"{name!r} is a name that Python itself uses; choose another name, such as layertap-{name}")
     if importlib.util.find_spec(module) is not None:
-        raise ConfigError(f"a package {module!r} is installed already; choose another name")
+        raise ConfigError(f"a package {module!r} is already installed; choose another name")
     return module
 
 
 def _refuse_taken(kind: str, type_name: str) -> None:
     if (kind, type_name) == ("preprocessor", "model"):
-        raise ConfigError("`model` is a word of `preprocess:` itself; choose another name")
+        raise ConfigError("`preprocess:` itself uses the name `model`; choose another name")
     if taken := Plugins.load().get(kind, type_name):
-        raise ConfigError(f"{taken.distribution} has a {kind} of the type {type_name!r} already; choose another name")
+        raise ConfigError(f"{taken.distribution} already has a {kind} of the type {type_name!r}; choose another name")

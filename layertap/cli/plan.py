@@ -1,4 +1,4 @@
-"""The dry run: what a run would give, cost and leave on disk, before an image is read."""
+"""The dry run: what a run would return, cost and write, found out without reading an image."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from layertap.taps.survey import survey
 class Forecast:
     """What a run would do.
 
-    `row_bytes` is what one image takes on disk, `stop` the layer after which the forward ends (None where it runs
-    whole), `compute` the share of the model's multiplications up to there (None where it has none), `silent` the taps
-    of a pattern whose layers never run, `state` what stands at `path` already.
+    `row_bytes` is the size of one image on disk, `stop` the layer after which the forward ends (None if it runs to its
+    end), `compute` the share of the model's multiplications up to there (None if it has none), `silent` the taps of a
+    pattern whose layers never run, `state` what is already at `path`.
     """
 
     about: Mapping[str, Any]
@@ -43,7 +43,7 @@ class Forecast:
 
     @property
     def bytes(self) -> int:
-        """What all images take on disk, if none fails."""
+        """The size of all images on disk, if none fails."""
         return self.images * self.row_bytes
 
 
@@ -88,7 +88,7 @@ def _stop(this: Prepared) -> tuple[str | None, float | None]:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above an output that is there already."""
+    """The nearest folder above an output that already exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 

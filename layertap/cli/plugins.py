@@ -1,4 +1,4 @@
-"""What `layertap plugins` says of each plugin: where it came from, its parameters, and what it lacks."""
+"""What `layertap plugins` shows of each plugin: its origin, its parameters, and the packages that it lacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from layertap.plugins import Plugins, Registered
 _LONGEST_DEFAULT = 32
 _OF_AN_EXTRA = re.compile(r"(?P<name>[\w.-]+)[^;]*;.*\bextra\s*==\s*['\"](?P<extra>[\w.-]+)['\"]")
 
-# Where a line may not be folded.
+# A place where a line must not be folded.
 _UNBROKEN = "\u00a0"
 
 
@@ -31,15 +31,15 @@ def plugin_row(plugin: Registered) -> list[str]:
 
 
 def plugin_data(plugin: Registered) -> dict[str, Any]:
-    """A plugin for machines: its row, its parameters, its extra, and the command that installs what it lacks."""
+    """A plugin as data for JSON: its row, parameters and extra, and the command that installs missing packages."""
     cells = dict(zip(COLUMNS, plugin_row(plugin), strict=True))
     return {**cells, "parameters": _parameters(plugin), "extra": plugin.cls.extra, "install": install(plugin)}
 
 
 def install(plugin: Registered) -> str | None:
-    """The command that installs the packages which the plugin needs and this environment has not; None for none.
+    """The command that installs the packages that the plugin needs and this environment lacks; None if it lacks none.
 
-    Known from the metadata of its distribution: nothing is imported.
+    They are read from the metadata of its distribution: nothing is imported.
     """
     if plugin.cls.extra is None or all(map(_is_installed, _needed(plugin.distribution, plugin.cls.extra))):
         return None
@@ -47,7 +47,7 @@ def install(plugin: Registered) -> str | None:
 
 
 def print_plugins(plugins: Iterable[Registered]) -> None:
-    """A table for a terminal: under each plugin's row its parameters with their defaults, and what it lacks."""
+    """Print a table for a terminal: below each plugin's row its parameters with defaults, and the packages it lacks."""
     from rich.console import Console
     from rich.text import Text
 
@@ -58,7 +58,7 @@ def print_plugins(plugins: Iterable[Registered]) -> None:
     indent = " " * (widths[0] + 2)
 
     def line(text: str, style: str = "") -> None:
-        # Never folded: paths and commands are there to be copied.
+        # Not folded, because users copy paths and commands.
         console.print(Text(text, style=style), soft_wrap=True)
 
     line(_aligned(COLUMNS, widths), "dim")
@@ -69,11 +69,11 @@ def print_plugins(plugins: Iterable[Registered]) -> None:
         for folded in textwrap.wrap(", ".join(named) or "no parameters", width, break_on_hyphens=False):
             line(indent + folded.replace(_UNBROKEN, " "))
         if command := install(plugin):
-            line(f"{indent}needs what is not installed: {command}", "yellow")
+            line(f"{indent}needs packages that are not installed: {command}", "yellow")
 
 
 def print_faults(known: Plugins) -> None:
-    """On stderr, the plugins that are missing from what was made of all of them."""
+    """Report on stderr the plugins that could not be included in the output of a command."""
     for fault in known.faults():
         typer.echo(fault, err=True)
 
@@ -99,7 +99,7 @@ def _parameters(plugin: Registered) -> list[dict[str, Any]]:
 def _default(field: FieldInfo) -> Any:
     try:
         return pydantic_core.to_jsonable_python(field.get_default(call_default_factory=True), fallback=str)
-    except Exception as error:  # a factory that needs what is not here must not cost the list of the others
+    except Exception as error:  # a factory whose needs are not met must not hide the other plugins
         return f"unknown: {error!r}"
 
 
@@ -113,7 +113,7 @@ def _named(parameter: dict[str, Any]) -> str:
 
 @functools.cache
 def _needed(distribution: str, extra: str) -> list[str]:
-    """The distributions that an extra brings."""
+    """The distributions that an extra installs."""
     try:
         lines = importlib.metadata.requires(distribution) or []
     except importlib.metadata.PackageNotFoundError:  # a file of the user's own

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first ends a command in good order and soon, the second at once."""
+"""SIGINT and SIGTERM: the first signal ends a command cleanly and soon, the second at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from layertap.errors import INTERRUPTED, TERMINATED
 
-# Seconds from the first signal to the end, whatever is still going on.
+# Seconds from the first signal to the end, whatever is still running.
 _PATIENCE = 4.0
 
 
@@ -18,7 +18,7 @@ class Stopped(BaseException):
 
     def __init__(self, code: int) -> None:
         self.code = code
-        # What hangs on the way out must not keep the process: nothing is lost by leaving at any moment.
+        # Cleanup that hangs must not keep the process alive: nothing is lost by ending at any moment.
         self.last_resort = threading.Timer(_PATIENCE, os._exit, [code])
         self.last_resort.daemon = True
         self.last_resort.start()
@@ -31,7 +31,7 @@ def catch_signals() -> None:
 
 
 def let_signals_end() -> None:
-    """All is said and done: what is left is the interpreter's own end, which has no place for an exception."""
+    """Restore the default signals once a command is done: the interpreter's shutdown cannot handle an exception."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -45,6 +45,6 @@ def _catch(number: signal.Signals, code: int) -> None:
     def leave(received: int, frame: object) -> NoReturn:
         os._exit(code)
 
-    # Who was started with a signal ignored (nohup, a shell's background) shall go on ignoring it.
+    # A process that was started with a signal ignored (nohup, a shell's background) keeps ignoring it.
     if signal.getsignal(number) is not signal.SIG_IGN:
         signal.signal(number, stop)

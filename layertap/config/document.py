@@ -1,4 +1,4 @@
-"""YAML text -> plain data that remembers where each key stood. No tags, no duplicate keys, nothing that becomes code.
+"""YAML text -> plain data that remembers where each key was. No tags, no duplicate keys, nothing that becomes code.
 
 The scalars are those of YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema): `no` and `on` are
 strings, and `12:30:45` is not a number.
@@ -19,7 +19,7 @@ import yaml
 
 from layertap.errors import ConfigError, LayertapError, Where, as_written
 
-# A configuration is a page; what is larger is a mistake or an attack on the parser.
+# A configuration is about a page; anything larger is a mistake or an attack on the parser.
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 10_000
 _MOST_DEPTH = 32
@@ -31,7 +31,7 @@ _STR = "tag:yaml.org,2002:str"
 
 _HINTS = (
     ("'\\t'", "; indent with spaces"),
-    ("mapping values are not allowed", "; quote a text that holds `: `"),
+    ("mapping values are not allowed", "; quote text that contains `: `"),
 )
 
 
@@ -71,7 +71,7 @@ for _tag, _pattern in (
 
 @dataclass(slots=True)
 class Document:
-    """Plain data, and where it came from: `places` maps the way to a value to its line and column, from 1."""
+    """Plain data, and where it came from: `places` maps the path of a value to its line and column, from 1."""
 
     name: str
     data: dict[str, Any]
@@ -79,12 +79,12 @@ class Document:
     overridden: dict[Where, str] = field(default_factory=dict)
 
     def fault(self, where: Where, what: str) -> ConfigError:
-        """The error `file:line:column: key: what` for the value at `where`, or for the nearest thing around it."""
+        """The error `file:line:column: key: what` for the value at `where`, or for the nearest value around it."""
         where = as_written(where, self.data)
         return _placed(self.place(where), what, where)
 
     def locate(self, error: LayertapError) -> None:
-        """Say of each fault that names a `where` what place in this document that is, once and for all."""
+        """Set the place in this document of each fault that has a `where` and no place yet."""
         for fault in error.faults:
             if fault.where and not fault.place:
                 fault.where = as_written(fault.where, self.data)
@@ -100,12 +100,12 @@ class Document:
             raise
 
     def position(self, where: Where) -> tuple[int, int]:
-        """Line and column of the nearest thing around `where` that was written in the file; 0, 0 where nothing was."""
+        """Line and column of the nearest value around `where` that was written in the file; 0, 0 if none was."""
         found = self._nearest(where)
         return self.places.get(found, (0, 0)) if found is not None else (0, 0)
 
     def place(self, where: Where) -> str:
-        """What `file:line:column` the value at `where` has, or the nearest thing around it; or what it comes from."""
+        """The `file:line:column` of the value at `where`, or of the nearest value around it; or its override."""
         found = self._nearest(where)
         if found is None:
             return self.name
@@ -119,14 +119,14 @@ class Document:
         return next((place for place in around if place in self.overridden or place in self.places), None)
 
     def override(self, where: Where, label: str) -> None:
-        """Note that the value at `where` now comes from `label`; what stood there and below it, stands no more."""
+        """Note that the value at `where` now comes from `label`; earlier places at and below it are forgotten."""
         for known in (self.places, self.overridden):
             for place in [place for place in known if place[: len(where)] == where]:
                 del known[place]
         self.overridden[where] = label
 
     def plain(self, value: Any, where: Where, known: Callable[[Any], Any] = lambda value: value) -> Any:
-        """`value` as JSON has it: paths as strings, tuples as lists; `known` turns objects of ours into data first.
+        """`value` as JSON has it: paths as strings, tuples as lists; `known` turns layertap's objects into data first.
 
         A run's configuration goes into its manifest and comes back to be compared: what JSON cannot hold would fail
         there, after the work. Raises `ConfigError`.
@@ -156,7 +156,7 @@ class Document:
         try:
             text.encode()
         except UnicodeEncodeError:
-            what = f"{text!r} is not UTF-8 text; for a path: work in that folder, and name it `.`"
+            what = f"{text!r} is not UTF-8 text; for a path: change into that folder and write `.`"
             raise self.fault(where, what) from None
         return str(text)
 
@@ -177,7 +177,7 @@ def read_document(path: Path) -> Document:
     document = Document(str(path), {})
     data = _Reader(document).read(text)
     if not isinstance(data, dict):
-        raise _placed(f"{path}:1:1", "holds no mapping of keys such as `source:` and `sink:`")
+        raise _placed(f"{path}:1:1", "does not hold a mapping with keys such as `source:` and `sink:`")
     document.data = data
     return document
 
@@ -188,7 +188,7 @@ def parse_value(text: str, name: str) -> Any:
 
 
 class _Reader:
-    """Builds plain data out of PyYAML's nodes, noting places and holding limits."""
+    """Builds plain data from PyYAML's nodes, recording places and enforcing limits."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
@@ -209,7 +209,7 @@ class _Reader:
         return self.build(node, ()) if node is not None else None
 
     def build(self, node: yaml.Node, where: Where) -> Any:
-        # Counted once more, because an alias is one node for the composer and all that it stands for here.
+        # Counted again, because an alias is one node for the composer and is expanded here.
         self.nodes += 1
         if self.nodes > _MOST_NODES or len(where) > _MOST_DEPTH:
             raise self.fault(node, _TOO_MUCH)
@@ -228,7 +228,7 @@ class _Reader:
             key = key_node.value
             if key in result:
                 line = self.document.places[(*where, key)][0]
-                raise self.fault(key_node, f"the key {key!r} stands twice (first in line {line})")
+                raise self.fault(key_node, f"duplicate key {key!r} (first on line {line})")
             self.document.places[(*where, key)] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             result[key] = self.build(value_node, (*where, key))
         return result
@@ -241,7 +241,7 @@ class _Reader:
             return text.lower() == "true"
         if node.tag == _INT:
             if len(text) > _MOST_DIGITS:
-                raise self.fault(node, f"a number of {len(text):,} digits: quote it, if it is text")
+                raise self.fault(node, f"a number of {len(text):,} digits: quote it if it is text")
             return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
         if node.tag == _FLOAT:
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
@@ -267,7 +267,7 @@ def _placed(place: str, what: str, where: Where = ()) -> ConfigError:
 
 
 def _refuse(name: str, text: str, error: yaml.MarkedYAMLError) -> NoReturn:
-    """Say what PyYAML does not understand, where, and inside what that began in an earlier line."""
+    """Report what PyYAML does not understand, where, and inside which construct that began on an earlier line."""
     mark, context = error.problem_mark or error.context_mark, error.context_mark
     what = error.problem or ""
     if error.context:
@@ -281,6 +281,6 @@ def _refuse(name: str, text: str, error: yaml.MarkedYAMLError) -> NoReturn:
 
 
 def _quoting(text: str, lines: set[int]) -> str:
-    """A hint where a faulty line holds what YAML takes for its own."""
+    """A hint if a faulty line contains characters that are YAML syntax."""
     held = "".join(line for number, line in enumerate(text.split("\n")) if number in lines)
-    return '; quote what holds `*`, `[` or `]`, as in "**.relu"' if any(c in held for c in "*[]") else ""
+    return '; quote text that contains `*`, `[` or `]`, as in "**.relu"' if any(c in held for c in "*[]") else ""

@@ -1,4 +1,4 @@
-"""A YAML file, a mapping or a RunConfig, with overrides laid over it -> a checked RunConfig."""
+"""A YAML file, a mapping or a RunConfig, with overrides applied -> a checked RunConfig."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_config(
     *,
     of: Collection[str] = tuple(RunConfig.model_fields),
 ) -> RunConfig:
-    """The configuration in a YAML file, a mapping or a RunConfig, with `overrides` laid over it and every part checked.
+    """The configuration in a YAML file, a mapping or a RunConfig, with `overrides` applied and every part checked.
 
     Keys of `overrides` may be dotted (`source.path`); a mapping given whole replaces the old one. `of`: the keys whose
     plugins matter; by default all of them. Raises `ConfigError` with every fault: `file:line:column: key: what`.
@@ -44,12 +44,12 @@ def load_config(
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """`key=value` arguments as overrides; each value waits as text until the field it meets is known."""
+    """`key=value` arguments as overrides; each value is kept as text until its field is known."""
     result: dict[str, Any] = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or not key:
-            raise ConfigError(f"{COMMAND_LINE}: {argument!r} is no override: write key=value, as in batch_size=32")
+            raise ConfigError(f"{COMMAND_LINE}: {argument!r} is not an override: write key=value, as in batch_size=32")
         result[key] = Typed(value)
     return result
 
@@ -74,9 +74,9 @@ def _override(document: Document, key: str, value: Any, plugins: Plugins) -> Non
     target = document.data
     if len(where) > 1:
         if where[0] not in PARTS:
-            raise _fault(label, where, f"{where[0]} has no keys inside; give it whole")
+            raise _fault(label, where, f"{where[0]} has no keys inside; set it as a whole")
         if "" in where:
-            raise _fault(label, where, "a key's name is missing beside a dot")
+            raise _fault(label, where, "a key's name is missing before or after a dot")
         target = document.data[where[0]] = _opened(where[0], document.data.get(where[0]))
         for depth, part in enumerate(where[1:-1], 2):
             inner = target.get(part, {})
@@ -96,7 +96,7 @@ def _fault(label: str, where: tuple[str, ...], what: str) -> ConfigError:
 
 
 def _opened(key: str, value: Any) -> dict[str, Any]:
-    """The mapping behind a part's short form or default, so that single keys can be laid over it."""
+    """The mapping that a part's short form or default means, so that single keys of it can be overridden."""
     if value is None:
         value = RunConfig.model_fields[key].default
         if not isinstance(value, Spec):
@@ -106,7 +106,7 @@ def _opened(key: str, value: Any) -> dict[str, Any]:
 
 
 def _takes_text(where: tuple[str, ...], data: Mapping[str, Any], plugins: Plugins) -> bool:
-    """Whether the field at `where` is a string, so that `001` or `a: b` on the command line is meant as it stands."""
+    """Whether the field at `where` is a string, so that `001` or `a: b` on the command line is taken literally."""
     if len(where) == 1:
         return _is_text(RunConfig.model_fields[where[0]].annotation)
     if len(where) > 2:
@@ -119,7 +119,7 @@ def _takes_text(where: tuple[str, ...], data: Mapping[str, Any], plugins: Plugin
 
 
 def _is_text(annotation: Any) -> bool:
-    """Whether all that an annotation allows (beside None) is text; `str | int` leaves the choice to YAML."""
+    """Whether everything that an annotation allows (except None) is text; `str | int` leaves the choice to YAML."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _is_text(arguments[0])

@@ -1,4 +1,4 @@
-"""YAML, mappings and overrides -> a validated RunConfig; every fault says where it stands."""
+"""YAML, mappings and overrides -> a validated RunConfig; every fault says where it is."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from layertap.plugins import Plugins, Registered, guard
 from layertap.taps.grammar import Spec, Tap, Taps
 
 MODEL_PREPROCESSOR = "model"
-"""The word of `preprocess:` that stands for the preprocessor which came with the model."""
+"""The type in `preprocess:` that means the preprocessor that came with the model."""
 
 # The keys of the configuration that name one plugin, and its kind.
 PARTS: Mapping[str, str] = {"model": "model", "source": "source", "preprocess": "preprocessor", "sink": "sink"}
 
-# What a first configuration lacks, as it would be written.
+# Examples of the keys that a first configuration often lacks.
 _EXAMPLES = {"source": "source: {type: folder, path: images/}", "sink": "sink: {type: npy, path: features/}"}
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
 
-# What pydantic says of a value that YAML took for another type, and what helps.
+# pydantic's error types for a value that YAML read as another type, and the cure.
 _CURES = {"bool_type": "; write true or false", "bool_parsing": "; write true or false"}
 
-# A value that passes, in the place of a broken one: the rest can then be checked.
+# A value that passes instead of a broken one, so that the rest can be checked.
 _PASSING = "-"
 
 
@@ -59,15 +59,15 @@ def _upper_list(value: Any) -> Any:
 
 def _device(value: Any) -> Any:
     if isinstance(value, str) and not _DEVICE.fullmatch(value):
-        raise ValueError(f"is auto, cpu, cuda, cuda:N or mps, not {value!r}")
+        raise ValueError(f"must be auto, cpu, cuda, cuda:N or mps, not {value!r}")
     return value
 
 
 def _profile(value: Any) -> Any:
-    """The profile of that name; anything else as it is."""
+    """The profile of that name; anything else unchanged."""
     if isinstance(value, str):
         if value not in PROFILES:
-            raise ValueError(f"is {' or '.join(PROFILES)}, or a mapping of switches, not {value!r}")
+            raise ValueError(f"must be {' or '.join(PROFILES)}, or a mapping of switches, not {value!r}")
         return PROFILES[value]
     return value
 
@@ -101,18 +101,20 @@ class RunConfig(pydantic.BaseModel):
     batch_size: Positive | Literal["auto"] = Field(
         64, description="images in one forward; auto: the largest power of two that fits, at most 1024 (256 on a CPU)"
     )
-    workers: Threads | None = Field(None, description="decoding threads; one a core by default")
+    workers: Threads | None = Field(None, description="decoding threads; one per core by default")
     limit: Positive | None = Field(None, description="only the first N records")
     shard_rows: Positive | None = Field(None, description="rows in one commit, a multiple of batch_size")
     mode: Literal["resume", "new"] = Field(
-        "resume", description="go on with an output of the same configuration, or replace what layertap wrote there"
+        "resume", description="resume an output of the same configuration, or replace what layertap wrote there"
     )
-    on_error: Literal["skip", "fail"] = Field("skip", description="what a bad image does: be listed, or stop the run")
+    on_error: Literal["skip", "fail"] = Field(
+        "skip", description="what to do with a bad image: list it, or stop the run"
+    )
     max_failures: Annotated[int, Field(strict=True, ge=0)] | Share = Field(
         0.05, description="stop after this many failures, or this share of the images (never before 100 failures)"
     )
     nonfinite: Literal["keep", "fail"] = Field(
-        "keep", description="what an activation that is NaN or infinite does: be counted, or stop the run"
+        "keep", description="what to do with NaN or infinite activations: count them, or stop the run"
     )
     formats: Formats = Field((), description=f"image formats to open besides {', '.join(STANDARD)}")
     image_timeout: Seconds = Field(10.0, description="seconds in which an image must be decoded and prepared")
@@ -134,23 +136,24 @@ class RunConfig(pydantic.BaseModel):
     )
     nondeterministic: Literal["refuse", "seed"] = Field(
         "refuse",
-        description="a model that gives other values for the same images: refuse it, or seed each batch by its number",
+        description="what to do with a model that gives different values for the same images: refuse it, or seed each "
+        "batch with its number",
     )
-    observers: Specs = Field((Spec(type="progress"),), description="who watches the run")
+    observers: Specs = Field((Spec(type="progress"),), description="the observers of the run")
 
     _document: Document = pydantic.PrivateAttr(default_factory=lambda: Document("config", {}))
 
     @pydantic.field_validator("shard_rows")
     @classmethod
     def _whole_batches(cls, shard_rows: int | None, info: pydantic.ValidationInfo) -> int | None:
-        # A batch size that is wrong itself is not there.
+        # An invalid batch size is missing from `data`.
         batch_size = info.data.get("batch_size")
         if isinstance(batch_size, int) and shard_rows is not None and shard_rows % batch_size:
             raise ValueError(f"{shard_rows} is not a multiple of batch_size ({batch_size})")
         return shard_rows
 
     def __eq__(self, other: object) -> bool:
-        # Where it was read does not make it another configuration.
+        # Two equal configurations may come from different places.
         return self.plain() == other.plain() if isinstance(other, RunConfig) else NotImplemented
 
     @classmethod
@@ -178,7 +181,7 @@ class RunConfig(pydantic.BaseModel):
 
     @classmethod
     def _sound(cls, data: Mapping[str, Any], broken: Iterable[Where]) -> tuple[RunConfig, Collection[Where]]:
-        """The configuration with something that passes in every broken place, and those places."""
+        """The configuration with a passing value in every broken place, and those places."""
         places: set[Where] = set()
         data = dict(data)
         while True:
@@ -194,16 +197,16 @@ class RunConfig(pydantic.BaseModel):
             try:
                 return cls.model_validate(data), places
             except pydantic.ValidationError as error:
-                # A default in the place of a broken value can be at odds with another value.
+                # A default instead of a broken value can conflict with another value.
                 broken = [fault.where for fault in faults_of(error, data)]
 
     def document(self) -> Document:
-        """A document that holds the same, to lay overrides over: what is done to it leaves this one as it is."""
+        """A document of the same content, to apply overrides to; changing it does not change this configuration."""
         known = self._document
         return Document(known.name, self.plain(), dict(known.places), dict(known.overridden))
 
     def plain(self) -> dict[str, Any]:
-        """The configuration as it would be written: plain data that `load_config` reads back to the same."""
+        """The configuration as plain data, from which `load_config` makes the same configuration."""
         data = {key: getattr(self, key) for key in type(self).model_fields}
         return {key: self._document.plain(value, (key,), data_of) for key, value in data.items()}
 
@@ -218,7 +221,7 @@ class RunConfig(pydantic.BaseModel):
 
     @contextmanager
     def at(self, *where: str | int) -> Iterator[None]:
-        """Say of the errors that the block raises where in the configuration they are, which is inside `where`."""
+        """Locate the errors that the block raises inside `where` of the configuration."""
         with self._document.located(), within(*where):
             yield
 
@@ -263,7 +266,7 @@ def _registered(kind: str, spec: Spec, plugins: Plugins, document: Document, whe
         if kind == "source" and ("/" in spec.type or Path(spec.type).exists()):
             hint = f" (for a folder of images: {{type: folder, path: {spec.type}}})"
         if kind == "preprocessor":
-            hint = f" (or `{MODEL_PREPROCESSOR}`, what came with the model)"
+            hint = f" (or `{MODEL_PREPROCESSOR}`, the one that came with the model)"
         if kind == "model" and plugins.tables[kind]:
             hint = f" (TYPE/NAME, as in {next(iter(plugins.tables[kind]))}/{spec.type.rpartition('/')[2]})"
         raise document.fault((*where, "type"), f"{error.message}{hint}") from error
@@ -302,7 +305,7 @@ def _refuse_variables(spec: Spec, document: Document, where: Where) -> None:
 
 
 def data_of(value: Any) -> Any:
-    """Objects of ours as the data that one would write for them."""
+    """layertap's own objects as the data that a user would write for them."""
     if isinstance(value, Spec):
         return {"type": value.type, **value.params}
     if isinstance(value, Profile):
@@ -325,19 +328,19 @@ def _reread(tap: Tap) -> Tap | None:
 
 
 def _advised(fault: Fault, fields: Iterable[str]) -> str:
-    """What a fault is, and what helps; `fields` are the keys that are known beside an unknown one."""
+    """What a fault is, and its cure; `fields` are the known keys next to an unknown one."""
     if fault.kind == "extra_forbidden":
         known = f" (known: {', '.join(fields)})" if fields else ""
         return fault.what + (did_you_mean(str(fault.where[-1]), fields) or known)
     if fault.kind == "missing" and len(fault.where) == 1 and fault.where[0] in _EXAMPLES:
         return f"{fault.what}, as in `{_EXAMPLES[str(fault.where[0])]}`"
     if fault.kind == "string_type" and isinstance(fault.value, (int, float)):
-        return f"{fault.what}; quote what is text"
+        return f"{fault.what}; quote it if it is text"
     return fault.what + _CURES.get(fault.kind, "")
 
 
 def _replaceable(where: Where, data: Mapping[str, Any], replaced: Collection[Where]) -> Where:
-    """What is replaced where `where` is broken: one tap, one observer, or all that a key holds."""
+    """What is replaced if `where` is broken: one tap, one observer, or the whole value of a key."""
     item = where[:2]
     one = where[0] in ("taps", "observers") and len(item) == 2 and isinstance(data.get(str(where[0])), (list, dict))
     return item if one and item not in replaced else where[:1]

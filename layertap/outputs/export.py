@@ -56,7 +56,7 @@ def _in_layout(
 ) -> None:
     if len(taps) != 1:
         raise ConfigError(
-            f"{type_name} holds one tap, and here are {len(taps)}; choose one with --tap or taps=: {', '.join(taps)}"
+            f"{type_name} holds one tap, but {len(taps)} were given; choose one with --tap or taps=: {', '.join(taps)}"
         )
     layout.check(features, taps[0])
     with _staged(features.path, path, lambda folder: False) as folder, storage(folder):
@@ -143,12 +143,12 @@ def _staged(source: Path, path: Path, goes_on: Callable[[Path], bool]) -> Iterat
 
 def _refuse_taken(path: Path, place: Path, folder: Path, source: Path) -> None:
     if place.exists() and not place.is_dir():
-        raise StoreError(f"{path}: is a file, and an export is a folder; choose another path", code=FOREIGN)
+        raise StoreError(f"{path}: is a file, but an export is a folder; choose another path", code=FOREIGN)
     if place.is_dir() and any(place.iterdir()):
         raise StoreError(f"{path}: is not empty; an export goes into a new folder or an empty one", code=FOREIGN)
     inside = Path(os.path.realpath(source))
     if place.is_relative_to(inside) or folder.is_relative_to(inside):
-        raise StoreError(f"{path}: would lie in the output that is exported; choose another path", code=FOREIGN)
+        raise StoreError(f"{path}: would be inside the output that is exported; choose another path", code=FOREIGN)
 
 
 def _clear(folder: Path) -> None:
@@ -182,7 +182,7 @@ def _as_written(path: Path) -> Iterator[None]:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = " ".join(str(error).split())
-        raise StoreError(f"{path / MANIFEST}: is not as its run has left it: {what}", code=FOREIGN) from error
+        raise StoreError(f"{path / MANIFEST}: was modified after it was written: {what}", code=FOREIGN) from error
 
 
 def _of_taps(facts: ShardFacts, taps: Sequence[str]) -> ShardFacts:
@@ -197,7 +197,7 @@ def _refuse_damaged(features: Output, source: Manifest, taps: Sequence[str]) -> 
     path = features.path
     for tap in taps:
         if len(features[tap]) != sum(facts.kept for facts in source.shards):
-            raise Damaged(f"{path}: {tap!r} has {len(features[tap])} rows, and its manifest tells of others")
+            raise Damaged(f"{path}: {tap!r} has {len(features[tap])} rows, but its manifest records another number")
     for name in (INDEX, FAILURES):
         try:
             sound = FileFacts.of(safe_files.regular(path, name)) == source.files.get(name)

@@ -35,7 +35,7 @@ class Layout:
 def _check_names(features: Output, tap: str) -> None:
     for row in features.rows():
         if row["id"].splitlines() != [row["id"]]:
-            raise ConfigError(f"thingsvision keeps one name a line, and the id {row['id']!r} holds a line break")
+            raise ConfigError(f"thingsvision keeps one name per line, but the id {row['id']!r} holds a line break")
 
 
 def _write_thingsvision(features: Output, tap: str, shards: Iterable[Shard], folder: Path) -> None:
@@ -51,11 +51,11 @@ def _check_vectors(features: Output, tap: str) -> None:
     facts = features.facts(tap)
     if len(facts.shape) != 1:
         raise ConfigError(
-            f"clip_retrieval holds vectors, and {tap!r} has the shape {tuple(facts.shape)} an image; extract it with a "
-            "reducer such as mean_pool"
+            f"clip_retrieval holds vectors, but {tap!r} has the shape {tuple(facts.shape)} per image; extract it with "
+            "a reducer such as mean_pool"
         )
     if facts.dtype not in ("float16", "float32", "bfloat16"):
-        raise ConfigError(f"clip_retrieval holds float16 or float32, and {tap!r} is {facts.dtype}")
+        raise ConfigError(f"clip_retrieval holds float16 or float32, but {tap!r} is {facts.dtype}")
     with needing("pyarrow", "parquet"):
         import pyarrow.parquet  # type: ignore[import-untyped]  # noqa: F401
 

@@ -244,4 +244,4 @@ def readable(path: Path) -> Iterator[None]:
         yield
     except (OSError, KeyError, ValueError, RecursionError) as error:
         what = " ".join(str(error).split())
-        raise StoreError(f"{path}: is not as its run has left it: {what}") from error
+        raise StoreError(f"{path}: was modified after it was written: {what}") from error

@@ -81,7 +81,7 @@ class Rows:
         wanted = np.asarray(key)
         if wanted.dtype == bool:
             if wanted.shape != (len(self),):
-                raise IndexError(f"a boolean index needs one value a row, {len(self)}, not the shape {wanted.shape}")
+                raise IndexError(f"a boolean index needs one value per row ({len(self)}), not the shape {wanted.shape}")
             wanted = np.flatnonzero(wanted)
         wanted = wanted.astype(np.int64, casting="unsafe" if not wanted.size else "same_kind")
         if wanted.size and not (-len(self) <= wanted.min() and wanted.max() < len(self)):

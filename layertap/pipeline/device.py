@@ -58,12 +58,12 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"{name!r} is no device; use auto, cpu, cuda, cuda:N or mps") from error
+        raise ConfigError(f"{name!r} is not a device; use auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ConfigError(f"{name!r} is not here: this machine has {count} CUDA devices; use auto or cpu")
+            raise ConfigError(f"{name!r}: no such device: this machine has {count} CUDA devices; use auto or cpu")
         return torch.device("cuda", device.index or 0)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("'mps' is not here; use auto or cpu")
+        raise ConfigError("'mps': no such device; use auto or cpu")
     return device

@@ -108,4 +108,6 @@ def _refuse_misspelt(observer: Plugin) -> None:
     for name in sorted(set(dir(observer)) - set(_EVENTS)):
         near = did_you_mean(name, _EVENTS, most=1, cutoff=0.85)
         if near and callable(getattr(type(observer), name, None)):
-            raise PluginError(f"the observer {type(observer).__name__} has a method {name!r}, which is no event{near}")
+            raise PluginError(
+                f"the observer {type(observer).__name__} has a method {name!r}, which is not an event{near}"
+            )

@@ -121,7 +121,7 @@ class ForwardPass:
                     else:
                         launched.append((number, batch, self._launched(batch.pixels, transfer, number)))
             except TapError as error:
-                what = f"batch {number}: {error.message}; the probe saw it otherwise, on zeros"
+                what = f"batch {number}: {error.message}; in the probe, which runs on zeros, this was not so"
                 raise TapError(what, where=error.where) from error
             if len(launched) > transfer.behind:
                 yield arrived()
@@ -249,11 +249,13 @@ def _shown(value: Tensor | None) -> str:
 
 def _not_repeatable(taps: Sequence[str], *, helps: bool) -> str:
     named = ", ".join(map(repr, taps[:8])) + (f" and {len(taps) - 8} more" if len(taps) > 8 else "")
-    values = f"tap{'s' if len(taps) > 1 else ''} {named}: the model gives other values for the same images each time"
+    values = (
+        f"tap{'s' if len(taps) > 1 else ''} {named}: the model gives different values for the same images each time"
+    )
     if helps:
         return f"{values}; set nondeterministic to `seed` to seed its random numbers with each batch's number"
     return (
-        f"{values}, even with the same random seed: it keeps something between calls, or has a random generator of its "
+        f"{values}, even with the same random seed: it keeps state between calls, or has a random generator of its "
         "own; tap layers before that"
     )
 

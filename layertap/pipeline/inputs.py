@@ -109,8 +109,8 @@ def given_records(images: ImagesLike, plugins: Plugins) -> Iterator[ImageRecord]
         return
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4:
         raise ConfigError(
-            f"extract: images is one array of shape {tuple(images.shape)}, and only (N, H, W, C) or (N, C, H, W) are "
-            "surely several images; put it into a list"
+            f"extract: images is one array of shape {tuple(images.shape)}, but only (N, H, W, C) or (N, C, H, W) are "
+            "certain to be several images; put it into a list"
         )
     if not isinstance(images, Iterable):
         raise ConfigError(
@@ -136,7 +136,7 @@ def _eager(model: nn.Module) -> nn.Module:
     eager = getattr(model, "_orig_mod", None)
     if eager is None:
         return model
-    warnings.warn("the model is compiled; layertap taps and runs the eager module behind it", stacklevel=4)
+    warnings.warn("the model is compiled; layertap taps and runs the underlying eager module", stacklevel=4)
     return cast(nn.Module, eager)
 
 

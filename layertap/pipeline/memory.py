@@ -37,7 +37,7 @@ def refuse_more_than_there_is(
     needed, there_is = _needed(forward, columns, batch_size, shard_rows), _there_is()
     if needed > there_is:
         raise ConfigError(
-            f"{batch_size} images per batch and {shard_rows} rows per shard need {needed / 1e9:.1f} GB of memory, and "
+            f"{batch_size} images per batch and {shard_rows} rows per shard need {needed / 1e9:.1f} GB of memory, but "
             f"this machine has {there_is / 1e9:.1f}; set smaller ones",
             where=("batch_size",),
         )

@@ -123,7 +123,7 @@ def extract(
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. The model is put back where it was.
         preprocess: a preprocessor, its type, or a function of one RGB image; by default the model's own, and none for
             float tensors.
-        workers: decoding threads; one a core by default.
+        workers: decoding threads; one per core by default.
         on_error: `skip` leaves bad images out.
         nondeterministic: `seed` seeds every batch with its number, for a model that gives other values for the same
             images each time; such a model is refused by default.
@@ -138,9 +138,9 @@ def extract(
     """
     for name, number in (("batch_size", batch_size), ("workers", 1 if workers is None else workers)):
         if not isinstance(number, int) or number < 1:
-            raise ConfigError(f"extract: {name} is a whole number from 1, not {number!r}")
+            raise ConfigError(f"extract: {name} must be a whole number, at least 1, not {number!r}")
     if nondeterministic not in get_args(Nondeterministic):
-        raise ConfigError(f"extract: nondeterministic is `refuse` or `seed`, not {nondeterministic!r}")
+        raise ConfigError(f"extract: nondeterministic must be `refuse` or `seed`, not {nondeterministic!r}")
     known = Plugins.load(plugins)
     where = find_device(device)
     loaded = inputs.given_model(model, known)

@@ -164,5 +164,5 @@ def _refuse_inside(output: Path, images: object) -> None:
         # The very folder is refused as one that holds something else.
         if inside != outside and os.path.commonpath([inside, outside]) == outside:
             raise ConfigError(
-                f"{str(output)!r} lies in the folder of the images, {images!r}; put it beside that folder"
+                f"{str(output)!r} is inside the folder of the images, {images!r}; choose a path outside it"
             )

@@ -32,7 +32,7 @@ class Retry(Work):
             without = {failed.record.id for failed in failures}
             if plan.digest_of(shard.first, shard.facts.planned, without) != shard.facts.source:
                 raise StoreError(
-                    f"{output.path}: the files behind some of its rows have changed since; extract them anew into "
+                    f"{output.path}: the files of some of its rows have changed since; extract them again into "
                     "another path, or with mode=new",
                     code=FOREIGN,
                 )

@@ -107,7 +107,7 @@ def _check_files(path: Path, manifest: Manifest, verdict: Verdict) -> None:
             verdict.faults.append(f"{name}: {error.strerror or error}")
             continue
         if found.bytes != facts.bytes:
-            verdict.faults.append(f"{name}: has {found.bytes} bytes, and was written with {facts.bytes}")
+            verdict.faults.append(f"{name}: has {found.bytes} bytes, but was written with {facts.bytes}")
         elif found.sha256 != facts.sha256:
             verdict.faults.append(f"{name}: is damaged: its sha256 is not the one it was written with")
 
@@ -127,9 +127,9 @@ def _check_rows(
         kept, failed = len(ids), [failure["id"] for failure in features.failures]
         planned = sum(facts.planned for facts in shards)
         if kept != sum(facts.kept for facts in shards) or kept + len(failed) != planned:
-            verdict.faults.append(f"{kept} images kept and {len(failed)} failed do not make the {planned} planned")
+            verdict.faults.append(f"{kept} images kept and {len(failed)} failed do not add up to the {planned} planned")
         if len({*ids, *failed}) != kept + len(failed):
-            verdict.faults.append("an id stands more than once in index.csv and failures.csv")
+            verdict.faults.append("an id occurs more than once in index.csv and failures.csv")
         if verdict.complete and planned != manifest.planned:
             verdict.faults.append(f"the manifest accounts for {planned} of {manifest.planned} planned images")
         stored = StoredShards(features, shards, features.taps)
@@ -162,14 +162,16 @@ def _compute_again(
         verdict.environment += [f"{key} was not recorded" for key in manifest.unknown(now)]
         if changed := manifest.different(now, besides=_soft(manifest)):
             raise StoreError(
-                f"{verdict.path}: cannot be computed again: {'; '.join(changed)}; say what has moved as KEY=VALUE, or "
+                f"{verdict.path}: cannot be computed again: {'; '.join(changed)}; pass what has moved as KEY=VALUE, or "
                 "check the files alone with --rows 0",
                 code=FOREIGN,
             )
         stored = StoredShards(features, shards, features.taps)
         wanted = dict(_places(verdict.rows, stored, features, this.plan))
         for row in set(verdict.rows) - set(wanted.values()):
-            verdict.faults.append(f"row {row} ({_id(features, row)!r}): its source gives no such image there")
+            verdict.faults.append(
+                f"row {row} ({_id(features, row)!r}): its source no longer has this image at that place"
+            )
         if not wanted:
             return
         numbers = sorted({place // this.info.batch_size for place in wanted})
@@ -177,7 +179,7 @@ def _compute_again(
             if place in wanted:
                 _compare(wanted.pop(place), values, features, manifest, verdict)
         for row in wanted.values():
-            verdict.faults.append(f"row {row} ({_id(features, row)!r}): its image cannot be used any more")
+            verdict.faults.append(f"row {row} ({_id(features, row)!r}): its image can no longer be used")
 
 
 def _places(rows: Sequence[int], stored: StoredShards, features: Features, plan: Plan) -> Iterator[tuple[int, int]]:

@@ -48,7 +48,7 @@ class FolderDestination(Destination):
         if unknown:
             self.remarks = [
                 "an older version of layertap began this output and did not record its "
-                f"{', '.join(unknown)}: whether these rows were computed alike is not known"
+                f"{', '.join(unknown)}: whether these rows were computed in the same way is not known"
             ]
 
     def tally(self) -> Tally:

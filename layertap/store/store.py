@@ -153,8 +153,8 @@ class Store:
             except FileNotFoundError:
                 size = -1
             if size != facts.bytes:
-                lost = "is gone" if size < 0 else f"has {size} bytes, and was written with {facts.bytes}"
-                raise StoreError(f"{self.path / name}: {lost}; mode=new extracts all of it anew")
+                lost = "is missing" if size < 0 else f"has {size} bytes, but was written with {facts.bytes}"
+                raise StoreError(f"{self.path / name}: {lost}; mode=new extracts everything again")
 
     def sweep(self) -> None:
         """Remove the parts of a complete, merged output: by the names that its commits record, and no others."""
@@ -275,7 +275,11 @@ def storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = "; make room, and the same command goes on" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        cure = (
+            "; free some space, then run the same command again to resume"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else ""
+        )
         raise StoreError(f"{error.filename or path}: {error.strerror or error}{cure}") from error
 
 

@@ -1,4 +1,4 @@
-"""What the axes of a value are, where that can be known: a reducer must not take tokens for space or channels."""
+"""The axes of a value, if they can be known: a reducer must not mistake tokens for space or channels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NCHW, NHWC, NLC, UNKNOWN = "NCHW", "NHWC", "NLC", ""
 _FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _LAST = (nn.Linear, nn.LayerNorm)
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
-# What makes a map out of a map, channels first.
+# Layers that return a map for a map, channels first.
 _SPATIAL = (
     *_CONVOLUTIONS,
     nn.MaxPool2d,
@@ -47,8 +47,8 @@ Sides = tuple[int, int]
 class Evidence:
     """What a model and its first forward show about axes.
 
-    The sides of maps are those of the image, those that convolutions and pools make of known ones, and parts of them.
-    Tokens are as many as a map has places, and a few more. Widths are the numbers of channels that its layers have.
+    The sides of maps are those of the image, those that convolutions and pools make from known ones, and fractions of
+    them. There are as many tokens as a map has positions, and a few more. Widths are the channel counts of its layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -60,7 +60,7 @@ class Evidence:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def attach(self, is_wanted: Callable[[], bool]) -> None:
-        """Watch the forwards for which `is_wanted`, in front of all hooks that are there already."""
+        """Watch the forwards for which `is_wanted`, before all existing hooks."""
         for layer in self._model.modules():
             if isinstance(layer, _SPATIAL):
                 hook = Hook(layer, lambda args, output, layer=layer: self._see(layer, args, output), is_wanted)
@@ -69,7 +69,7 @@ class Evidence:
         self._handles.append(self._model.register_forward_pre_hook(root, prepend=True, with_kwargs=True))
 
     def detach(self) -> None:
-        """Remove the hooks; what was seen stays known."""
+        """Remove the hooks; everything seen so far is kept."""
         while self._handles:
             self._handles.pop().remove()
 
@@ -80,7 +80,7 @@ class Evidence:
         return any(_is_halved(sides, seen) for seen in self._sides)
 
     def is_token_count(self, length: int, *, of_any_map: bool = False) -> bool:
-        """Whether a map that was seen has as many places, or, with `of_any_map`, one that may be there."""
+        """Whether a map that was seen has as many positions, or, with `of_any_map`, a possible map does."""
         maps = {sides for sides in self._sides if min(sides) > 1}
         if of_any_map:
             roots = range(math.isqrt(max(1, length - _PREFIX_TOKENS[-1])), math.isqrt(length) + 1)
@@ -121,7 +121,7 @@ class Evidence:
         if not (isinstance(given, Tensor) and isinstance(output, Tensor) and given.ndim == output.ndim == 4):
             return
         sides = _sides_of(given)
-        # The stem of a model, which is the first to be called where the model itself is not.
+        # The stem of a model is the first layer to be called if the model itself is not called.
         is_stem = isinstance(layer, _CONVOLUTIONS) and (
             (given.shape[1] <= _MOST_COLOURS and not self._images) or tuple(given.shape) in self._images
         )
@@ -134,8 +134,8 @@ class Evidence:
 def axes_of(value: Tensor, layer: nn.Module, evidence: Evidence, about: Mapping[str, Any]) -> str:
     """The axes of a value that `layer` gave or received, batch first; empty where they are not known.
 
-    A map is what the model's facts say, or has the sides of a map that the forward has shown. What has as many rows and
-    columns as there are tokens, such as attention weights, is no map.
+    A value is a map if the model's facts say so, or if it has the sides of a map that the forward has shown. A value
+    with as many rows and columns as there are tokens, such as attention weights, is not a map.
     """
     if value.ndim == 3:
         return _axes_of_tokens(value, layer, evidence)
@@ -187,7 +187,7 @@ def _is_by_tokens(sides: Sides, evidence: Evidence) -> bool:
 
 
 def _has_rows_of_shares(value: Tensor) -> bool:
-    """Whether each row is made of shares of one, as attention weights are."""
+    """Whether each row is non-negative and sums to one, as attention weights do."""
     if not value.is_floating_point() or value.shape[-1] < 2 or not value.numel():
         return False
     few = value.detach()[:1].float()
@@ -200,7 +200,7 @@ def _sides_of(value: Tensor) -> Sides:
 
 
 def _divides(sides: Sides, image: Sides) -> bool:
-    """Whether an image falls into patches, a whole number of pixels wide, that make a map with these sides."""
+    """Whether an image divides into square patches, a whole number of pixels wide, that form a map with these sides."""
     return (
         min(sides) > 0
         and all(whole % part == 0 for whole, part in zip(image, sides, strict=True))

@@ -1,4 +1,4 @@
-"""What one tap keeps of one forward, reduced, in memory of its own."""
+"""The values that one tap keeps of one forward, reduced, in memory of their own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Hint = Callable[[str], str]
 
 @dataclass(slots=True)
 class Forward:
-    """What all captures of a tapped model share, and how far the latest forward got."""
+    """What all captures of a tapped model share, and the progress of the latest forward."""
 
     model: nn.Module
     detach: bool
@@ -54,7 +54,7 @@ class Forward:
 
 @dataclass(slots=True)
 class _Way:
-    """What one call's values go through: reducers bound to its first value, and the shape of its latest.
+    """How one call's values are processed: reducers bound to its first value, and the shape of its latest value.
 
     Each call has its own, because the calls of one layer may differ in shape.
     """
@@ -89,7 +89,7 @@ class Capture:
         self._error: Exception | None = None
 
     def forget(self) -> None:
-        """Drop everything of the latest forward: none of it may be read as the next one's."""
+        """Drop everything of the latest forward: none of it may be read as a value of the next."""
         self.calls = 0
         self.ran_in_method = False
         self.ran_elsewhere = False
@@ -102,7 +102,7 @@ class Capture:
         if not self._wants(call, expected):
             return
         if self.tap.call == "last":
-            # An earlier call's value, or what was wrong with it, is not asked for.
+            # An earlier call's value, or its fault, is not wanted.
             self._kept.clear()
             self._error = None
         if self.tap.call is None and call:
@@ -152,7 +152,7 @@ class Capture:
         return {self.name: partial(self.value, hint)}
 
     def value(self, hint: Hint, call: int | None = None) -> Tensor:
-        """The value it kept. Raises where there is none, or no clear one."""
+        """The value it kept. Raises if there is no value, or more than one candidate."""
         fault = self.fault(hint)
         if fault is not None:
             raise fault
@@ -182,15 +182,15 @@ class Capture:
                 )
             if not forward.began:
                 return TapError(
-                    f"layer {layer!r} did not run in a forward: the model itself was not called since the block was "
-                    "entered; use `taps.run(..., call=...)` for another entry"
+                    f"layer {layer!r} did not run in a forward: the model itself has not been called since the block "
+                    "was entered; use `taps.run(..., call=...)` for another entry"
                 )
             return TapError(f"layer {layer!r} did not run in the latest forward; {hint(layer)}")
         if self.tap.call is None and self.calls > 1:
             return TapError(f"layer {layer!r} runs {self.calls} times in one forward; choose {self._calls()}")
         if not forward.finished and not isinstance(self.tap.call, int):
             return TapError(
-                f"layer {layer!r}: the latest forward did not finish, so how often it runs is not known; "
+                f"layer {layer!r}: the latest forward did not finish, so the number of its calls is not known; "
                 f"only a numbered call can be read, such as {self._string(0)}"
             )
         if not self._kept:
@@ -212,7 +212,7 @@ class Capture:
         choices = f"{numbered}{' ...' if self.calls > 3 else ''}, {self._string('last')} or {self._string('all')}"
         if self.pattern is None:
             return choices
-        return f"{choices}; for all that match, {self.pattern.model_copy(update={'call': 'all'})}"
+        return f"{choices}; for all layers that match, {self.pattern.model_copy(update={'call': 'all'})}"
 
     def _name_of(self, call: int) -> str:
         """The name of one call's value: `:all` gives each its own."""
@@ -221,7 +221,7 @@ class Capture:
         return self._string(call) if self.tap.name is None else f"{self.tap.name}:{call}"
 
     def _choose(self, value: Any) -> Tensor:
-        """The one tensor that the tap asks for out of what the layer returned or received."""
+        """The one tensor that the tap selects from what the layer returned or received."""
         keys = self.tap.select
         if self.tap.side == "input":
             args, kwargs = value
@@ -244,7 +244,7 @@ class Capture:
         raise TapError(f"{_where(self.tap, len(keys))} holds {len(tensors)} tensors{choices}")
 
     def _keep(self, call: int, tensor: Tensor) -> Tensor:
-        """The tensor, reduced and cast, in memory that nobody else changes or keeps."""
+        """The tensor, reduced and cast, in memory that nothing else changes or keeps."""
         if tensor.is_nested:
             raise TapError(f"tap {self.name!r}: its value is a nested tensor, whose rows differ in shape")
         grad = torch.is_grad_enabled() and not self._forward.detach
@@ -257,7 +257,7 @@ class Capture:
                 with within("reduce", number), guard(reducer), _without_autocast(kept.device.type):
                     kept = _reduced(reducer, kept)
             cast = self._cast(kept)
-            # A cast is a copy that nobody else holds. Anything else may be a view of the layer's memory, or a buffer
+            # A cast is a copy that nothing else holds. Anything else may be a view of the layer's memory, or a buffer
             # that a reducer uses again; clone() also frees a storage of which only a part is needed.
             return cast if cast is not kept else kept.clone()
 
@@ -314,7 +314,7 @@ def _without_autocast(device: str) -> AbstractContextManager[object]:
 
 
 def _reduced(reducer: Reducer, value: Tensor) -> Tensor:
-    # Inference tensors keep no count of their changes.
+    # Inference tensors do not count their changes.
     version = None if value.is_inference() else value._version
     reduced: object = reducer(value)
     if not isinstance(reduced, Tensor):

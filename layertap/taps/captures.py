@@ -1,4 +1,4 @@
-"""Taps -> a capture for each layer that they mean."""
+"""Taps -> a capture for each layer that they select."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def _add(captures: dict[str, Capture], root: nn.Module, tap: Tap, where: Where, 
         found = tap.model_copy(update={"layer": layer}) if layer != tap.layer else tap
         name = found.label
         if name in captures:
-            raise TapError(f"two taps are named {name!r}: give one another `name`")
+            raise TapError(f"two taps are named {name!r}: give one of them another `name`")
         pattern = tap if layer != tap.layer else None
         captures[name] = Capture(found, name, module, forward, pattern=pattern, where=where)

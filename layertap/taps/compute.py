@@ -1,4 +1,4 @@
-"""How much a model computes, counted operation by operation."""
+"""The amount of computation of a model, counted operation by operation."""
 
 from __future__ import annotations
 

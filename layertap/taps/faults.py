@@ -12,7 +12,7 @@ from layertap.taps.layers import why_silent
 
 
 def refuse_faults(captures: Collection[Capture], hint: Hint) -> None:
-    """Raise one fault of every tap that has one, and name its other layers that do: a glob often matches many."""
+    """Raise one fault per faulty tap, and name its other faulty layers: a glob often matches many."""
     found: dict[Where, list[tuple[str, Exception]]] = {}
     for capture in captures:
         fault = None if capture.is_silent else capture.fault(hint)

@@ -31,13 +31,13 @@ _CALL = re.compile(rf"{_NUMBER.pattern}|last|all")
 def _call(value: Any) -> Any:
     if value is None or value in ("last", "all") or _is_index(value):
         return value
-    raise ValueError(f"is a call's number from 0 on, `last` or `all`, not {value!r}")
+    raise ValueError(f"must be a call number (from 0), `last` or `all`, not {value!r}")
 
 
 def _key(value: Any) -> Any:
     if isinstance(value, str) or _is_index(value):
         return value
-    raise ValueError(f"is a name, or a position from 0 on, not {value!r}")
+    raise ValueError(f"must be a name or a position (from 0), not {value!r}")
 
 
 def _is_index(value: Any) -> bool:
@@ -46,7 +46,7 @@ def _is_index(value: Any) -> bool:
 
 def _text(value: Any) -> Any:
     if isinstance(value, (int, float)):
-        raise ValueError(f"is a string, and this was read as {value!r}: quote it, as in '{value}'")
+        raise ValueError(f"is a string, but this was read as {value!r}: quote it, as in '{value}'")
     return value
 
 
@@ -76,7 +76,7 @@ class Spec(pydantic.BaseModel):
                 raise ValueError("has no `type`: write `{type: NAME, ...}`")
             return {"type": value["type"], "params": {key: value[key] for key in value if key != "type"}}
         if not isinstance(value, (Mapping, Spec)):
-            raise ValueError(f"is a type name or `{{type: NAME, ...}}`, not {value!r}")
+            raise ValueError(f"must be a type name or `{{type: NAME, ...}}`, not {value!r}")
         return value
 
     @pydantic.field_validator("params")
@@ -87,7 +87,7 @@ class Spec(pydantic.BaseModel):
 
 
 class Tap(pydantic.BaseModel):
-    """A listening point on a layer: which side, which call, which part, how reduced and stored, under which name.
+    """A listening point on a layer: which side, call and part of its values, how they are reduced, stored and named.
 
     `Tap.model_validate("features.*")` reads the string form, which `str(tap)` gives back; keyword arguments are the
     long form, in which `layer` is taken whole (`:`, `[` and `<` mean nothing in it).
@@ -98,7 +98,7 @@ class Tap(pydantic.BaseModel):
     layer: Text = Field(description="an exact module path, `.`, a glob, or `re:` and a pattern")
     side: Literal["output", "input"] = Field("output", description="listen to what the layer returns or receives")
     call: Call = Field(None, description="which call of a layer that runs several times, `last`, or `all`")
-    select: tuple[Key, ...] = Field((), description="the way to one tensor in a structure")
+    select: tuple[Key, ...] = Field((), description="the path to one tensor in a structure")
     name: Text | None = Field(None, description="the values' name; the tap's string by default")
     reduce: tuple[Spec, ...] = Field((), description="reducers, applied in order on the device")
     dtype: FloatDtype | None = Field(None, description="how it is stored")
@@ -145,7 +145,7 @@ def parse_taps(taps: TapsLike) -> tuple[Tap, ...]:
 
 
 def where_of(taps: TapsLike, number: int, tap: Tap) -> Where:
-    """Where the tap of that number is in what `parse_taps` has read; nowhere in particular for the only one."""
+    """Where the tap of that number is in the input of `parse_taps`; empty for a single tap."""
     if isinstance(taps, (str, Tap)):
         return ()
     return ("taps", tap.label if isinstance(taps, Mapping) else number)
@@ -163,12 +163,12 @@ def _listed(value: Any) -> Any:
         if not listed:
             raise ValueError("names no tap; give at least one layer")
         return listed
-    raise ValueError(f"is a tap, a list of taps, or a mapping of name to tap, not {value!r}")
+    raise ValueError(f"must be a tap, a list of taps, or a mapping of name to tap, not {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A tap of a mapping under its name there."""
+    """A tap of a mapping, with its name there."""
 
     name: str
     tap: Any
@@ -186,9 +186,9 @@ def _long(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         return _parsed(value)
     if isinstance(value, (int, float)):
-        raise ValueError(f"a tap is a string, and this was read as {value!r}: quote it, as in '{value}'")
+        raise ValueError(f"a tap is a string, but this was read as {value!r}: quote it, as in '{value}'")
     if not isinstance(value, Mapping):
-        raise ValueError(f"a tap is a string or a mapping with `layer`, not {value!r}")
+        raise ValueError(f"a tap must be a string or a mapping with `layer`, not {value!r}")
     lists = ("reduce", "select")
     return {str(key): [part] if key in lists and _is_single(part) else part for key, part in value.items()}
 
@@ -204,7 +204,7 @@ _LONG = "the long form takes any name: {layer: NAME, ...}"
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """The long form of a tap string; raises ValueError that says at which character it stops making sense."""
+    """The long form of a tap string; raises ValueError with the character at which it is wrong."""
     at = 1 if text.startswith("<") else 0
     side = "input" if at else "output"
     if text.startswith(REGEX, at):

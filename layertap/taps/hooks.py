@@ -1,4 +1,4 @@
-"""The hooks on a tapped module, and what they find out about the call that they run in."""
+"""The hooks on a tapped module, and what they know about the call in which they run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ ATTACHING = threading.Lock()
 
 
 class Hook:
-    """A hook on one module, which acts where `is_wanted` says so: calls in other threads are somebody else's.
+    """A hook on one module that acts if `is_wanted` says so: calls in other threads belong to others.
 
-    A copy or a pickle of the module that is made meanwhile has a hook that does nothing.
+    A copy or a pickle of the module that is made in the meantime has a hook that does nothing.
     """
 
     def __init__(self, module: nn.Module, act: Callable[..., None], is_wanted: Callable[[], bool]) -> None:
@@ -30,7 +30,7 @@ class Hook:
 
     def __call__(self, module: nn.Module, *received: Any) -> None:
         # A shallow copy of the module shares its hooks, and its calls are not those of the tapped module. Within a
-        # backward, checkpointing repeats what has run before: that is no call of the forward.
+        # backward, checkpointing repeats earlier calls: these are not calls of the forward.
         if module is self._module and torch._C._current_graph_task_id() == -1 and self._is_wanted():
             self._act(*received)
 
@@ -49,7 +49,7 @@ def calling_frame() -> FrameType:
 
 
 def is_running(call: FrameType) -> bool:
-    """Whether this call has not ended: it is one of the callers of what runs now."""
+    """Whether this call is still running: it is then one of the current callers."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame is not call:
         frame = frame.f_back
@@ -57,7 +57,7 @@ def is_running(call: FrameType) -> bool:
 
 
 def is_running_anywhere(call: FrameType) -> bool:
-    """Whether this call has not ended, in any thread."""
+    """Whether this call is still running, in any thread."""
     for frame in sys._current_frames().values():
         caller: FrameType | None = frame
         while caller is not None:
@@ -68,7 +68,7 @@ def is_running_anywhere(call: FrameType) -> bool:
 
 
 def is_method_running(owner: nn.Module) -> bool:
-    """Whether one of the callers of what runs now is a method of `owner`."""
+    """Whether one of the current callers is a method of `owner`."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code

@@ -1,4 +1,4 @@
-"""A tap's layer -> the modules of a model that it means."""
+"""A tap's layer -> the modules of a model that it selects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
         return [(tap.layer, every[tap.layer])]
     if not tap.is_pattern:
         raise TapError(f"the model has no layer {tap.layer!r}{did_you_mean(tap.layer, every) or _inside(tap, every)}")
-    # A module under several matching names is tapped once; one that is shared may match under its second name alone.
+    # A module with several matching names is tapped once; a shared module may match by its second name alone.
     first: dict[nn.Module, str] = {}
     for path in matching(tap.layer, every):
         first.setdefault(every[path], path)
@@ -36,7 +36,7 @@ def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
 def unfused(root: nn.Module, layers: Iterable[str]) -> list[str]:
     """The transformer blocks that leave torch's fused inference path because one of these layers is tapped.
 
-    torch does so by itself for a block with hooks on it or in it; the last bits of its values change with that.
+    torch does this automatically for a block with hooks on it or in it; the last bits of its values then change.
     """
     tapped = [f"{layer}." for layer in layers]
     blocks = [path for path, module in root.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
@@ -44,7 +44,7 @@ def unfused(root: nn.Module, layers: Iterable[str]) -> list[str]:
 
 
 def why_silent(root: nn.Module, layer: str) -> str | None:
-    """Why a layer is never called, where its kind tells; None where it does not."""
+    """Why a layer is never called, if its type shows it; otherwise None."""
     if layer == ROOT:
         return None
     parent, _, name = layer.rpartition(".")

@@ -11,12 +11,12 @@ from torch import nn
 
 _LOCK = threading.Lock()
 _HELD: WeakKeyDictionary[nn.Module, tuple[int, bool]] = WeakKeyDictionary()
-"""By layer, how many blocks hold it in eval mode, and the mode that it had before the first."""
+"""For each layer, how many blocks keep it in eval mode, and its mode before the first of them."""
 
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """`module` in eval mode; afterwards every layer has its own mode again, once no other block holds it."""
+    """`module` in eval mode; each layer's own mode is restored once no other block keeps it in eval mode."""
     layers = list(module.modules())
     with _LOCK:
         for layer in layers:

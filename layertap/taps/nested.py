@@ -1,4 +1,4 @@
-"""What layers return and receive: tensors in nests of tuples, lists, mappings and dataclasses."""
+"""What layers return and receive: tensors in nested tuples, lists, mappings and dataclasses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def tensors_of(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a nest of mappings, sequences and dataclasses, with the selector that leads to it."""
+    """Every tensor in nested mappings, sequences and dataclasses, with its selector."""
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, Mapping):

@@ -15,12 +15,12 @@ REGEX = "re:"
 _SECONDS = 5.0
 _CURE = "write a glob, such as `**.relu`, or several taps"
 
-# Two repeats or choices side by side are a few thousand steps per path at most; inside a group they may be endless.
+# Two adjacent repeats or choices take a few thousand steps per path at most; inside a group they may never end.
 _MOST_REPEATS = 2
 _REPEATS = re.compile(r"[*+?{|]")
 
-# `re` holds the interpreter until it has an answer, so only another process can be stopped. It needs no memory to
-# speak of, but for a pattern that counts to a billion.
+# `re` blocks the interpreter until it has an answer, so only another process can be stopped. It needs little memory,
+# except for a pattern that counts to a billion.
 _MATCHER = """
 import json, re, sys
 try:
@@ -35,12 +35,12 @@ json.dump([path for path in paths if pattern.fullmatch(path)], sys.stdout)
 
 
 def is_pattern(layer: str) -> bool:
-    """Whether a layer may stand for many: a glob or a regular expression."""
+    """Whether a layer may match many: a glob or a regular expression."""
     return layer.startswith(REGEX) or "*" in layer
 
 
 def check(layer: str) -> None:
-    """Raise ValueError for a glob or a regular expression that is not one."""
+    """Raise ValueError for an invalid glob or regular expression."""
     if layer.startswith(REGEX):
         _regex(layer)
     elif "*" in layer:
@@ -54,7 +54,7 @@ def matching(layer: str, paths: Iterable[str]) -> Sequence[str]:
     """
     paths = list(paths)
     if not layer.startswith(REGEX):
-        # Every part of a glob brings its own dot, so that `**` may be no part at all.
+        # Every part of a glob includes its own dot, so that `**` can match zero parts.
         glob = _glob(layer)
         return [path for path in paths if glob.fullmatch(f".{path}")]
     pattern = _regex(layer)
@@ -105,7 +105,7 @@ def _glob(layer: str) -> re.Pattern[str]:
             first, *pieces = map(re.escape, part.split("*"))
             inner = "".join(rf"(?>[^.]*?{piece})" for piece in pieces[:-1] if piece)
             blocks[-1] += r"\." + first + inner + "".join(rf"[^.]*{piece}" for piece in pieces[-1:])
-    # What is between two stars is taken where it is first found, for good: a later place would never match more.
+    # Text between two stars is matched at its first position, without backtracking: a later one never matches more.
     first, *others = blocks
     inner = "".join(rf"(?>(?:\.[^.]+)*?{block}(?=\.|\Z))" for block in others[:-1] if block)
     return re.compile(first + inner + "".join(rf"(?:\.[^.]+)*{block}" for block in others[-1:]))

@@ -8,9 +8,9 @@ _MARK: ContextVar[None] = ContextVar("layertap_place")
 
 
 class Place:
-    """The context in which it was made: one thread, and within it one task.
+    """The context in which it was created: one thread, and within it one task.
 
-    A task that was started inside this one, and a thread that was given a copy of its context, are other places.
+    A task started inside this one, and a thread given a copy of its context, are different places.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Place:
 
     def is_here(self) -> bool:
         """Whether the caller runs in this place."""
-        # A token resets its variable in the context that it comes from and in no other, not even in a copy of it.
+        # A token can reset its variable only in the context that it comes from, not even in a copy of that context.
         try:
             _MARK.reset(self._token)
         except (RuntimeError, ValueError):

@@ -14,7 +14,7 @@ class Stop(BaseException):
 def is_stop_of(owner: object, error: BaseException) -> bool:
     """Whether `error` is the stop of `owner`, or an exception that the model raised because of it."""
     reasons: list[BaseException] = [error]
-    # The list grows while it is walked, and an exception may be its own cause.
+    # The list grows during iteration, and an exception may be its own cause.
     for reason in reasons:
         if isinstance(reason, Stop):
             return reason.owner is owner

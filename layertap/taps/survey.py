@@ -24,8 +24,8 @@ from layertap.taps.place import Place
 class LayerInfo:
     """One layer of a model, as one forward showed it.
 
-    `calls` is how often it ran. `shapes` and `dtypes` are those of its tensors at the first call, by selector (an empty
-    one for a layer that returns one tensor). `parameters` counts its own and those of the layers inside it, `aliases`
+    `calls` is how often it ran. `shapes` and `dtypes` are those of its tensors at the first call, by selector (empty
+    for a layer that returns one tensor). `parameters` counts its own and those of the layers inside it, `aliases`
     are its other paths. `compute` holds, per call, which share of the forward's multiplications (convolutions, matrix
     products and attention, as torch counts them) was done when it began and when it returned.
     """
@@ -50,8 +50,8 @@ class _Seen:
 def survey(module: nn.Module, *args: Any, **kwargs: Any) -> list[LayerInfo]:
     """Every layer of `module`, the model itself (`.`) first, as a forward on the given arguments shows them.
 
-    The model runs in eval mode without gradients; modes are put back afterwards. Calls of the model in other threads
-    are not counted. Raises `TapError` where no arguments are given to run it on, or where hooks would not run.
+    The model runs in eval mode without gradients; modes are restored afterwards. Calls of the model in other threads
+    are not counted. Raises `TapError` if no arguments are given to run it on, or if hooks would not run.
     """
     if not args and not kwargs:
         raise TapError(
@@ -67,7 +67,7 @@ def survey(module: nn.Module, *args: Any, **kwargs: Any) -> list[LayerInfo]:
                 begin, end = partial(_begin, watched, compute), partial(_end, watched, compute)
                 handles.append(layer.register_forward_pre_hook(Hook(layer, begin, place.is_here), prepend=True))
                 handles.append(layer.register_forward_hook(Hook(layer, end, place.is_here), prepend=True))
-        # The fused attention of torch is one operation without a formula.
+        # torch's fused attention is one operation without a formula.
         with eval_mode(module), torch.no_grad(), _unfused_attention(), compute:
             module(*args, **kwargs)
     finally:

@@ -64,7 +64,7 @@ class TappedModel(Mapping[str, Tensor]):
         self.silent: list[str] = []
         """Taps of layers that a glob or pattern matched and that did not run in the first forward of `run()`."""
         self.last: tuple[Tap, int] | None = None
-        """The tap, and the call of its layer, after which nothing is wanted: where later forwards of `run()` stop."""
+        """The last tap to get a value, and the call of its layer: later forwards of `run()` stop there."""
         self._early_stop = early_stop
         self._forward = Forward(module, detach, dict(about or {}), plugins, Evidence(module))
         asked = [(tap, where_of(taps, number, tap)) for number, tap in enumerate(parse_taps(taps))]
@@ -81,7 +81,7 @@ class TappedModel(Mapping[str, Tensor]):
 
     def __enter__(self) -> Self:
         if self._handles:
-            raise TapError("these taps are open already; nest two `layertap.tap(...)` blocks instead")
+            raise TapError("these taps are already open; nest two `layertap.tap(...)` blocks instead")
         self._place = Place()
         self._begin()
         self._forget(None)
@@ -105,7 +105,7 @@ class TappedModel(Mapping[str, Tensor]):
             self._handles.pop().remove()
 
     def __getitem__(self, name: str) -> Tensor:
-        """The value of the latest forward. Raises `TapError` for a tap that has none, or no clear one."""
+        """The value of the latest forward. Raises `TapError` for a tap without a value, or with several candidates."""
         if self._handles and not self._is_here():
             raise TapError(
                 "these taps are in use in another thread or asyncio task: read them there, or use what run() returned"
@@ -150,15 +150,15 @@ class TappedModel(Mapping[str, Tensor]):
     def run(self, *args: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """One forward, and the value of every tap, in the order asked for.
 
-        The first call runs the whole model and counts how often each layer is called; later ones stop after the last
-        tap and hold the counts against it. `call` is another entry than the model itself, such as
+        The first call runs the whole model and counts the calls of each layer; later ones stop after the last
+        tap and compare their counts with it. `call` is an entry other than the model itself, such as
         `model.encode_image`.
 
         It may be called in any thread, and waits while another thread is in it.
 
         Raises:
             TapError: a tap whose layer did not run, ran more than once with no call chosen, gave several tensors with
-                none chosen, or ran otherwise than in the first forward.
+                none chosen, or ran differently from the first forward.
         """
         if not self._handles:
             raise TapError("the taps are closed: call run() inside `with layertap.tap(...) as taps:`")
@@ -175,8 +175,8 @@ class TappedModel(Mapping[str, Tensor]):
             return {name: value() for name, value in self._values_by_name().items()}
 
     def _attach(self) -> None:
-        # Each goes in front of all others. So the end of a forward comes after the root's own taps and before anyone
-        # else's hooks, and its beginning before a tap on the root's input.
+        # Each is put before all others. So the end of a forward comes after the root's own taps and before other
+        # hooks, and its beginning comes before a tap on the root's input.
         root = self.module
         self._handles.append(root.register_forward_hook(Hook(root, self._on_root_done, self._is_here), prepend=True))
         for listener in self._listeners:
@@ -192,7 +192,7 @@ class TappedModel(Mapping[str, Tensor]):
         return module.register_forward_hook(Hook(module, lambda args, output: receive(output), is_here), prepend=True)
 
     def _is_here(self, listener: Listener | None = None) -> bool:
-        """Whether what runs now is in the place of these taps; a call of `listener` elsewhere is remembered."""
+        """Whether the caller is in the place of these taps; a call of `listener` elsewhere is recorded."""
         if self._place is not None and self._place.is_here():
             return True
         for capture in listener.captures if listener is not None else ():
@@ -200,7 +200,7 @@ class TappedModel(Mapping[str, Tensor]):
         return False
 
     def _take_over(self) -> None:
-        """Make the caller's place that of these taps."""
+        """Make the caller's place the place of these taps."""
         if self._running:
             raise TapError("run() was called inside a run() of the same taps; nest two `layertap.tap(...)` blocks")
         if not self._is_here():
@@ -210,7 +210,7 @@ class TappedModel(Mapping[str, Tensor]):
 
     def _receive(self, listener: Listener, value: Any) -> None:
         if not (self._running or self._calls_of_root):
-            # Someone who calls a layer by itself does not mean a forward; someone in a method of the model may.
+            # A call of a single layer is not a forward; a call inside a method of the model may be part of one.
             if hooks.is_method_running(self.module):
                 for capture in listener.captures:
                     capture.ran_in_method = True
@@ -251,7 +251,7 @@ class TappedModel(Mapping[str, Tensor]):
             self._forward.evidence.detach()
 
     def _drop_dead_calls(self) -> None:
-        """Forget calls of the root that ended in an exception: no hook runs then."""
+        """Forget calls of the root that ended in an exception, after which no hook runs."""
         while self._calls_of_root and not hooks.is_running(self._calls_of_root[-1]):
             self._calls_of_root.pop()
 
@@ -288,13 +288,13 @@ class TappedModel(Mapping[str, Tensor]):
             listener.expected = None
 
     def _count(self) -> None:
-        """Keep the counts of the first forward of an entry, to compare the later ones with."""
+        """Keep the counts of the first forward of an entry, for comparison with later ones."""
         refuse_faults(self._captures.values(), self._hint)
         refuse_idle_patterns(self._captures.values(), self._hint)
         self.silent = [c.name for c in self._captures.values() if c.is_silent]
         for listener in self._listeners:
             listener.expect(listener.calls)
-        # The same calls again, up to where later forwards stop.
+        # Replay the same calls up to the point where later forwards stop.
         waiting = self._count_waiting()
         for listener in self._in_order:
             if not waiting:

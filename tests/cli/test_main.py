@@ -94,7 +94,7 @@ def test_run_writes_features_and_says_so(layertap_, place):
 
     code, out, err = layertap_("--plugin", TINY, "run", "c.yaml", "batch_size=1")
     assert code == 0
-    assert out.startswith("3 of 3 images kept, 0 failed, was complete already\n")
+    assert out.startswith("3 of 3 images kept, 0 failed, was already complete\n")
 
 
 def test_quiet_run_prints_nothing(layertap_, place):
@@ -213,12 +213,15 @@ def test_what_is_made_of_all_plugins_names_those_that_are_missing(layertap_, pla
     [
         (["run", "absent.yaml"], "absent.yaml: cannot be read: No such file or directory"),
         (["run", "c.yaml"], "c.yaml:1:1: model.type: no model has the type 'tiny'"),
-        (["run", "c.yaml", "batch_size"], "command line: 'batch_size' is no override"),
+        (["run", "c.yaml", "batch_size"], "command line: 'batch_size' is not an override"),
         (["run", "c.yaml", "--plugin", "absent.py"], "c.yaml:1:1: model.type: no model has the type 'tiny'"),
         (["run", "c.yaml", "--plugin", TINY, "btch_size=1"], "command line: btch_size: unknown key; did you mean"),
         (["run", "c.yaml", "--plugin", TINY, "batch_size=0"], "command line: batch_size: should be greater than or"),
-        (["run", "c.yaml", "--plugin", TINY, "device=gpu"], "command line: device: is auto, cpu, cuda, cuda:N or mps"),
-        (["run", "c.yaml", "--plugin", TINY, "device=cuda:9"], "command line: device: 'cuda:9' is not here"),
+        (
+            ["run", "c.yaml", "--plugin", TINY, "device=gpu"],
+            "command line: device: must be auto, cpu, cuda, cuda:N or mps",
+        ),
+        (["run", "c.yaml", "--plugin", TINY, "device=cuda:9"], "command line: device: 'cuda:9': no such device"),
         (["run", "c.yaml", "--plugin", TINY, "taps=features.7"], "command line: taps: the model has no layer"),
         (["run", "c.yaml", "--plugin", TINY, "source.path=absent"], "command line: source.path: cannot use"),
         (["run", "c.yaml", "--plugin", TINY, "source.path=c.yaml", "limit=x"], "command line: limit: should be a "),
@@ -267,7 +270,7 @@ def test_interrupted_command_says_so_and_exits_with_its_code(tmp_path, name, cod
     )
     done = shell("plugins", "--plugin", tmp_path / "stops.py")
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr == "stopped; what is committed stays, and the same command goes on from there\n"
+    assert done.stderr == "stopped; what is committed is kept: run the same command again to resume\n"
 
 
 def test_interrupted_run_goes_on_from_there(layertap_, place):
@@ -285,7 +288,7 @@ def test_interrupted_run_goes_on_from_there(layertap_, place):
     arguments = ["run", "c.yaml", "--plugin", TINY, "--plugin", "mine.py", "observers=interrupting", "batch_size=1"]
     code, out, err = layertap_(*arguments, "shard_rows=1")
     assert (code, out) == (130, "")
-    assert err == "stopped; what is committed stays, and the same command goes on from there\n"
+    assert err == "stopped; what is committed is kept: run the same command again to resume\n"
     assert layertap.open("out").manifest["status"] == "running"
     code, out, _ = layertap_(*arguments, "shard_rows=1")
     assert code == 0
@@ -330,7 +333,7 @@ def test_layers_of_the_default_config_need_no_weights(layertap_):
     code, out, err = layertap_("layers", ROOT / "configs" / "alexnet.yaml")
     assert (code, err) == (0, "")
     rows = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
-    assert rows[0] == ["layer", "type", "output", "dtype", "calls", "MB an image", "compute", "parameters", "tap"]
+    assert rows[0] == ["layer", "type", "output", "dtype", "calls", "MB per image", "compute", "parameters", "tap"]
     assert rows[1] == [".", "AlexNet", "(N, 1000)", "float32", "1", "0.004", "100.0%", "61,100,840"]
     assert ["features.0", "Conv2d", "(N, 64, 55, 55)", "float32", "1", "0.774", "9.8%", "23,296"] in rows
     assert ["classifier.5", "ReLU", "(N, 4096)", "float32", "1", "0.016", "99.4%", "0", "<- classifier.5"] in rows
@@ -497,7 +500,7 @@ def test_init_refuses_to_overwrite(layertap_, place):
     Path("layertap.yaml").write_text("mine")
     code, out, err = layertap_("init")
     assert (code, out) == (2, "")
-    assert err == "layertap.yaml: exists already; name another file: layertap init FILE\n"
+    assert err == "layertap.yaml: already exists; name another file: layertap init FILE\n"
     assert Path("layertap.yaml").read_text() == "mine"
     assert not Path("layertap.schema.json").exists()
     Path("sub").mkdir()

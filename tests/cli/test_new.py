@@ -107,14 +107,14 @@ def test_type_is_the_name_without_layertap(tmp_path, monkeypatch):
         ("-images", "source", "cannot be the name of a plugin"),
         ("2images", "source", "cannot be the name of a plugin"),
         ("images\n", "source", "cannot be the name of a plugin"),
-        ("json", "source", "'json' is a word of Python's own; choose another name, such as layertap-json"),
-        ("class", "source", "'class' is a word of Python's own"),
-        ("torch", "source", "a package 'torch' is installed already"),
-        ("folder", "source", "layertap has a source of the type 'folder' already"),
-        ("layertap-folder", "source", "layertap has a source of the type 'folder' already"),
-        ("model", "preprocessor", "`model` is a word of `preprocess:` itself"),
-        ("images", "sources", "--kind is one of source, sink, .*, not 'sources'; did you mean 'source'"),
-        ("there", "source", "there: exists already; choose another name, or move it"),
+        ("json", "source", "'json' is a name that Python itself uses; choose another name, such as layertap-json"),
+        ("class", "source", "'class' is a name that Python itself uses"),
+        ("torch", "source", "a package 'torch' is already installed"),
+        ("folder", "source", "layertap already has a source of the type 'folder'"),
+        ("layertap-folder", "source", "layertap already has a source of the type 'folder'"),
+        ("model", "preprocessor", "`preprocess:` itself uses the name `model`"),
+        ("images", "sources", "--kind must be one of source, sink, .*, not 'sources'; did you mean 'source'"),
+        ("there", "source", "there: already exists; choose another name, or move it"),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_nothing_written(name, kind, said, tmp_path, monkeypatch):
@@ -138,4 +138,4 @@ def test_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
 def test_command_line_tells_in_one_line(tmp_path):
     done = command("-m", "layertap", "new", "plugin", "json", "--kind", "source", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "'json' is a word of Python's own; choose another name, such as layertap-json\n"
+    assert done.stderr == "'json' is a name that Python itself uses; choose another name, such as layertap-json\n"

@@ -62,7 +62,7 @@ def test_plan_on_the_command_line(photos, tmp_path, capsys, monkeypatch):
     lines = dict(line.split(maxsplit=1) for line in text.splitlines() if not line.startswith("tap"))
     assert lines["images"] == "20, batches of 4, shards of 1024, on cpu"
     assert lines["compute"].startswith("the forward stops after features.1: ")
-    assert lines["disk"].startswith("6.29 kB an image, 126 kB in all, ")
+    assert lines["disk"].startswith("6.29 kB per image, 126 kB in all, ")
     assert lines["output"] == f"{tmp_path / 'out'}: new"
     assert "pooled = features.1: (N, 8, 14, 14) -> mean_pool -> (N, 8) NCHW float16" in text
     assert json.loads("{" + data)["taps"]["pooled"]["shape"] == [8]

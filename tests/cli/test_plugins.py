@@ -98,7 +98,7 @@ def test_terminal_shows_parameters_and_the_command(stranger):
     (at,) = [number for number, line in enumerate(lines) if line.split()[1:2] == ["own"]]
     assert lines[at].split()[2:] == ["stranger", "2.1", str(stranger / "stranger_own.py")]
     assert lines[at + 1].strip() == 'path, kinds=["a b", "c"], most=null, from=start'
-    assert lines[at + 2].strip() == "needs what is not installed: pip install 'stranger[heavy]'"
+    assert lines[at + 2].strip() == "needs packages that are not installed: pip install 'stranger[heavy]'"
     assert lines[at + 1].startswith(" " * lines[0].index("type"))
 
 

@@ -131,19 +131,19 @@ def test_anchors_are_data(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "c.yaml:1:1: holds no mapping"),
-        ("# nothing\n", "c.yaml:1:1: holds no mapping"),
-        ("- a\n", "c.yaml:1:1: holds no mapping"),
-        ("text\n", "c.yaml:1:1: holds no mapping"),
-        ("a: 1\nb: 2\na: 3\n", "c.yaml:3:1: the key 'a' stands twice (first in line 1)"),
-        ("a:\n  b: 1\n  'b': 2\n", "c.yaml:3:3: the key 'b' stands twice (first in line 2)"),
-        ("a: {b: 1, b: 2}\n", "c.yaml:1:11: the key 'b' stands twice (first in line 1)"),
+        ("", "c.yaml:1:1: does not hold a mapping"),
+        ("# nothing\n", "c.yaml:1:1: does not hold a mapping"),
+        ("- a\n", "c.yaml:1:1: does not hold a mapping"),
+        ("text\n", "c.yaml:1:1: does not hold a mapping"),
+        ("a: 1\nb: 2\na: 3\n", "c.yaml:3:1: duplicate key 'a' (first on line 1)"),
+        ("a:\n  b: 1\n  'b': 2\n", "c.yaml:3:3: duplicate key 'b' (first on line 2)"),
+        ("a: {b: 1, b: 2}\n", "c.yaml:1:11: duplicate key 'b' (first on line 1)"),
         ("a: 1\n5: 2\n", "c.yaml:2:1: a key must be a string: quote it"),
         ("true: 2\n", "c.yaml:1:1: a key must be a string: quote it"),
         ("? [a]\n: 2\n", "c.yaml:1:3: a key must be a string: quote it"),
         ("a: 1\n---\nb: 2\n", "c.yaml:2:1: expected a single document in the stream (from line 1), but found another"),
         ("a:\n\tb: 1\n", "c.yaml:2:1: while scanning for the next token, found character '\\t' that cannot start any "),
-        ("a: b: c\n", "c.yaml:1:5: mapping values are not allowed here; quote a text that holds `: `"),
+        ("a: b: c\n", "c.yaml:1:5: mapping values are not allowed here; quote text that contains `: `"),
         ("a: 1\nb: \x01\n", "c.yaml:2:4: the character U+0001 is not allowed in YAML"),
         ("a: [1\nb: 2\n", "c.yaml:2:2: while parsing a flow sequence (from line 1), expected ',' or ']', but got ':'"),
         ("a: 'b\nc: d\n", "c.yaml:3:1: while scanning a quoted scalar (from line 1), found unexpected end of stream"),
@@ -154,7 +154,7 @@ def test_anchors_are_data(tmp_path):
         ("a: 1\n".encode("utf-16"), "c.yaml:1:1: is not UTF-8 text"),
         ("a: 1\n".encode("utf-16-le"), "c.yaml:1:2: the character U+0000 is not allowed in YAML"),
         ("a: 1\n".encode("utf-32"), "c.yaml:1:1: is not UTF-8 text"),
-        ('"\\e[2Jboo\\nx": 1\n"\\e[2Jboo\\nx": 1\n', "c.yaml:2:1: the key '\\x1b[2Jboo\\nx' stands twice"),
+        ('"\\e[2Jboo\\nx": 1\n"\\e[2Jboo\\nx": 1\n', "c.yaml:2:1: duplicate key '\\x1b[2Jboo\\nx'"),
     ],
 )
 def test_faults_say_where_and_what(tmp_path, content, message):
@@ -167,7 +167,7 @@ def test_faults_say_where_and_what(tmp_path, content, message):
 def test_faults_beside_a_star_or_bracket_say_how_to_quote(tmp_path, line):
     message = refused(tmp_path, f"limit: 1\n{line}\n")
     assert message.startswith(("c.yaml:2:", "c.yaml:3:1"))
-    assert message.endswith('; quote what holds `*`, `[` or `]`, as in "**.relu"')
+    assert message.endswith('; quote text that contains `*`, `[` or `]`, as in "**.relu"')
 
 
 PYTHON_TAGS = ["!!python/object/apply:os.system ['x']", "!!python/name:os.system", "!!python/module:os"]

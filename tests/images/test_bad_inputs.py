@@ -330,7 +330,7 @@ def test_a_file_that_changes_after_planning_fails_and_no_other(tmp_path):
 
 def test_an_output_inside_the_folder_of_images_is_refused(tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEG)
-    with pytest.raises(layertap.ConfigError, match="lies in the folder of the images"):
+    with pytest.raises(layertap.ConfigError, match="is inside the folder of the images"):
         extract(tmp_path, tmp_path / "features")
     assert os.listdir(tmp_path) == ["a.jpg"]
 

@@ -214,7 +214,7 @@ def test_manifest_of_a_strangers_is_told_in_a_line(source, tmp_path, key):
     manifest = json.loads((tmp_path / "in/manifest.json").read_text())
     manifest["config"][key] = 7
     (tmp_path / "in/manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(layertap.StoreError, match="is not as its run has left it"):
+    with pytest.raises(layertap.StoreError, match="was modified after it was written"):
         opened(tmp_path / "in").export("npy", tmp_path / "out", "maps")
     assert not (tmp_path / "out.export").exists()
 
@@ -234,7 +234,7 @@ def test_taken_places_are_refused_and_left_alone(source, tmp_path):
         with pytest.raises(layertap.StoreError) as caught:
             source.export("npy", tmp_path / place)
         assert caught.value.code == 6
-    with pytest.raises(layertap.StoreError, match="would lie in the output"):
+    with pytest.raises(layertap.StoreError, match="would be inside the output"):
         source.export("npy", source.path / "again")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "full"]
     (tmp_path / "empty").mkdir()
@@ -251,7 +251,7 @@ def test_what_stands_where_an_export_is_built_is_left_alone(source, tmp_path, ty
     for place in ("a", "b"):
         with pytest.raises(layertap.StoreError, match="is in the way of an export"):
             source.export(type_name, tmp_path / place, "maps")
-    with pytest.raises(layertap.StoreError, match=r"is in the way of an export|would lie in the output"):
+    with pytest.raises(layertap.StoreError, match=r"is in the way of an export|would be inside the output"):
         opened(tmp_path / "b.export").export(type_name, tmp_path / "b", "maps")
     assert (tmp_path / "a.export/mine").read_text() == "mine"
     assert verify(tmp_path / "b.export", rows=0, plugins=OWN).faults == []
@@ -347,7 +347,7 @@ def test_layouts_hold_no_row_too(rowless, tmp_path, type_name):
 
 def test_what_a_type_cannot_hold_is_said_first(source, tmp_path):
     for type_name, taps, said in [
-        ("thingsvision", None, "holds one tap, and here are 3"),
+        ("thingsvision", None, "holds one tap, but 3 were given"),
         ("clip_retrieval", "maps", r"'maps' has the shape \(8, 5, 5\) an image"),
         ("memory", None, "keeps no output folder"),
         ("nppy", None, "did you mean 'npy'"),

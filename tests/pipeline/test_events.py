@@ -184,7 +184,7 @@ def test_observer_that_raises_does_not_hide_why_a_run_ended(run):
 
 @pytest.mark.parametrize(
     ("observer", "said"),
-    [("misspelt", "the observer Misspelt has a method 'run_finnished', which is no event; did you mean"),
+    [("misspelt", "the observer Misspelt has a method 'run_finnished', which is not an event; did you mean"),
      ("greedy", "the observer Greedy raised PluginValidationError: Plugin "),
      ("wrapping", "the observer Wrapping raised PluginValidationError: Plugin ")],
 )  # fmt: skip
@@ -204,7 +204,7 @@ def test_method_named_almost_like_an_event_is_told():
         def batch_don(self, run, count):
             raise AssertionError
 
-    with pytest.raises(layertap.PluginError, match="'batch_don', which is no event; did you mean 'batch_done'"):
+    with pytest.raises(layertap.PluginError, match="'batch_don', which is not an event; did you mean 'batch_done'"):
         Events([Nearly()])
 
 

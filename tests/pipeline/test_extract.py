@@ -139,7 +139,7 @@ def test_compiled_model_is_run_eagerly_with_a_notice(photos):
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"batch_size": 2.5}, {"workers": 0}])
 def test_numbers_that_make_no_sense_are_told(photos, wrong):
-    with pytest.raises(layertap.ConfigError, match="is a whole number from 1"):
+    with pytest.raises(layertap.ConfigError, match="must be a whole number, at least 1"):
         next(layertap.extract(small(), photos, "0", preprocess=squash, device="cpu", **wrong))
 
 

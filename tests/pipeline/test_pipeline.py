@@ -299,7 +299,7 @@ def test_nonfinite_values_stop_the_run_where_that_is_asked_for(photos, tmp_path)
 
 
 def test_output_inside_the_folder_of_the_images_is_refused(photos, tmp_path):
-    with pytest.raises(layertap.ConfigError, match="lies in the folder of the images") as refused:
+    with pytest.raises(layertap.ConfigError, match="is inside the folder of the images") as refused:
         run(photos, photos / "features")
     assert refused.value.code == 2
     assert not (photos / "features").exists()

@@ -107,7 +107,9 @@ DRAWING = {
 
 @pytest.mark.parametrize("make", DRAWING.values(), ids=DRAWING)
 def test_model_that_draws_random_numbers_is_refused_or_seeded(make):
-    with pytest.raises(TapError, match=r"tap 'layer': the model gives other values .*set nondeterministic to `seed`"):
+    with pytest.raises(
+        TapError, match=r"tap 'layer': the model gives different values .*set nondeterministic to `seed`"
+    ):
         extracted(make)
     states = torch.get_rng_state(), np.random.get_state()[1].tobytes(), random.getstate()
     first = extracted(make, nondeterministic="seed")
@@ -157,7 +159,7 @@ def test_model_that_takes_another_way_on_noise_is_repeated_on_black_images():
 
 
 def test_unknown_choice_is_refused():
-    with pytest.raises(ConfigError, match="nondeterministic is `refuse` or `seed`, not 'ignore'"):
+    with pytest.raises(ConfigError, match="nondeterministic must be `refuse` or `seed`, not 'ignore'"):
         extracted(nn.Identity(), nondeterministic="ignore")
 
 
@@ -177,7 +179,7 @@ def config(photos, out, **changes):
 
 def test_run_and_plan_refuse_it_and_write_nothing(photos, tmp_path):
     for command in (layertap.run, forecast):
-        with pytest.raises(TapError, match=r"taps.*tap '1': the model gives other values") as caught:
+        with pytest.raises(TapError, match=r"taps.*tap '1': the model gives different values") as caught:
             command(config(photos, tmp_path / "out"), plugins=[RANDOM])
         assert caught.value.code == 2
     assert not (tmp_path / "out").exists()

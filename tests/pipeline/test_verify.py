@@ -138,7 +138,7 @@ def test_files_with_new_times_are_noted_and_computed_again(output, tmp_path):
 def test_image_that_cannot_be_used_any_more_is_a_fault(output, tmp_path):
     (tmp_path / "photos/cats/01.jpg").write_text("gone bad")
     faults = check(output, rows=100).faults
-    assert faults == ["row 0 ('cats/01.jpg'): its image cannot be used any more"]
+    assert faults == ["row 0 ('cats/01.jpg'): its image can no longer be used"]
 
 
 def test_unfinished_output_is_checked_as_far_as_it_is(photos, tmp_path):

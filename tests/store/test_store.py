@@ -232,7 +232,7 @@ def test_committed_part_that_is_not_what_was_committed_is_made_again(photos, tmp
 def test_complete_output_that_has_lost_a_file_is_not_called_complete(photos, tmp_path, how):
     run(photos, tmp_path / "out")
     how(tmp_path / "out/classifier.npy")
-    with pytest.raises(layertap.StoreError, match=r"classifier.npy: .*mode=new extracts all of it anew") as lost:
+    with pytest.raises(layertap.StoreError, match=r"classifier.npy: .*mode=new extracts everything again") as lost:
         run(photos, tmp_path / "out")
     assert lost.value.code == 7
     assert run(photos, tmp_path / "out", mode="new").kept == 20

@@ -65,7 +65,7 @@ def test_pattern_of_many_layers_cannot_have_one_name():
 
 @pytest.mark.parametrize("taps", [["0", "0"], ["0", "*"], ["*", "<*", "re:."], [{"layer": "1", "name": "0"}, "0"]])
 def test_two_taps_of_one_name_are_refused(taps):
-    assert fault_of(layertap.tap, chain(), taps) == "two taps are named '0': give one another `name`"
+    assert fault_of(layertap.tap, chain(), taps) == "two taps are named '0': give one of them another `name`"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,9 @@ def test_names_are_known_and_values_refused_before_the_first_forward():
         assert list(taps) == ["conv", "glob", "whole"]
         assert "conv" in taps
         for name in taps:
-            assert "the model itself was not called since the block was entered" in fault_of(taps.__getitem__, name)
+            assert "the model itself has not been called since the block was entered" in fault_of(
+                taps.__getitem__, name
+            )
         with pytest.raises(TapError):
             dict(taps)
 
@@ -347,7 +349,7 @@ def test_block_entered_again_starts_anew():
     with taps:
         taps.run(x)
     with taps:
-        assert "was not called since the block was entered" in fault_of(taps.__getitem__, "0")
+        assert "has not been called since the block was entered" in fault_of(taps.__getitem__, "0")
         model(x)
         assert torch.equal(taps["0"], model[0](x))
 
@@ -355,7 +357,7 @@ def test_block_entered_again_starts_anew():
 def test_open_block_is_not_entered_twice():
     model = chain()
     with layertap.tap(model, "0") as taps:
-        assert "open already" in fault_of(taps.__enter__)
+        assert "already open" in fault_of(taps.__enter__)
         model(noise(2, 3, 8, 7))
         assert taps["0"].shape == (2, 4, 6, 5)
 

@@ -122,7 +122,7 @@ BROKEN = [
     ("ModelProviderSuite", broken.Noisy, "forward_is_the_same_every_time", "two forward passes in eval mode"),
     ("ModelProviderSuite", broken.Unwritable, "facts_survive_json", "PosixPath is not JSON serializable"),
     ("ModelProviderSuite", broken.ShortDigest, "facts_survive_json", "weights_sha256 is 'd1b0ea91'"),
-    ("ObserverSuite", broken.Misspelt, "its_methods_are_events", "'run_finnished', which is no event"),
+    ("ObserverSuite", broken.Misspelt, "its_methods_are_events", "'run_finnished', which is not an event"),
     ("ObserverSuite", broken.Raises, "run_with_it_is_the_run_without_it", "Raises raised OSError: no such socket"),
     ("ObserverSuite", broken.NeedsAReport, "run_that_ends_in_an_error_is_watched_to_its_end", "AttributeError"),
     ("ObserverSuite", broken.NeedsAStart, "end_may_come_without_a_start", "after run_finished alone"),
