@@ -1,9 +1,8 @@
 """How a plugin registers its types.
 
 A plugin is a module with `@layertap.hookimpl` functions, announced by one entry point in the group `layertap`, named
-`kind-type` (`sink-parquet`): it is imported when that type is first used. The events that a run reports to its observers
-are specified by the methods of `layertap.Observer`. Implementations may take fewer arguments than the specification
-lists.
+`kind-type` (`sink-parquet`): it is imported when that type is first used. The events that a run reports are specified
+by the methods of `layertap.Observer`. Implementations may take fewer arguments than the specification lists.
 """
 
 from __future__ import annotations

@@ -124,6 +124,7 @@ def test_defaults_are_those_of_the_manual(load):
         "early_stop": True,
         "profile": "exact",
         "autocast": None,
+        "nondeterministic": "refuse",
         "observers": [{"type": "progress"}],
     }
 
