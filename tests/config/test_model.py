@@ -124,7 +124,6 @@ def test_defaults_are_those_of_the_manual(load):
         "early_stop": True,
         "profile": "exact",
         "autocast": None,
-        "nondeterministic": "refuse",
         "observers": [{"type": "progress"}],
     }
 

@@ -222,7 +222,7 @@ def test_a_forged_line_never_reaches_the_screen(tmp_path, capsys, monkeypatch):
     from layertap.cli.main import main
 
     config = tmp_path / "c\rfailed: good.jpg.yaml"
-    config.write_text("nonsense: 1\n")
+    config.write_text("nonsense: 1\nsource: samples\nsink: memory\n")
     monkeypatch.setattr("sys.argv", ["layertap", "run", str(config)])
     with pytest.raises(SystemExit):
         main()
