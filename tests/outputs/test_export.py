@@ -348,7 +348,7 @@ def test_layouts_hold_no_row_too(rowless, tmp_path, type_name):
 def test_what_a_type_cannot_hold_is_said_first(source, tmp_path):
     for type_name, taps, said in [
         ("thingsvision", None, "holds one tap, but 3 were given"),
-        ("clip_retrieval", "maps", r"'maps' has the shape \(8, 5, 5\) an image"),
+        ("clip_retrieval", "maps", r"'maps' has the shape \(8, 5, 5\) per image"),
         ("memory", None, "keeps no output folder"),
         ("nppy", None, "did you mean 'npy'"),
         ("npy", [], "at least one tap"),
