@@ -9,8 +9,8 @@
     ├── StoreError        7   storage; 5 locked by a live run, 6 the output is another run's or not layertap's
     └── UnsafeError       8   refused for safety
 
-A command that raises nothing exits with 0, with 3 if it finished and some images failed, and with 130 or 143 if a
-signal stopped it.
+A command that raises nothing exits with 0, with 3 if it finished and some images failed, with 130 or 143 if a
+signal stopped it, and with 141 if whoever read its output has closed the pipe.
 
 An error is one line: where, what, what to do. A plugin gives `where` relative to its own part of the configuration, as
 in `ConfigError("is not a folder", where=("path",))`, and the core puts the part's key before it.
@@ -34,7 +34,7 @@ _LONGEST_MESSAGE = 2_000
 
 # Every exit code of the command line except 0.
 BUG, CONFIG, SOME_FAILED, STOPPED, LOCKED, FOREIGN, STORAGE, UNSAFE = 1, 2, 3, 4, 5, 6, 7, 8
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
 
 
 class LayertapError(Exception):

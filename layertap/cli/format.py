@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layertap.cli.layers import Anatomy
     from layertap.cli.plan import Forecast
+    from layertap.errors import LayertapError
     from layertap.pipeline.verify import Verdict
     from layertap.records import Column, CountedCause, Report
     from layertap.taps.survey import LayerInfo
@@ -17,6 +18,30 @@ if TYPE_CHECKING:
 
 LAYER_COLUMNS = ["layer", "type", "output", "dtype", "calls", "MB per image", "compute", "parameters", "tap"]
 PLUGIN_COLUMNS = ["kind", "type", "distribution", "version", "file"]
+
+
+def json_wanted(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for JSON, known also where it cannot be parsed."""
+    options = arguments[: list(arguments).index("--")] if "--" in arguments else arguments
+    return "--json" in options
+
+
+def error_data(code: int | None, faults: Sequence[LayertapError]) -> dict[str, Any]:
+    """What went wrong, for machines: the exit code, and each fault."""
+    return {
+        "error": {
+            "code": code,
+            "faults": [
+                {
+                    "code": fault.code,
+                    "where": list(fault.where),
+                    "place": fault.place or None,
+                    "message": fault.message,
+                }
+                for fault in faults
+            ],
+        }
+    }
 
 
 def report_data(report: Report) -> dict[str, Any]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
 from layertap.cli.format import (
     LAYER_COLUMNS,
+    error_data,
     forecast_data,
     forecast_text,
+    json_wanted,
     layer_data,
     layer_rows,
     print_table,
@@ -24,7 +27,8 @@ from layertap.cli.format import (
     verdict_text,
 )
 from layertap.cli.signals import Stopped, catch_signals, let_signals_end
-from layertap.errors import CONFIG, SOME_FAILED, STORAGE, ConfigError, LayertapError
+from layertap.cli.streams import whole_streams
+from layertap.errors import BUG, CONFIG, SOME_FAILED, STORAGE, ConfigError, LayertapError
 from layertap.pipeline.malloc import uncollected
 
 # A wrong command line raises click's ClickException. Newer versions of typer contain their own copy of click,
@@ -246,7 +250,7 @@ def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -
     known = Plugins.load(_own(context, plugin))
     if as_json:
         _print_json([plugin_data(registered) for registered in known])
-    elif sys.stdout.isatty():
+    elif sys.stdout is not None and sys.stdout.isatty():
         print_plugins(known)
     else:
         for registered in known:
@@ -334,32 +338,47 @@ def _print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2))
 
 
-def _print_notes(error: BaseException) -> None:
-    """Print what went wrong after the error, such as in a sink's `abort`."""
-    for note in getattr(error, "__notes__", []):
-        typer.echo(printable(" ".join(note.splitlines())), err=True)
-
-
 def main() -> NoReturn:
     """The console script: runs a command and exits with its code. The process, with its signals, is layertap's own."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding cannot represent must not fail a finished run.
         sys.stdout.reconfigure(errors="backslashreplace")
+    with whole_streams() as ended:
+        ended.code = _code(json_wanted(sys.argv[1:]))
+    let_signals_end()
+    sys.exit(ended.code)
+
+
+def _code(as_json: bool) -> int | None:
+    """The exit code of the command. Errors are printed on stderr, a line each, and with `--json` on stdout too."""
+    faults: Sequence[LayertapError] = ()
     try:
         catch_signals()
-        code = typer.main.get_command(app).main(standalone_mode=False)
+        return cast("int | None", typer.main.get_command(app).main(standalone_mode=False))
     except _UsageFault as error:
         error.show()
-        code = CONFIG
+        code, faults = CONFIG, [ConfigError(error.format_message())]
     except LayertapError as error:
         for fault in error.faults:
             typer.echo(printable(str(fault)), err=True)
         _print_notes(error)
-        code = error.code
+        code, faults = error.code, error.faults
     except Stopped as stopped:
-        typer.echo("stopped; what is committed is kept: run the same command again to resume", err=True)
+        said = "stopped; what is committed is kept: run the same command again to resume"
+        typer.echo(said, err=True)
         _print_notes(stopped)
-        code = stopped.code
+        code, faults = stopped.code, [LayertapError(said, code=stopped.code)]
         stopped.last_resort.cancel()
-    let_signals_end()
-    sys.exit(code)
+    except Exception as error:
+        if as_json:
+            _print_json(error_data(BUG, [LayertapError(f"{type(error).__name__}: {error}")]))
+        raise
+    if as_json:
+        _print_json(error_data(code, faults))
+    return code
+
+
+def _print_notes(error: BaseException) -> None:
+    """Print what went wrong after the error, such as in a sink's `abort`."""
+    for note in getattr(error, "__notes__", []):
+        typer.echo(printable(" ".join(note.splitlines())), err=True)
