@@ -23,7 +23,6 @@ import pluggy
 from layertap import hookspecs
 from layertap.contracts import KINDS, PROJECT, Plugin, check_type
 from layertap.errors import CONFIG, ConfigError, LayertapError, PluginError, did_you_mean, missing_extra
-from layertap.paths import user_path
 
 GROUP = "layertap"
 LIMIT = "LAYERTAP_PLUGINS"
@@ -268,7 +267,7 @@ def _origin(distribution: Distribution | None) -> tuple[str, str]:
 
 def _own_module(reference: str) -> tuple[ModuleType, str, str, str]:
     """The user's module, the plugin's name, and what serves as its distribution and version."""
-    path = user_path(reference)
+    path = Path(os.path.expanduser(reference))
     if path.suffix != ".py" and not path.is_file():
         module = importlib.import_module(reference)
         file = Path(getattr(module, "__file__", None) or "")

@@ -16,12 +16,12 @@ from layertap.config.model import RunConfig
 from layertap.contracts import LoadedModel, Preprocessor
 from layertap.errors import ConfigError, TapError, WeightsError
 from layertap.images.batches import Slot
-from layertap.paths import user_path
 from layertap.pipeline import inputs
 from layertap.pipeline.device import ready
 from layertap.pipeline.forward import model_guard
 from layertap.plugins import Plugins, guard
 from layertap.store.dtypes import numpy_dtype
+from layertap.store.paths import user_path
 from layertap.taps.grammar import Spec
 from layertap.taps.layers import find_layers, why_silent
 from layertap.taps.survey import LayerInfo, survey

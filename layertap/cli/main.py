@@ -157,8 +157,8 @@ def info(
 ) -> None:
     """Summarise what an output folder holds and how it was made."""
     from layertap.cli.info import summary_text
-    from layertap.paths import user_path
     from layertap.store.manifest import read_output
+    from layertap.store.paths import user_path
 
     output = user_path(output)
     found = read_output(output)
@@ -180,7 +180,7 @@ def verify(
 ) -> int:
     """Read every file of OUT against its digests, and compute some rows again. KEY=VALUE gives what has moved."""
     from layertap.config.loading import parse_overrides
-    from layertap.paths import user_path
+    from layertap.store.paths import user_path
 
     with uncollected():
         from layertap.pipeline.verify import verify as checked
@@ -309,8 +309,8 @@ def init(
 
     from layertap.cli.plugins import print_faults
     from layertap.config.schema import config_schema
-    from layertap.paths import user_path
     from layertap.plugins import Plugins
+    from layertap.store.paths import user_path
 
     path = user_path(path)
     text = files("layertap.cli").joinpath("templates/starter.yaml").read_text("utf-8")

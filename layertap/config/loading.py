@@ -8,10 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from layertap.config.document import Document, parse_value, read_document
-from layertap.config.model import PARTS, RunConfig, data_of, model_short
+from layertap.config.model import PARTS, RunConfig, data_of
+from layertap.config.values import model_short
 from layertap.errors import ConfigError, LayertapError, combined, did_you_mean
-from layertap.paths import user_path
 from layertap.plugins import Plugins
+from layertap.store.paths import user_path
 from layertap.taps.grammar import Spec
 
 ConfigLike: TypeAlias = "str | os.PathLike[str] | Mapping[str, Any] | RunConfig"

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from layertap.config.document import Document
+from layertap.config.values import (
+    DEVICE,
+    Device,
+    Formats,
+    Mebibytes,
+    ModelSpec,
+    NamedProfile,
+    PathSpec,
+    Positive,
+    Seconds,
+    Share,
+    Specs,
+    TapsWithHome,
+    Threads,
+    with_home,
+)
 from layertap.contracts import PROFILES, Plugin, Profile
 from layertap.errors import ConfigError, Fault, LayertapError, Where, combined, did_you_mean, faults_of, within
 from layertap.images.decoding.bounds import MEMORY
-from layertap.images.decoding.formats import STANDARD, Format
+from layertap.images.decoding.formats import STANDARD
 from layertap.images.limits import MAX_IMAGE_PIXELS
-from layertap.paths import refusal, variables
 from layertap.plugins import Plugins, Registered, guard
-from layertap.taps.grammar import Spec, Tap, Taps
+from layertap.store.paths import refusal, variables
+from layertap.taps.grammar import Spec, Tap
 
 MODEL_PREPROCESSOR = "model"
 """The type in `preprocess:` that means the preprocessor that came with the model."""
@@ -31,55 +46,11 @@ PARTS: Mapping[str, str] = {"model": "model", "source": "source", "preprocess": 
 # Examples of the keys that a first configuration often lacks.
 _EXAMPLES = {"source": "source: {type: folder, path: images/}", "sink": "sink: {type: npy, path: features/}"}
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,3})?")
-
 # pydantic's error types for a value that YAML read as another type, and the cure.
 _CURES = {"bool_type": "; write true or false", "bool_parsing": "; write true or false"}
 
 # A value that passes instead of a broken one, so that the rest can be checked.
 _PASSING = "-"
-
-
-def model_short(value: Any) -> Any:
-    """`torchvision/alexnet` is `{type: torchvision, name: alexnet}`."""
-    if isinstance(value, str) and "/" in value:
-        kind, _, name = value.partition("/")
-        return {"type": kind, "name": name}
-    return value
-
-
-def _spec_list(value: Any) -> Any:
-    return [value] if isinstance(value, (str, Mapping)) else value
-
-
-def _upper_list(value: Any) -> Any:
-    value = [value] if isinstance(value, str) else value
-    return [item.upper() if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
-
-
-def _device(value: Any) -> Any:
-    if isinstance(value, str) and not _DEVICE.fullmatch(value):
-        raise ValueError(f"must be auto, cpu, cuda, cuda:N or mps, not {value!r}")
-    return value
-
-
-def _profile(value: Any) -> Any:
-    """The profile of that name; anything else unchanged."""
-    if isinstance(value, str):
-        if value not in PROFILES:
-            raise ValueError(f"must be {' or '.join(PROFILES)}, or a mapping of switches, not {value!r}")
-        return PROFILES[value]
-    return value
-
-
-Positive: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=10**18)]
-Threads: TypeAlias = Annotated[int, Field(strict=True, ge=1, le=1_024)]
-ModelSpec: TypeAlias = Annotated[Spec, BeforeValidator(model_short)]
-Specs: TypeAlias = Annotated[tuple[Spec, ...], BeforeValidator(_spec_list)]
-Formats: TypeAlias = Annotated[tuple[Format, ...], BeforeValidator(_upper_list)]
-Mebibytes: TypeAlias = Annotated[int, Field(strict=True, ge=16, le=2**20)]
-Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
-Share: TypeAlias = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 
 class RunConfig(pydantic.BaseModel):
@@ -91,12 +62,12 @@ class RunConfig(pydantic.BaseModel):
         default=Spec(type="torchvision", params={"name": "alexnet", "weights": "DEFAULT"}),
         description="the model provider and its parameters, or TYPE/NAME",
     )
-    taps: Taps = Field(default=(Tap(layer="classifier.5"),), description="the layers to listen to")
-    source: Spec = Field(description="where the images come from")
-    preprocess: Spec = Field(default=Spec(type=MODEL_PREPROCESSOR), description="how an image becomes model input")
-    sink: Spec = Field(description="where the features go")
-    device: Annotated[str, BeforeValidator(_device)] = Field(
-        "auto", description="auto, cpu, cuda, cuda:N or mps", json_schema_extra={"pattern": f"^({_DEVICE.pattern})$"}
+    taps: TapsWithHome = Field(default=(Tap(layer="classifier.5"),), description="the layers to listen to")
+    source: PathSpec = Field(description="where the images come from")
+    preprocess: PathSpec = Field(default=Spec(type=MODEL_PREPROCESSOR), description="how an image becomes model input")
+    sink: PathSpec = Field(description="where the features go")
+    device: Device = Field(
+        "auto", description="auto, cpu, cuda, cuda:N or mps", json_schema_extra={"pattern": f"^({DEVICE.pattern})$"}
     )
     batch_size: Positive | Literal["auto"] = Field(
         64, description="images in one forward; auto: the largest power of two that fits, at most 1024 (256 on a CPU)"
@@ -127,7 +98,7 @@ class RunConfig(pydantic.BaseModel):
         description="where images are decoded and prepared: in threads, or in processes that a hostile one may kill",
     )
     early_stop: Annotated[bool, Field(strict=True)] = Field(True, description="stop a forward after the last tap")
-    profile: Annotated[Profile, BeforeValidator(_profile)] = Field(
+    profile: NamedProfile = Field(
         PROFILES["exact"],
         description="exact, fast, or a mapping of switches: what may change values a little",
     )
@@ -252,6 +223,7 @@ class RunConfig(pydantic.BaseModel):
 
 def build_part(kind: str, spec: Spec, plugins: Plugins, document: Document, where: Where) -> Plugin:
     """A plugin built from its type name and validated parameters; its faults are located in `document`."""
+    spec = with_home(spec)
     registered = _registered(kind, spec, plugins, document, where)
     params = _params(registered, spec, document, where)
     with document.located(), within(*where), guard(registered.cls):

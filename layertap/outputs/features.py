@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from layertap.contracts import FileSink
 from layertap.errors import StoreError
 from layertap.outputs.output import Output, readable
-from layertap.paths import user_path
 from layertap.plugins import Plugins, guard
 from layertap.store.manifest import Manifest, read_output
+from layertap.store.paths import user_path
 from layertap.taps.grammar import Spec
 
 if TYPE_CHECKING:

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from layertap.config.document import Document
-from layertap.config.model import MODEL_PREPROCESSOR, RunConfig, build_part, model_short
+from layertap.config.model import MODEL_PREPROCESSOR, RunConfig, build_part
+from layertap.config.values import model_short
 from layertap.contracts import LoadedModel, ModelProvider, Plugin, Preprocessor, Source
 from layertap.errors import ConfigError, PluginError, faults_of, within
-from layertap.paths import user_path
 from layertap.pipeline import malloc
 from layertap.pipeline.tensors import image_of
 from layertap.plugins import Plugins, guard
 from layertap.records import ImageRecord, dtype_name
+from layertap.store.paths import user_path
 from layertap.taps.grammar import Spec
 
 Item: TypeAlias = "ImageRecord | str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8] | Tensor"

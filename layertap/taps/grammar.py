@@ -17,7 +17,6 @@ import pydantic
 from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, StrictStr
 
 from layertap.errors import TapError, Where, combined, faults_of
-from layertap.paths import expanded
 from layertap.records import FloatDtype
 from layertap.taps.patterns import REGEX, check, is_pattern
 
@@ -78,12 +77,6 @@ class Spec(pydantic.BaseModel):
         if not isinstance(value, (Mapping, Spec)):
             raise ValueError(f"must be a type name or `{{type: NAME, ...}}`, not {value!r}")
         return value
-
-    @pydantic.field_validator("params")
-    @classmethod
-    def _at_home(cls, params: dict[str, Any]) -> dict[str, Any]:
-        # Here, so that a manifest keeps the path that was used, whoever reads it.
-        return {key: expanded(value) for key, value in params.items()}
 
 
 class Tap(pydantic.BaseModel):
