@@ -13,7 +13,6 @@ Nothing here imports torch, numpy or Pillow; plugins import them inside their me
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -322,34 +321,3 @@ class Observer(Plugin):
 
         It may be the first event of all, where another observer has raised in `run_started`.
         """
-
-
-KINDS: Mapping[str, type[Plugin]] = {
-    "model": ModelProvider,
-    "source": Source,
-    "preprocessor": Preprocessor,
-    "reducer": Reducer,
-    "sink": Sink,
-    "observer": Observer,
-}
-"""The base class of each kind of plugin."""
-
-# Words of the pipeline and of a configuration that no plugin can take.
-_TAKEN_TYPES = {("preprocessor", "model")}
-_TAKEN_PARAMS = {"type", "params"}
-_TYPE_NAME = re.compile(r"[\w.-]+")
-
-
-def check_type(kind: str, type_name: str, cls: type[Plugin]) -> None:
-    """Raise `TypeError` for a registration that could only go wrong later, in the middle of somebody's run."""
-    base = KINDS[kind]
-    if not (isinstance(type_name, str) and _TYPE_NAME.fullmatch(type_name)) or (kind, type_name) in _TAKEN_TYPES:
-        raise TypeError(f"{type_name!r} cannot be the name of a {kind}: letters, digits, `_`, `-` and `.`, not a word")
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise TypeError(f"{kind} {type_name!r} is not a subclass of layertap.{base.__name__}")
-    if not (isinstance(cls.Params, type) and issubclass(cls.Params, Params)):
-        raise TypeError(f"{kind} {type_name!r}: its Params is not a subclass of layertap.Params")
-    if not isinstance(cls.extra, str | None):
-        raise TypeError(f"{kind} {type_name!r}: its extra is a name, not {cls.extra!r}")
-    for taken in _TAKEN_PARAMS & cls.Params.model_fields.keys():
-        raise TypeError(f"{kind} {type_name!r}: no parameter can be named {taken!r}")

@@ -7,16 +7,23 @@ by the methods of `layertap.Observer`. Implementations may take fewer arguments 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Mapping
 
 import pluggy
 
-from layertap.contracts import PROJECT, hookspec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from layertap.contracts import ModelProvider, Observer, Preprocessor, Reducer, Sink, Source
+from layertap.contracts import (
+    PROJECT,
+    ModelProvider,
+    Observer,
+    Params,
+    Plugin,
+    Preprocessor,
+    Reducer,
+    Sink,
+    Source,
+    hookspec,
+)
 
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
@@ -47,3 +54,34 @@ class Registration:
     @hookspec
     def register_observers(self, register: Callable[[str, type[Observer]], None]) -> None:
         """When the plugin is loaded: register the observers, the entries of `observers:`."""
+
+
+KINDS: Mapping[str, type[Plugin]] = {
+    "model": ModelProvider,
+    "source": Source,
+    "preprocessor": Preprocessor,
+    "reducer": Reducer,
+    "sink": Sink,
+    "observer": Observer,
+}
+"""The base class of each kind of plugin."""
+
+# Words of the pipeline and of a configuration that no plugin can take.
+_TAKEN_TYPES = {("preprocessor", "model")}
+_TAKEN_PARAMS = {"type", "params"}
+_TYPE_NAME = re.compile(r"[\w.-]+")
+
+
+def check_type(kind: str, type_name: str, cls: type[Plugin]) -> None:
+    """Raise `TypeError` for a registration that could only go wrong later, in the middle of somebody's run."""
+    base = KINDS[kind]
+    if not (isinstance(type_name, str) and _TYPE_NAME.fullmatch(type_name)) or (kind, type_name) in _TAKEN_TYPES:
+        raise TypeError(f"{type_name!r} cannot be the name of a {kind}: letters, digits, `_`, `-` and `.`, not a word")
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise TypeError(f"{kind} {type_name!r} is not a subclass of layertap.{base.__name__}")
+    if not (isinstance(cls.Params, type) and issubclass(cls.Params, Params)):
+        raise TypeError(f"{kind} {type_name!r}: its Params is not a subclass of layertap.Params")
+    if not isinstance(cls.extra, str | None):
+        raise TypeError(f"{kind} {type_name!r}: its extra is a name, not {cls.extra!r}")
+    for taken in _TAKEN_PARAMS & cls.Params.model_fields.keys():
+        raise TypeError(f"{kind} {type_name!r}: no parameter can be named {taken!r}")

@@ -21,8 +21,9 @@ from typing import Any
 import pluggy
 
 from layertap import hookspecs
-from layertap.contracts import KINDS, PROJECT, Plugin, check_type
+from layertap.contracts import PROJECT, Plugin
 from layertap.errors import CONFIG, ConfigError, LayertapError, PluginError, did_you_mean, missing_extra
+from layertap.hookspecs import KINDS, check_type
 
 GROUP = "layertap"
 LIMIT = "LAYERTAP_PLUGINS"
