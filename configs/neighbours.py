@@ -15,7 +15,7 @@ values = np.asarray(features[tap], np.float32).reshape(len(features.ids), -1)
 unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
 width = max(map(len, features.ids))
 
-print(f"nearest by {tap}, {values.shape[1]} values an image")
+print(f"nearest by {tap}, {values.shape[1]} values per image")
 for start in range(0, len(unit), ROWS):
     cosine = unit[start : start + ROWS] @ unit.T
     own = np.arange(len(cosine))

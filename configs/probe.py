@@ -27,7 +27,7 @@ guesses = cross_val_predict(probe, values, labels, cv=folds)
 accuracy, chance = (guesses == labels).mean(), counts.max() / len(labels)
 
 width = max(map(len, names))
-print(f"{tap}: {len(labels)} images, {len(names)} labels, {values.shape[1]} values an image")
+print(f"{tap}: {len(labels)} images, {len(names)} labels, {values.shape[1]} values per image")
 print(f"accuracy on images held out: {accuracy:.2f} (by chance {chance:.2f})")
 for name, count in zip(names, counts, strict=True):
     others, times = np.unique(guesses[(labels == name) & (guesses != name)], return_counts=True)

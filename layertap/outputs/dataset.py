@@ -19,7 +19,7 @@ from layertap.records import MetaValue
 
 
 class TapDataset(Dataset[Any]):
-    """The rows of one or several taps, and a label each where a metadata column is named. Made by `Features.to_torch`.
+    """The rows of one or several taps, each with a label if a metadata column is named. Made by `Features.to_torch`.
 
     An item is `values`, or `(values, label)`. `values` are a tensor where `taps` is a name, and a dict of one tensor
     per tap where it is a list of names. `labels` are the labels of all rows. Text becomes codes, which are positions in

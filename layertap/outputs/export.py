@@ -1,7 +1,7 @@
-"""An output again in another form: by another sink, or in the layout of another library.
+"""Copies of an output in another form: by another sink, or in the layout of another library.
 
-It is built in a folder beside its place, `NAME.export`, and renamed when all of it is durable. By a sink it goes
-through the same store and commits as a run, shard by shard, so that one that was cut short goes on where it was.
+An export is built in a folder next to its path, `NAME.export`, and renamed when all of it is durable. An export by a
+sink uses the same store and commits as a run, shard by shard, so that an interrupted one resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def _by_sink(
     facts: Mapping[str, Any],
 ) -> None:
     started = time.monotonic()
-    with _staged(features.path, path, lambda folder: _goes_on(folder, manifest, shards)) as folder:
+    with _staged(features.path, path, lambda folder: _resumes(folder, manifest, shards)) as folder:
         store = Store(folder, sink, read_manifest(folder) or manifest)
-        if store.is_complete:  # and was stopped just before it could take its place
+        if store.is_complete:  # and was stopped just before it could be moved to its path
             store.sweep()
             return
         store.begin(lambda record: _holds(record, shards))
@@ -113,10 +113,10 @@ def _built(type_name: str, path: Path, plugins: Plugins) -> FileSink:
 
 
 @contextmanager
-def _staged(source: Path, path: Path, goes_on: Callable[[Path], bool]) -> Iterator[Path]:
-    """A locked folder beside `path`, which takes its place at the end.
+def _staged(source: Path, path: Path, resumes: Callable[[Path], bool]) -> Iterator[Path]:
+    """A locked folder next to `path`, which is renamed to `path` at the end.
 
-    `goes_on` says whether what an export that was cut short has left in it can be gone on with; if not, it is removed.
+    `resumes` says whether an interrupted export that it contains can be resumed; if not, its files are removed.
     """
     place = Path(os.path.realpath(path))
     folder = place.with_name(f"{place.name}.export")
@@ -126,7 +126,7 @@ def _staged(source: Path, path: Path, goes_on: Callable[[Path], bool]) -> Iterat
             durable.make_folder(folder)
             stack.enter_context(Lock(folder))
             replace.refuse_links(folder)
-            if not goes_on(folder) and any(folder.iterdir()):
+            if not resumes(folder) and any(folder.iterdir()):
                 _clear(folder)
                 durable.make_folder(folder)
                 stack.enter_context(Lock(folder))
@@ -137,7 +137,7 @@ def _staged(source: Path, path: Path, goes_on: Callable[[Path], bool]) -> Iterat
                 _clear(folder)
             raise
         with storage(path):
-            os.rename(folder, place)  # onto nothing or an empty folder, which is all that the system allows
+            os.rename(folder, place)  # onto nothing or an empty folder; the system allows nothing else
             durable.sync(place.parent)
 
 
@@ -152,7 +152,7 @@ def _refuse_taken(path: Path, place: Path, folder: Path, source: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an unfinished export has left, by the names that it writes. Raises `StoreError` for anything else."""
+    """Remove the files of an unfinished export, by the names that it writes. Raises `StoreError` for anything else."""
     found = read_manifest(folder)
     if found is None:
         safe_files.remove(folder, [f"{MANIFEST}.tmp", *(name for layout in LAYOUTS.values() for name in layout.files)])
@@ -163,7 +163,7 @@ def _clear(folder: Path) -> None:
         raise StoreError(f"{folder}: is in the way of an export, which is built there; move it", code=FOREIGN)
 
 
-def _goes_on(folder: Path, manifest: Manifest, shards: Sequence[ShardFacts]) -> bool:
+def _resumes(folder: Path, manifest: Manifest, shards: Sequence[ShardFacts]) -> bool:
     found = read_manifest(folder)
     if found is None or found.different(manifest) or list(found.taps) != list(manifest.taps):
         return False
@@ -171,13 +171,13 @@ def _goes_on(folder: Path, manifest: Manifest, shards: Sequence[ShardFacts]) -> 
 
 
 def _holds(record: Commit, shards: Sequence[ShardFacts]) -> bool:
-    """Whether a committed shard is that of the original."""
+    """Whether a committed shard is the same as in the original."""
     return record.shard < len(shards) and record.facts() == shards[record.shard]
 
 
 @contextmanager
 def _as_written(path: Path) -> Iterator[None]:
-    """Turn what is missing in a manifest, or is of another kind, into a `StoreError`."""
+    """Turn the error of a missing or wrongly typed part of a manifest into a `StoreError`."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -193,7 +193,7 @@ def _of_taps(facts: ShardFacts, taps: Sequence[str]) -> ShardFacts:
 
 
 def _refuse_damaged(features: Output, source: Manifest, taps: Sequence[str]) -> None:
-    """Raise `StoreError` for what is wrong with an output and can be told without reading all of it."""
+    """Raise `StoreError` for the faults of an output that can be found without reading all of it."""
     path = features.path
     for tap in taps:
         if len(features[tap]) != sum(facts.kept for facts in source.shards):

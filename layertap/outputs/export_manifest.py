@@ -39,7 +39,7 @@ def carried(source: Manifest, sink: Registered, path: Path, taps: Sequence[str],
 
 
 def run_info(manifest: Manifest, path: Path, resumed: int) -> RunInfo:
-    """What a sink is told when it opens."""
+    """The run as reported to a sink when it opens."""
     return RunInfo(
         id=manifest.run,
         planned=manifest.planned,

@@ -1,4 +1,4 @@
-"""An output with ways into other libraries: pandas, Arrow, torch, and every sink."""
+"""An output with conversions for other libraries: pandas, Arrow, torch, and every sink."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Features(Output):
     """An output folder: `features["classifier.5"]` are its rows, in the order of `ids`.
 
     `taps` are the names, `manifest` is everything known about the run. An unfinished output shows what is committed.
-    Files are opened when they are read; `close`, or the end of a `with` block, lets go of them.
+    Files are opened when they are read; `close`, or the end of a `with` block, closes them.
     """
 
     def __init__(self, path: Path, manifest: Manifest, sink: FileSink, plugins: Sequence[str] = ()) -> None:
@@ -37,19 +37,19 @@ class Features(Output):
         return _reopened, (self.path, self._plugins)
 
     def to_pandas(self, taps: str | Sequence[str] | None = None) -> pandas.DataFrame:
-        """All rows as a DataFrame: `row`, `id`, the metadata, and a column a tap, in memory; needs the extra `pandas`.
+        """All rows as a DataFrame: `row`, `id`, the metadata, and one column per tap, in memory. Needs extra `pandas`.
 
         A cell of a tap is an array of its shape and dtype, or the number itself where the shape is `()`;
         `np.stack(frame["classifier.5"])` makes one array of a column again. Metadata has
         pandas' nullable types, so that None is `<NA>` and an int stays one. `taps` are all of them by default; one that
-        is named as a column of metadata gets `_` behind its name.
+        is named as a column of metadata gets `_` after its name.
         """
         from layertap.outputs.tables import frame
 
         return frame(self, self.chosen(taps))
 
     def to_arrow(self, taps: str | Sequence[str] | None = None) -> pyarrow.Table:
-        """All rows as a table: `row`, `id`, the metadata, and a column a tap, in memory; needs the extra `parquet`.
+        """All rows as a table: `row`, `id`, the metadata, and one column per tap, in memory; needs the extra `parquet`.
 
         A vector is a fixed-size list, a map a fixed-shape tensor, a single number itself. Arrow has no bfloat16: it
         becomes float32, which holds each of its values exactly.
@@ -74,8 +74,8 @@ class Features(Output):
 
         By a sink it is a whole output again, which `open` and `verify` take: the same values to the bit, written shard
         by shard in bounded memory. `thingsvision` (one tap: `features.npy` and `file_names.txt`) and `clip_retrieval`
-        (one tap of vectors: `img_emb/` and `metadata/`, not normalised) are for other programs. `path` is there when
-        all of it is; the same call goes on with an export that was cut short. Raises `StoreError`: this output is
+        (one tap of vectors: `img_emb/` and `metadata/`, not normalised) are for other programs. `path` exists only
+        when it is complete; the same call resumes an interrupted export. Raises `StoreError`: this output is
         unfinished or damaged, `path` holds something (6), another export is writing there (5).
         """
         from layertap.outputs.export import export

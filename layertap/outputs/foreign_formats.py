@@ -64,7 +64,7 @@ def _write_clip_retrieval(features: Output, tap: str, shards: Iterable[Shard], f
     import pyarrow
     from pyarrow import parquet
 
-    # As in clip-retrieval itself, the image's name stands before metadata of that name.
+    # As in clip-retrieval itself, the image's name takes precedence over metadata of that name.
     columns = {name: kind for name, kind in kinds(features).items() if name not in (*INDEX_COLUMNS, _PATH)}
     empty = {_PATH: array([], "str"), **{name: array([], kind, nested=False) for name, kind in columns.items()}}
     embeddings, metadata = folder / _EMBEDDINGS, folder / _METADATA

@@ -41,7 +41,7 @@ class Output:
     """An output folder as it is read: the rows of each tap, the index, the failures, the manifest.
 
     An unfinished output shows what is committed. Files are opened when they are read; `close`, or the end of a `with`
-    block, lets go of them.
+    block, closes them.
     """
 
     def __init__(self, path: Path, manifest: Manifest, sink: FileSink) -> None:
@@ -60,7 +60,7 @@ class Output:
         self.close()
 
     def close(self) -> None:
-        """Let go of the files; what is read afterwards opens them again."""
+        """Close the files; a later read opens them again."""
         self._opened.cache_clear()
 
     @property
@@ -80,7 +80,7 @@ class Output:
         return Rows(parts, shape, dtype)
 
     def facts(self, tap: str) -> TapFacts:
-        """What the manifest says of a tap. Raises `StoreError` for a name that is none."""
+        """What the manifest says of a tap. Raises `StoreError` for an unknown name."""
         facts = self._known.taps.get(tap)
         if facts is None:
             raise StoreError(
@@ -99,12 +99,12 @@ class Output:
 
     @cached_property
     def index(self) -> list[dict[str, Any]]:
-        """One mapping a row: `row`, `id` and the metadata."""
+        """One mapping per row: `row`, `id` and the metadata."""
         return list(self.rows())
 
     @cached_property
     def failures(self) -> list[dict[str, str]]:
-        """One mapping a failed image: `id`, `stage` and `reason`, in the order of the plan."""
+        """One mapping per failed image: `id`, `stage` and `reason`, in the order of the plan."""
         if self.is_complete:
             return [{name: text or "" for name, text in row.items()} for row in self._csv(FAILURES)]
         return [failed.model_dump() for commit in self._commits() for failed in commit.failures]
@@ -151,7 +151,7 @@ class Output:
 
     @cached_property
     def _folders(self) -> list[Path]:
-        """The folders that hold a part each, once all that lies there is found to be files and folders of its own."""
+        """The folders of the parts, after a check that everything in them is a regular file or folder."""
         with readable(self.path):
             if self.is_complete:
                 for name in self._known.files:
@@ -229,7 +229,7 @@ def _load(path: Path, sink: FileSink, taps: Mapping[str, TapFacts], folder: Path
 
 
 def _refuse_links(folder: Path) -> None:
-    """Raise `OSError` where anything below is a link: what a format finds by itself must not lead out of the output."""
+    """Raise `OSError` if anything below is a link: what a format finds on its own must not lead out of the output."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from layertap.contracts import ArrayLike
 from layertap.errors import StoreError
 
-# What `chunks` hands out at once by default: large enough that a read's cost is its bytes.
+# The default size of what `chunks` yields: large enough that a read costs no more than its bytes.
 _CHUNK_BYTES = 16_000_000
 
 
 class Rows:
-    """One tap's values, one row an image, read when they are asked for.
+    """One tap's values, one row per image, read when they are asked for.
 
     `shape` and `dtype` are known without reading; `rows[i]`, `rows[a:b]`, `rows[[3, 1]]` and `np.asarray(rows)` give
     arrays, in row order.

@@ -37,7 +37,7 @@ def frame(features: Output, taps: Sequence[str]) -> pandas.DataFrame:
         if rows.ndim == 1:
             columns[name] = pandas.Series(rows[:] if rows.dtype.isbuiltin else rows[:].astype(object))
             continue
-        # Told to be one of objects, or a list of arrays of one shape would become an array of more dimensions.
+        # Explicitly one of objects, or else a list of arrays of one shape would become an array of more dimensions.
         cells = np.empty(len(rows), dtype=object)
         cells[:] = [row for chunk in rows.chunks() for row in np.array(chunk)]
         columns[name] = pandas.Series(cells)
@@ -77,7 +77,7 @@ def _metadata(features: Output) -> dict[str, tuple[list[Any], str]]:
 
 
 def _free(name: str, taken: Container[str]) -> str:
-    """A tap's name as that of a column; where metadata has it already, `_` stands behind it."""
+    """A tap's name as that of a column; if metadata has that name, `_` is added after it."""
     while name in taken:
         name += "_"
     return name

@@ -1,4 +1,4 @@
-"""How the model computes: its mode, its place, its memory format, its precision; all put back afterwards."""
+"""How the model computes: its mode, device, memory format and precision; all are restored afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from layertap.taps.mode import eval_mode
 def ready(
     module: nn.Module, device: torch.device, memory_format: torch.memory_format = torch.preserve_format
 ) -> Iterator[None]:
-    """The module in eval mode on `device`; every layer's mode, and its place, are put back afterwards."""
+    """The module in eval mode on `device`; every layer's mode and device are restored afterwards."""
     home = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), device)
     try:
         if home != device:
@@ -35,7 +35,7 @@ def ready(
 
 @contextmanager
 def rounding(tf32: bool | None) -> Iterator[None]:
-    """Whether NVIDIA GPUs may round to TF32 inside; None leaves it as it is set."""
+    """Set whether NVIDIA GPUs may round to TF32 inside the block; None keeps the current setting."""
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     try:

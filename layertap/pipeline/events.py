@@ -87,7 +87,7 @@ class Events:
 
 
 def _implemented(observer: Plugin) -> list[str]:
-    """The methods that pluggy is to call: those named like an event, and those marked as one."""
+    """The methods that pluggy must call: those named like an event, and those marked as one."""
     return [name for name in dir(type(observer)) if _is_event(observer, name) or _is_marked(observer, name)]
 
 
@@ -104,7 +104,7 @@ def _is_marked(observer: Plugin, name: str) -> bool:
 
 
 def _refuse_misspelt(observer: Plugin) -> None:
-    """A method named almost like an event is one that would silently never be called."""
+    """Raise for a method named almost like an event, because it would silently never be called."""
     for name in sorted(set(dir(observer)) - set(_EVENTS)):
         near = did_you_mean(name, _EVENTS, most=1, cutoff=0.85)
         if near and callable(getattr(type(observer), name, None)):

@@ -1,4 +1,4 @@
-"""What a run depends on: the fingerprint that a resume must meet, and the manifest's facts."""
+"""What a run depends on: the fingerprint that a resumed run must match, and the manifest's facts."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ def _seeding(config: RunConfig) -> dict[str, str]:
 
 
 def _without_place(facts: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts about a model without where its weights lie, if their digest says what they are."""
+    """Facts about a model without the location of its weights, if their digest identifies them."""
     places = ("weights", "weights_file") if about.get("weights_sha256") else ()
     return {key: value for key, value in facts.items() if key not in places}
 
 
 def _named(model: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
-    """The model as configured; that its digest was also demanded makes it no other."""
+    """The model as configured; whether its digest was also required makes no difference."""
     return {key: value for key, value in _without_place(model, about).items() if key != "weights_sha256"}
 
 

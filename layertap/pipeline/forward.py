@@ -33,7 +33,7 @@ _REPEATS = 32
 class ForwardPass:
     """A tapped model on its device, and what makes its input.
 
-    `nondeterministic` says what becomes of a model that gives other values for the same images: it is refused, or every
+    `nondeterministic` says how to treat a model that gives different values for the same images: refuse it, or every
     batch is seeded with its number in the plan.
     """
 
@@ -61,7 +61,7 @@ class ForwardPass:
                 what = f"its reducers made {tuple(value.shape)} out of 3 images; axis 0 must stay the batch"
             elif value.shape[1:] != few[name].shape[1:] or value.dtype != few[name].dtype:
                 what = "its values change shape or dtype with the number of images"
-            # A glob often brings many: one of each tap is enough.
+            # A glob often gives many: one fault per tap is enough.
             if what and all(fault.where != places[name] for fault in faults):
                 faults.append(TapError(f"tap {name!r}: {what}", where=places[name]))
         if faults:

@@ -65,7 +65,7 @@ def configured_preprocessor(config: RunConfig, plugins: Plugins, loaded: LoadedM
 
 
 def given_model(model: ModelLike, plugins: Plugins) -> LoadedModel:
-    """A module as it is, or the model behind `TYPE/NAME` or a mapping."""
+    """A module unchanged, or the model that `TYPE/NAME` or a mapping names."""
     if isinstance(model, LoadedModel):
         return model
     if isinstance(model, nn.Module):
@@ -91,7 +91,7 @@ def given_records(images: ImagesLike, plugins: Plugins) -> Iterator[ImageRecord]
     """The records of a folder, one image, a source, an iterable of images or a torch Dataset, taken lazily.
 
     A Dataset is asked for its items in this thread, because few can serve several; of an item `(image, label)` the
-    label is metadata. Raises `ConfigError` for what is no image.
+    label is metadata. Raises `ConfigError` for anything that is not an image.
     """
     if isinstance(images, (str, os.PathLike)):
         images = {"type": "folder", "path": os.fspath(images)}
@@ -133,7 +133,7 @@ class FunctionPreprocessor(Preprocessor):
 
 
 def _eager(model: nn.Module) -> nn.Module:
-    """The module behind `torch.compile`, whose compiled code would pass over new hooks."""
+    """The module inside `torch.compile`, whose compiled code would ignore new hooks."""
     eager = getattr(model, "_orig_mod", None)
     if eager is None:
         return model

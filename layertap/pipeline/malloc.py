@@ -1,6 +1,6 @@
-"""Memory that the process keeps between batches, instead of giving it back to the system with every forward.
+"""Memory that the process keeps between batches, instead of returning it to the system after every forward.
 
-By itself glibc gives a large block back when it is freed, so that every forward takes all its memory anew: for AlexNet
+By default glibc returns a large block when it is freed, so that every forward allocates everything again: for AlexNet
 on 64 images 54,000 pages, which the system has to find and clear, a sixth of the forward's time; for MobileNetV2 more
 than half of it. Values are the same to the bit. See mallopt(3) and malloc_trim(3); other allocators (musl's, macOS's,
 jemalloc) are left as they are.
@@ -25,7 +25,7 @@ _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
 # Where glibc's own thresholds come to rest once blocks of many sizes have been freed.
 _USUAL = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 64 << 20}
 
-# Blocks of many sizes leave gaps that none of them fits into, so free memory is given back now and then.
+# Blocks of many sizes leave gaps that none of them fits into, so free memory is returned now and then.
 _BATCHES = 16
 
 _lock = threading.Lock()
@@ -81,7 +81,7 @@ def kept() -> Iterator[Heap]:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without the garbage collector: it goes through all of a large library again and again while that is imported."""
+    """Disable the garbage collector in the block: it scans a large library again and again while that is imported."""
     if not gc.isenabled():
         yield
         return

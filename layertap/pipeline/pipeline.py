@@ -54,16 +54,16 @@ def run(
 
     Args:
         config: the path of a YAML file, a mapping with the same keys, or a `RunConfig`.
-        overrides: values laid over it; keys may be dotted, as in `{"source.path": "photos/"}`.
+        overrides: values that override it; keys may be dotted, as in `{"source.path": "photos/"}`.
         plugins: Python files or modules with plugins of your own.
-        retry_failed: try the images of a complete output again that failed for a passing reason, such as `timeout`.
+        retry_failed: retry the images of a complete output that failed for a temporary reason, such as `timeout`.
 
     Returns:
         A report: `planned`, `kept`, `failed`, `path`, and `values` where the sink returns them. Every planned image is
         kept or failed. A complete output of the same configuration is left as it is; an unfinished one is finished.
 
     Raises:
-        LayertapError: before the first image for all that can be known then, and then nothing is written.
+        LayertapError: before the first image for everything that can be known then; nothing is written in that case.
     """
     known = Plugins.load(plugins)
     return run_loaded(load_config(config, overrides, known), known, retry_failed=retry_failed)
@@ -120,21 +120,21 @@ def extract(
             they are: a list of them, one of shape (N, C, H, W), a Dataset, the batches of a DataLoader.
         taps: what to listen to.
         batch_size: images in one forward; a DataLoader's float batches stay as they are.
-        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. The model is put back where it was.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`. The model is moved back afterwards.
         preprocess: a preprocessor, its type, or a function of one RGB image; by default the model's own, and none for
             float tensors.
         workers: decoding threads; one per core by default.
         on_error: `skip` leaves bad images out.
-        nondeterministic: `seed` seeds every batch with its number, for a model that gives other values for the same
+        nondeterministic: `seed` seeds every batch with its number, for a model that gives different values for the same
             images each time; such a model is refused by default.
         plugins: Python files or modules with plugins of your own.
 
     Yields:
-        `records` and `values`: CPU tensors with one row a record, in the order of `images`.
+        `records` and `values`: CPU tensors with one row per record, in the order of `images`.
 
     Raises:
         ImageError: an image cannot be used, unless `on_error` is `skip`.
-        LayertapError: the model, a tap or the device is not as asked for.
+        LayertapError: the model, a tap or the device cannot serve the request.
     """
     for name, number in (("batch_size", batch_size), ("workers", 1 if workers is None else workers)):
         if not isinstance(number, int) or number < 1:
@@ -286,7 +286,7 @@ class Walk:
 
 @contextmanager
 def _aborted(sink: Sink) -> Iterator[None]:
-    """Tell the sink of what ends the run inside the block, even an interrupt."""
+    """Report to the sink what ends the run inside the block, even an interrupt."""
     try:
         yield
     except BaseException as error:

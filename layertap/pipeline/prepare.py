@@ -1,4 +1,4 @@
-"""All that a run can know before its first image: parts built, records counted, probe passed. Nothing is written."""
+"""Everything a run can know before its first image: parts, records and the probe. Nothing is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from layertap.store.manifest import read_manifest
 from layertap.taps.tapped import TappedModel
 from layertap.timing import Stopwatch
 
-# Over a network with 50 ms to an answer so many hide the waiting, for images of some 100 KB.
+# Over a network with a latency of 50 ms this many hide the waiting, for images of some 100 KB.
 _READERS_A_CORE = 16
 
 Check: TypeAlias = Callable[[Path, Plan, torch.device], None]
@@ -144,7 +144,7 @@ def _prepared(config: RunConfig, plugins: Plugins, check: Check | None) -> Itera
 
 
 def _batch_size(config: RunConfig, sink: Sink, forward: ForwardPass, columns: Mapping[str, Column], images: int) -> int:
-    """The configured one; `auto` keeps to that of an output which is there already, so that a run can go on."""
+    """The configured one; `auto` takes that of an existing output, so that a run can resume."""
     if isinstance(config.batch_size, int):
         return config.batch_size
     if isinstance(sink, FileSink) and config.mode == "resume":
@@ -161,7 +161,7 @@ def _refuse_inside(output: Path, images: object) -> None:
     """Raise `ConfigError` for an output in the folder that images are read from, which would change by being read."""
     if isinstance(images, str) and os.path.isdir(images):
         inside, outside = os.path.realpath(output), os.path.realpath(images)
-        # The very folder is refused as one that holds something else.
+        # The folder itself is refused as one that holds something else.
         if inside != outside and os.path.commonpath([inside, outside]) == outside:
             raise ConfigError(
                 f"{str(output)!r} is inside the folder of the images, {images!r}; choose a path outside it"

@@ -19,7 +19,7 @@ _OVERRIDES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS
 
 
 def processor(device: torch.device) -> dict[str, Any]:
-    """What is known of the processor behind `device`, as plain data; equal facts mean the same kernels.
+    """The known facts about the processor of `device`, as plain data; equal facts mean the same kernels.
 
     For a CPU: torch's capability (`AVX2`, `AVX512` ...), the vendor, the instruction sets by which kernels are chosen,
     and the environment variables that limit them. For a CUDA device: its name, its compute capability, the versions of

@@ -16,7 +16,7 @@ from layertap.store.manifest import ShardFacts
 
 
 class Retry(Work):
-    """What of `output` is to be computed again.
+    """The part of `output` that is computed again.
 
     A whole shard is, because a row's last bits depend on the batch it was in. Raises `StoreError` (6) where the file
     of a kept row is not the one that the row was made from.

@@ -15,7 +15,7 @@ from torch import Tensor
 from layertap.records import Activations, Batch, Causes, Column, Failure, Gathered, ImageRecord, Shard
 from layertap.store.dtypes import numpy_dtype
 
-# Large enough that a commit's fsyncs are cheap beside it, small enough that two of them are little memory.
+# Large enough that a commit's fsyncs cost little in comparison, small enough that two of them need little memory.
 _SHARD_BYTES = 64_000_000
 _MOST_ROWS = 1_024
 

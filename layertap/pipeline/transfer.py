@@ -1,4 +1,4 @@
-"""Between the host and the device: batches there, activations back, beside the computing where the device can.
+"""Transfers between the host and the device: batches to it, activations back, during the computation if possible.
 
 On CUDA a batch is copied on a stream of its own while the one before it is computed, and its activations come back on a
 third while the next is. Every hand-over is an event that the next stream, or the host, waits for. Pinned memory comes
@@ -30,12 +30,12 @@ class Transfer(Protocol):
 
 
 def transfer_for(device: torch.device) -> Transfer:
-    """The way to and from a device."""
+    """The transfer for a device."""
     return Streams(device) if device.type == "cuda" else Direct(device)
 
 
 class Direct:
-    """One thing after the other."""
+    """Copies and computes one after the other."""
 
     behind = 0
 
@@ -51,7 +51,7 @@ class Direct:
 
 
 class Streams:
-    """A CUDA device: copies both ways beside the computing."""
+    """A CUDA device: copies both ways during the computation."""
 
     behind = 1
 

@@ -36,7 +36,7 @@ _SOFT = ("device", "processor", "threads", "tf32", "shard_rows", FILES)
 
 @dataclass(slots=True)
 class Verdict:
-    """What was checked, and what is wrong; all is well if there are no `faults`.
+    """What was checked, and what is wrong; the output is sound if there are no `faults`.
 
     `rows` are the numbers of those computed again, `difference` the largest absolute difference found, `environment`
     what is not as it was when the output was written and may explain one.
@@ -63,10 +63,10 @@ def verify(
 ) -> Verdict:
     """Read every file of an output against its digests, and compute `rows` random rows again.
 
-    `overrides` say what has moved since, such as `source.path`. `remote` are the machines that images may be fetched
+    `overrides` give what has moved since, such as `source.path`. `remote` are the machines that images may be fetched
     from: an output may come from somebody else, and its manifest could name any. Raises `UnsafeError` (8) for a source
-    on others; `StoreError` (6) for a folder that is no output, or one whose rows cannot be computed again because its
-    source or model is another one now.
+    on others; `StoreError` (6) for a folder that is not an output, or one whose rows cannot be computed again because
+    its source or model is another one now.
     """
     manifest = read_output(path)
     verdict = Verdict(path, manifest.status == "complete")

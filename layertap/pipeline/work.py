@@ -1,4 +1,4 @@
-"""What of a plan a run computes: by default everything after its last commit."""
+"""The part of a plan that a run computes: by default everything after its last commit."""
 
 from __future__ import annotations
 

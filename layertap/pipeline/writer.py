@@ -1,4 +1,4 @@
-"""Where a run's shards go: a folder with commits, or a sink that looks after itself."""
+"""Where a run's shards go: a folder with commits, or a sink that manages its own storage."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from layertap.timing import Stopwatch
 
 
 class Destination(ABC):
-    """The far end of the line."""
+    """The end of the line of a run."""
 
     stored = False
     remarks: Sequence[str] = ()
-    """Sentences for the report: what a user should know of what was there before."""
+    """Sentences for the report: what a user should know about an earlier output here."""
 
     def tally(self) -> Tally:
-        """What earlier runs have written here already: the run goes on after it."""
+        """What earlier runs have already written here: the run resumes after it."""
         return Tally()
 
     @abstractmethod
@@ -65,7 +65,7 @@ class FolderDestination(Destination):
 
 
 class SinkDestination(Destination):
-    """A sink without a folder of ours: nothing of it can be resumed."""
+    """A sink without an output folder: it cannot be resumed."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
@@ -76,7 +76,7 @@ class SinkDestination(Destination):
 
 
 class Writer:
-    """Writes one shard beside the next forwards; what goes wrong is raised at the next call."""
+    """Writes one shard during the next forwards; an error is raised at the next call."""
 
     def __init__(self, output: Destination, stopwatch: Stopwatch) -> None:
         self._output = output

@@ -1,4 +1,4 @@
-"""Commit records: the only proof that a part of an output exists, and all that is known of its shard."""
+"""Commit records: the only proof that a part of an output exists, and everything known about its shard."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Commits:
         return next(number for number in itertools.count() if not self._path(number).exists())
 
     def read(self, number: int) -> Commit | None:
-        """The record of a shard, None if it is not committed. Raises `StoreError` for one that is not ours."""
+        """The record of a shard, None if it is not committed. Raises `StoreError` for one that is not layertap's."""
         path = self._path(number)
         try:
             text = safe_files.read_text(self._output, f"{COMMITS}/{path.name}")
@@ -150,7 +150,7 @@ class Commits:
         self._path(number).unlink()
 
     def tidy(self) -> None:
-        """Remove what a crash has left of writing the last record, or the next."""
+        """Remove the remains of a crash while the last record, or the next, was written."""
         committed = len(self)
         for number in (max(committed - 1, 0), committed):
             record = self._path(number)

@@ -1,8 +1,8 @@
 """The output folder: who owns it, what is committed, and the files of a finished run.
 
     manifest.json     what the folder is; `status` is `running` or `complete`
-    index.csv         one row an image kept; row k of every tap is line k
-    failures.csv      one row an image that failed, in the order of the plan
+    index.csv         one row per image kept; row k of every tap is line k
+    failures.csv      one row per image that failed, in the order of the plan
     parts/ commits/   while it runs: a commit record is the only proof that a part exists
 
 A commit: temporary name, write, fsync, rename, fsync of the folder, commit record by exclusive creation, fsync.
@@ -56,7 +56,7 @@ class Store:
         return self.manifest.tally() if self.is_complete else copy.deepcopy(self._tally)
 
     def begin(self, holds: Callable[[Commit], bool]) -> None:
-        """Say who writes here, and go back to before the first shard that is not whole, or not the plan's.
+        """Record who writes here, and go back to before the first shard that is incomplete or not the plan's.
 
         `holds` says whether a record is one of the plan. Raises `StoreError` where nothing can be written.
         """
@@ -73,7 +73,7 @@ class Store:
                 self._count(record)
             for number in reversed(range(self._tally.shards, len(self.commits))):
                 self.commits.remove(number)
-            # A power cut must not bring back what is gone here when later records stand already.
+            # A power cut must not restore what is removed here once later records exist.
             durable.sync(self.path / COMMITS)
 
     def _sound(self, number: int, holds: Callable[[Commit], bool]) -> Commit | None:
@@ -91,7 +91,7 @@ class Store:
     def commit(self, gathered: Gathered, source: str) -> None:
         """Make a shard durable, then true by its commit record. Raises `StoreError` for a full or broken disk.
 
-        `source` is the digest of the images behind its rows.
+        `source` is the digest of the images of its rows.
         """
         part = self.commits.part(gathered.shard.number)
         temporary = part.with_name(f"{part.name}.tmp")
@@ -171,7 +171,7 @@ class Store:
         replace.remove_files(self.path, self.manifest.files)
         durable.sync(self.path)
         self.manifest.files = files
-        # Their names are known before they stand anywhere, so that nothing of ours lies about without a record.
+        # Their names are recorded before they exist, so that layertap leaves no file without a record.
         self._write_manifest()
         durable.move_into(folder, self.path)
         return files
@@ -196,7 +196,8 @@ def open_store(
     An unfinished output without a committed shard is taken over by any configuration.
     `new` replaces what layertap has finished there, by a folder beside it that takes its place when it is complete.
     `retry` takes files that have changed as no difference; `holds` says whether a record is one of the plan.
-    Raises `StoreError`: 5 another run holds it, 6 it is another configuration's or not ours, 7 it cannot be written.
+    Raises `StoreError`: 5 another run holds it, 6 it is another configuration's or not layertap's, 7 it cannot be
+    written.
     """
     place.refuse_file(path)
     with ExitStack() as stack:
@@ -235,9 +236,9 @@ def beside(
     replaced: str,
     holds: Callable[[Commit], bool],
 ) -> Iterator[Store]:
-    """A store beside the output at `path`, which is locked already: the folder takes its place when it is complete.
+    """A store next to the output at `path`, which is already locked: the folder replaces it when it is complete.
 
-    One that was begun for the same purpose is gone on with.
+    One that was begun for the same purpose is resumed.
     """
     folder = replace.staging(path)
     manifest = manifest.model_copy(update={"replaces": replaced})
@@ -260,7 +261,7 @@ def beside(
             if os.path.lexists(replace.retired(path)):
                 raise StoreError(f"{replace.retired(path)}: is in the way of replacing {path}; move it", code=FOREIGN)
         store = Store(folder, sink, found or manifest, target=path)
-        if store.is_complete:  # and was stopped just before it could take its place
+        if store.is_complete:  # and was stopped just before it could be moved to its path
             with storage(folder):
                 store.sweep()
             store.take_place()
@@ -271,7 +272,7 @@ def beside(
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turn what the system says of files below `path` into a `StoreError`."""
+    """Turn the system's errors about files below `path` into a `StoreError`."""
     try:
         yield
     except OSError as error:

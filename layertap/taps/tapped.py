@@ -192,7 +192,7 @@ class TappedModel(Mapping[str, Tensor]):
         return module.register_forward_hook(Hook(module, lambda args, output: receive(output), is_here), prepend=True)
 
     def _is_here(self, listener: Listener | None = None) -> bool:
-        """Whether the caller is in the place of these taps; a call of `listener` elsewhere is recorded."""
+        """Whether the caller is where these taps belong; a call of `listener` elsewhere is recorded."""
         if self._place is not None and self._place.is_here():
             return True
         for capture in listener.captures if listener is not None else ():
