@@ -54,6 +54,9 @@ class Plugin(ABC):  # noqa: B024  (the kinds below it have the abstract methods)
     extra: ClassVar[str | None] = None
     """The extra of this plugin's distribution that its heavy imports need, named when one is missing."""
 
+    label: ClassVar[str | None] = None
+    """What messages call it where a user does not know its class; by default its kind and the name of its class."""
+
     def __init__(self, params: Any = None) -> None:
         self.params = self.Params() if params is None else params
 

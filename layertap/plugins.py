@@ -316,10 +316,10 @@ def guard(plugin: Plugin | type[Plugin]) -> Iterator[None]:
     # A plugin that calls sys.exit(0) must not end an unfinished run as if it had succeeded.
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and cls.extra is not None:
-            message = missing_extra(_label(cls), error.name, cls.extra, _distribution_of(cls))
+            message = missing_extra(label_of(cls), error.name, cls.extra, _distribution_of(cls))
             raise PluginError(message, code=CONFIG) from error
         last = traceback.extract_tb(error.__traceback__)[-1]
-        raise PluginError(f"{_label(cls)} raised {_said(error)} (at {last.filename}:{last.lineno})") from error
+        raise PluginError(f"{label_of(cls)} raised {_said(error)} (at {last.filename}:{last.lineno})") from error
 
 
 def _distribution_of(cls: type[Plugin]) -> str:
@@ -332,7 +332,10 @@ def _distribution_of(cls: type[Plugin]) -> str:
     return importlib.metadata.packages_distributions().get(top, [top])[0]
 
 
-def _label(cls: type[Plugin]) -> str:
+def label_of(cls: type[Plugin]) -> str:
+    """What a message calls a plugin."""
+    if cls.label is not None:
+        return cls.label
     kind = next((kind for kind, base in KINDS.items() if issubclass(cls, base)), "plugin")
     return f"the {kind} {cls.__name__}"
 

@@ -24,7 +24,7 @@ from layertap.images.decoding.decode import Enough
 from layertap.images.decoding.fork_server import COMMAND, ForkServer
 from layertap.images.decoding.isolation import Decoder, InProcess, InThread
 from layertap.images.workers import Pending, Workers
-from layertap.plugins import guard
+from layertap.plugins import guard, label_of
 from layertap.records import Batch, Planned
 from layertap.timing import Stopwatch
 
@@ -120,10 +120,15 @@ def _synthetic(preprocessor: Preprocessor, size: tuple[int, int]) -> Tensor:
     with within("preprocess"), guard(preprocessor):
         prepared = preprocessor.prepare(Image.new("RGB", size, (124, 116, 104)))
     if not isinstance(prepared, Tensor):
-        raise PluginError(
-            f"the preprocessor {type(preprocessor).__name__} prepares a {type(prepared).__name__}, not a tensor"
-        )
+        raise PluginError(f"{label_of(type(preprocessor))} gives {_described(prepared)}, not a tensor")
     return prepared
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Image.Image):
+        return "a PIL image"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def default_workers() -> int:

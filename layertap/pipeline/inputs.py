@@ -124,6 +124,8 @@ def given_records(images: ImagesLike, plugins: Plugins) -> Iterator[ImageRecord]
 class FunctionPreprocessor(Preprocessor):
     """A function from one RGB image to a tensor, such as torchvision's `weights.transforms()`, as a preprocessor."""
 
+    label = "the function given as `preprocess`"
+
     def __init__(self, function: Callable[[Image.Image], Tensor]) -> None:
         super().__init__()
         self._function = function

@@ -54,7 +54,7 @@ def listed(lines: Iterable[str]) -> Iterator[dict[str, str | None]]:
     header = next(records, None)
     if header is None:
         raise ValueError("a listing without a first line")
-    # Programs on Windows end all lines alike, and the first line of ours has no carriage return.
+    # Programs on Windows end all lines alike, and the first line as it was written has no carriage return.
     ending = "\r\n" if header.endswith("\r\n") else "\n"
     names = _fields(header.removesuffix(ending))
     for number, record in enumerate(records):

@@ -40,7 +40,7 @@ def user_path(path: str | os.PathLike[str]) -> Path:
 
 
 def variables(value: Any, where: Where = ()) -> Iterator[tuple[Where, str]]:
-    """Each environment variable that stands in a path among a plugin's parameters, and where."""
+    """Each environment variable in a path among a plugin's parameters, and where."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from variables(item, (*where, str(key)))

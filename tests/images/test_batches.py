@@ -308,5 +308,5 @@ def test_preprocessor_that_gives_no_tensor_is_told_before_the_run():
         def prepare(self, image: Image.Image):
             return "pixels"
 
-    with pytest.raises(layertap.PluginError, match="prepares a str"):
+    with pytest.raises(layertap.PluginError, match="gives a str, not a tensor"):
         Slot.of(Wrong(), torch.device("cpu"))

@@ -364,3 +364,18 @@ def test_tensors_that_cannot_be_batched_are_refused(images, said):
 def test_float_tensors_with_a_preprocessor_are_refused(inputs):
     with pytest.raises(layertap.ConfigError, match="without `preprocess`; leave it out"):
         ready(list(inputs), preprocess=squash)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda image: image, "gives a PIL image, not a tensor"),
+        (lambda image: np.array(image), "gives a ndarray, not a tensor"),
+        (lambda image: (squash(image),), "gives a tuple, not a tensor"),
+        (lambda image: 7, "gives an int, not a tensor"),
+        (lambda image: image.nothing, "raised AttributeError"),
+    ],
+)
+def test_function_that_is_not_a_preprocessor_is_named_as_the_user_gave_it(photographs, function, said):
+    with pytest.raises(layertap.PluginError, match=f"the function given as `preprocess` {said}"):
+        list(layertap.extract(small(), photographs, ["0"], preprocess=function, device="cpu"))

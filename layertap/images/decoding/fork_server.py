@@ -16,6 +16,7 @@ import PIL
 
 from layertap.errors import ConfigError
 from layertap.images.decoding.child import ANSWER, END, FORK, LENGTH, READY, REQUEST, Task, packed
+from layertap.plugins import label_of
 
 # Isolated from the working directory, the environment and the user's site. It finds the standard library first, then
 # the two packages where this process has them, then the other packages of this process.
@@ -95,8 +96,8 @@ class ForkServer:
         try:
             message = packed(self._task)
         except Exception as error:
-            name = type(self._task.preprocessor).__name__
-            raise ValueError(f"the preprocessor {name} cannot be pickled ({error})") from error
+            name = label_of(type(self._task.preprocessor))
+            raise ValueError(f"{name} cannot be pickled ({error})") from error
         self._control, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
