@@ -149,7 +149,10 @@ class Preprocessor(Plugin):
 
     @property
     def example(self) -> tuple[int, int]:
-        """Width and height of an image that `prepare` accepts: the core tries it on one to see what it returns."""
+        """Width and height of an image that `prepare` accepts.
+
+        The core prepares one of this size and a larger one; if they get different shapes, the first real images decide.
+        """
         return (640, 480)
 
     def enough(self, size: tuple[int, int]) -> tuple[int, int] | None:
@@ -175,7 +178,7 @@ class Preprocessor(Plugin):
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:
-        """One image as a CPU tensor of a fixed shape and dtype (uint8 crosses fastest).
+        """One image as a CPU tensor of a fixed dtype (uint8 crosses fastest), and best of a fixed shape.
 
         `image` is as it was decoded, in any mode: call `image.convert("RGB")`. Called on several threads at once.
         Raise `ImageError(code)` for an image that cannot be used.

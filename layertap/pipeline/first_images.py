@@ -38,7 +38,7 @@ def settled(forward: ForwardPass, columns: Mapping[str, Column]) -> ForwardPass:
     slot = forward.slot
     if slot.other is None:
         return forward
-    fixed = dataclasses.replace(slot, other=None, differs=False)
+    fixed = of_one_size(forward).slot
     try:
         other = dataclasses.replace(forward, slot=dataclasses.replace(fixed, shape=slot.other)).probe()
     except LayertapError as error:
@@ -61,6 +61,11 @@ def settled(forward: ForwardPass, columns: Mapping[str, Column]) -> ForwardPass:
                 where=forward.tapped.places.get(name, ("taps",)),
             )
     return forward
+
+
+def of_one_size(forward: ForwardPass) -> ForwardPass:
+    """The forward pass for images of the size of the first; those of another size fail."""
+    return dataclasses.replace(forward, slot=dataclasses.replace(forward.slot, other=None, differs=False))
 
 
 def with_first(items: Iterator[T], count: int) -> tuple[list[T], Iterator[T]]:

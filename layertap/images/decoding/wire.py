@@ -19,6 +19,7 @@ from torch import Tensor
 
 from layertap.errors import ImageError
 from layertap.images.causes import Explained, as_data, from_data
+from layertap.images.decoding.bounds import MEMORY
 from layertap.images.decoding.notes import NOTES
 from layertap.images.failure_codes import REASONS, refusal
 from layertap.records import Cause
@@ -32,8 +33,8 @@ Prepared: TypeAlias = tuple[Tensor, tuple[str, ...]]
 _HEADER = struct.Struct(">I")
 _LONGEST_HEADER = 2**12
 
-# What a prepared image of any shape may be; the limit of the process is usually lower.
-_MOST_AXES, _LARGEST = 8, 2**32
+# What a prepared image of any shape may be, in bytes: this process allocates what the other one names.
+_MOST_AXES, _LARGEST = 8, MEMORY
 
 # What a preprocessor may fail an image with besides the codes that are known here.
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -76,8 +77,7 @@ def receive(pipe: BufferedReader, form: Form, decoded: Callable[[], None]) -> Pr
     assert isinstance(notes, list)
     _check(NOTES.keys() >= set(notes))
     expected, dtype = form
-    shape = _shape(header.get("shape"), dtype)
-    _check(expected in (None, shape))
+    shape = _shape(header.get("shape"), dtype) if expected is None else expected
     data = bytearray(prod(shape) * dtype.itemsize)
     _check(pipe.readinto(data) == len(data))
     return (torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)).view(shape), tuple(notes)
