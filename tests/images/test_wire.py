@@ -123,3 +123,14 @@ def test_an_answer_with_any_bytes_spoilt_is_an_image_or_an_error(data, at):
     except (ImageError, ValueError, AssertionError):
         return
     assert (tuple(tensor.shape), tensor.dtype) == FORM
+
+
+@pytest.mark.parametrize("shape", [None, "4", [-4], [2.0, 2], [True, 4], [2**40], [2**20] * 3, [1] * 9, [5]])
+def test_shape_of_an_image_of_any_size_is_not_trusted(shape):
+    def made(named):
+        return io.BufferedReader(io.BytesIO(DECODED + header({"notes": [], "shape": named}) + b"\1\2\3\4"))
+
+    anything = (None, torch.uint8)
+    assert receive(made([2, 2]), anything, lambda: None)[0].tolist() == [[1, 2], [3, 4]]
+    with pytest.raises(ValueError, match="not an answer"):
+        receive(made(shape), anything, lambda: None)

@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.functional import pil_to_tensor, to_tensor
 
 import layertap
+from layertap.bench.benchmark import bench
 from tests.conftest import TINY
 from tests.pipeline.test_pipeline import config, contents
 
@@ -177,3 +178,9 @@ def test_preprocessor_of_one_size_reads_no_image_beforehand():
     records = [layertap.ImageRecord(str(number), image(number)) for number in range(5)]
     list(layertap.extract(model(), records, ["0"], preprocess=squash, workers=1))
     assert read == [0, 1, 2, 3, 4]
+
+
+def test_bench_measures_images_of_the_first_size(folder, plugin):
+    usual = {"model": "convolutions", "preprocess": {"type": "padded"}, "taps": POOLED, "batch_size": 2}
+    found = bench(config(folder, None, **usual), plugins=[TINY, plugin], rounds=1, suggest=False)
+    assert found.images > 0
