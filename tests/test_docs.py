@@ -21,7 +21,7 @@ import pytest
 import typer
 
 import layertap
-from layertap.cli.main import app
+from layertap.cli.app import app
 from layertap.config.loading import load_config
 from layertap.images.failure_codes import REASONS
 from layertap.plugins import Plugins

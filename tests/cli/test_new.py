@@ -26,7 +26,7 @@ def made(tmp_path_factory):
     """One distribution of each kind, written by the command line."""
     folder = tmp_path_factory.mktemp("made")
     code = (
-        "import sys\nfrom layertap.cli.main import new_plugin\n"
+        "import sys\nfrom layertap.cli.app import new_plugin\n"
         "for word in sys.argv[1:]: new_plugin('layertap-my-' + word, word)\n"
     )
     done = command("-c", code, *new.KINDS, cwd=folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -260,11 +261,12 @@ def test_a_folder_deeper_than_the_system_allows_is_one_failed_entry(tmp_path, na
             os.close(folder)
 
 
-def test_two_files_that_come_to_one_id_are_told_before_the_run(tmp_path):
+def test_two_files_that_would_get_one_id_get_two(tmp_path):
     for name in (b"\xff.jpg", b"%FF.jpg"):
         Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(JPEG)
-    with pytest.raises(layertap.ConfigError, match=r"the id '%FF\.jpg' twice"):
-        extract(tmp_path, tmp_path.parent / f"{tmp_path.name} out")
+    features = extract(tmp_path, tmp_path.parent / f"{tmp_path.name} out")
+    assert len(set(features.ids)) == 2
+    assert sum(re.fullmatch(r"%FF(~[0-9a-f]{8})?\.jpg", record_id) is not None for record_id in features.ids) == 2
 
 
 def test_links_that_are_to_be_followed_are(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import io
 import json
 import locale
 import logging
@@ -26,7 +25,6 @@ from PIL import Image
 from torch import nn
 
 import layertap
-from layertap.outputs import output
 from tests.conftest import TINY
 from tests.pipeline.test_pipeline import config
 
@@ -131,29 +129,6 @@ def test_process_is_left_as_it_was_found(work, model, photos, tmp_path):
     for _ in work(model, photos, tmp_path):
         assert process_state() == before
     assert process_state() == before
-
-
-def test_limit_of_csv_is_put_back_by_threads_that_read_at_once():
-    before = csv.field_size_limit()
-    interval = sys.getswitchinterval()
-    text = "a,b\n" + "1,2\n" * 3000
-
-    def read():
-        rows = csv.DictReader(io.StringIO(text))
-        while output._next(rows):
-            pass
-
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=read) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert csv.field_size_limit() == before
-    finally:
-        sys.setswitchinterval(interval)
-        csv.field_size_limit(before)
 
 
 DAMAGED = """

@@ -103,7 +103,7 @@ def test_kept_rows_whose_files_have_changed_are_not_mixed_with_new_ones(flaky, t
     back(flaky)
     os.utime(flaky / "cats/09.jpg", (1, 1))
     before = contents(tmp_path / "out")
-    with pytest.raises(layertap.StoreError, match="files behind some of its rows have changed") as refused:
+    with pytest.raises(layertap.StoreError, match="files of some of its rows have changed") as refused:
         extract(flaky, tmp_path / "out", retry_failed=True)
     assert refused.value.code == 6
     assert contents(tmp_path / "out") == before
