@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from layertap.contracts import Preprocessor
-from layertap.errors import PluginError, within
+from layertap.errors import ImageError, PluginError, within
 from layertap.images.decoding import decode
 from layertap.images.decoding.bounds import DEFAULT, Bounds
 from layertap.images.decoding.child import Task
@@ -92,7 +92,7 @@ class Slot:
         prepared = _synthetic(preprocessor, (width, height))
         try:
             larger = _synthetic(preprocessor, (width + width // 2 + 7, 2 * height + 13))
-        except PluginError:
+        except (PluginError, ImageError):
             larger = prepared  # it takes images of one size only
         shape, other = tuple(prepared.shape), tuple(larger.shape)
         return cls(shape, prepared.dtype, device.type == "cuda", None if other == shape else other)

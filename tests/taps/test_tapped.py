@@ -250,7 +250,7 @@ def test_call_of_another_method_is_no_forward():
     with layertap.tap(model, ["image", "text"]) as taps:
         model.encode_image(x)
         assert "use `taps.run(..., call=model.METHOD)`" in fault_of(taps.__getitem__, "image")
-        assert "the model itself was not called" in fault_of(taps.__getitem__, "text")
+        assert "the model itself has not been called" in fault_of(taps.__getitem__, "text")
         model(x)
         assert torch.equal(taps["image"], model.image(x))
         model.encode_image(x + 1)
