@@ -28,7 +28,6 @@ from layertap.bench.trials import Trial, folder_beside, sampled, stream
 from layertap.config.loading import ConfigLike, load_config
 from layertap.errors import ConfigError
 from layertap.images.batches import default_workers
-from layertap.pipeline.first_images import of_one_size
 from layertap.pipeline.forward import OutOfMemory
 from layertap.pipeline.prepare import Prepared, prepared
 from layertap.plugins import Plugins
@@ -125,8 +124,7 @@ def bench(
     with ExitStack() as stack:
         with stopwatch.measure("ready"):
             whole = stack.enter_context(prepared(few, known))
-        # Stages and baselines stack a batch, so images of another size than the first are left out.
-        this = sampled(dataclasses.replace(whole, forward=of_one_size(whole.forward)))
+        this = sampled(whole)
         folder = stack.enter_context(folder_beside(this))
         good = _good(this)
         with peak_memory(this.forward.device) as peak:

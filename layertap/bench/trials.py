@@ -17,6 +17,7 @@ from layertap.contracts import FileSink, Observer, Sink, Source
 from layertap.images.plan import Plan
 from layertap.pipeline import fingerprint, pipeline
 from layertap.pipeline.events import Events
+from layertap.pipeline.first_images import of_one_size
 from layertap.pipeline.prepare import Prepared
 from layertap.pipeline.shards import default_rows
 from layertap.pipeline.work import WholePlan
@@ -130,7 +131,8 @@ def sampled(this: Prepared) -> Prepared:
     assert isinstance(source, Source)
     plan = this.plan if whole == count else Plan(source, whole)
     info = dataclasses.replace(this.info, planned=plan.count, batch_size=batch)
-    return dataclasses.replace(this, plan=plan, info=info)
+    # Stages and baselines stack a batch, so images of another size than the first are left out.
+    return dataclasses.replace(this, plan=plan, info=info, forward=of_one_size(this.forward))
 
 
 def stream(this: Prepared, *, workers: int, stopwatch: Stopwatch | None = None) -> Generator[Batch, None, None]:
