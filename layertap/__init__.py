@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from layertap.images.files import file_stamp, open_regular
     from layertap.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
     from layertap.images.metadata import plain_value
-    from layertap.outputs.features import open_output as open
+    from layertap.looking.features import open_features as open
     from layertap.pipeline.pipeline import extract, run
     from layertap.records import Activations, Batch, Failure, ImageRecord, Report, RunInfo, Shard, TapInfo
     from layertap.taps.grammar import Tap
@@ -77,7 +77,7 @@ _HOMES = {
     "images.metadata": ("plain_value",),
 }
 _PUBLIC = {name: (home, name) for home, names in _HOMES.items() for name in names}
-_PUBLIC |= {"open": ("outputs.features", "open_output"), "layers": ("taps.survey", "survey")}
+_PUBLIC |= {"open": ("looking.features", "open_features"), "layers": ("taps.survey", "survey")}
 
 __all__ = [
     "MAX_IMAGE_BYTES",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,6 +22,8 @@ from layertap.cli.format import (
     verdict_data,
     verdict_text,
 )
+from layertap.cli.options import Json, Overrides, Own, own_plugins, print_json
+from layertap.cli.search import search
 from layertap.errors import SOME_FAILED, STORAGE, ConfigError
 from layertap.pipeline.malloc import uncollected
 
@@ -34,16 +36,7 @@ app = typer.Typer(
 
 new = typer.Typer(help="Write a plugin of your own to start from.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(new, name="new")
-
-Own = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", metavar="FILE_OR_MODULE", help="Load a plugin of your own. May be given several times."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values that override CONFIG's, as in batch_size=32."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.command()(search)
 
 
 def _print_version(wanted: bool) -> None:
@@ -82,7 +75,7 @@ def run(
     from layertap.config.loading import load_config, parse_overrides
     from layertap.plugins import Plugins
 
-    known = Plugins.load(_own(context, plugin))
+    known = Plugins.load(own_plugins(context, plugin))
     loaded = load_config(config, parse_overrides(overrides or []), known)
     if quiet:
         loaded = loaded.model_copy(update={"observers": tuple(o for o in loaded.observers if o.type != "progress")})
@@ -111,7 +104,7 @@ def layers(
     from layertap.cli.layers import look_at
     from layertap.config.loading import parse_overrides
 
-    found = look_at(target, parse_overrides(overrides or []), _own(context, plugin))
+    found = look_at(target, parse_overrides(overrides or []), own_plugins(context, plugin))
     if as_json:
         print_json([layer_data(found, layer) for layer in found.layers])
     else:
@@ -132,7 +125,7 @@ def plan(
     from layertap.cli.plan import forecast
     from layertap.config.loading import parse_overrides
 
-    found = forecast(config, parse_overrides(overrides or []), _own(context, plugin))
+    found = forecast(config, parse_overrides(overrides or []), own_plugins(context, plugin))
     if as_json:
         print_json(forecast_data(found))
     else:
@@ -176,7 +169,7 @@ def verify(
         from layertap.pipeline.verify import verify as checked
 
     output = user_path(output)
-    changes, own = parse_overrides(overrides or []), _own(context, plugin)
+    changes, own = parse_overrides(overrides or []), own_plugins(context, plugin)
     found = checked(output, rows=rows, overrides=changes, plugins=own, remote=remote or ())
     if as_json:
         print_json(verdict_data(found))
@@ -199,7 +192,7 @@ def export(
     """Write the rows of OUT into PATH by another sink, or in another library's layout; the values stay the same."""
     from layertap.outputs.features import open_output
 
-    with open_output(output, plugins=_own(context, plugin)) as features:
+    with open_output(output, plugins=own_plugins(context, plugin)) as features:
         taps = features.chosen(tap)
         features.export(type_name, path, taps)
         rows = features.manifest["counts"]["kept"]
@@ -223,7 +216,7 @@ def bench(
     with uncollected():
         from layertap.bench.benchmark import bench as measured
 
-    own = _own(context, plugin)
+    own = own_plugins(context, plugin)
     found = measured(config, parse_overrides(overrides or []), own, images=images, rounds=rounds)
     if as_json:
         print_json(found.data())
@@ -237,7 +230,7 @@ def plugins(context: typer.Context, plugin: Own = None, as_json: Json = False) -
     from layertap.cli.plugins import plugin_data, plugin_row, print_faults, print_plugins
     from layertap.plugins import Plugins
 
-    known = Plugins.load(_own(context, plugin))
+    known = Plugins.load(own_plugins(context, plugin))
     if as_json:
         print_json([plugin_data(registered) for registered in known])
     elif sys.stdout is not None and sys.stdout.isatty():
@@ -267,7 +260,7 @@ def schema(
     from layertap.config.schema import config_schema
     from layertap.plugins import Plugins
 
-    known = Plugins.load(_own(context, plugin))
+    known = Plugins.load(own_plugins(context, plugin))
     print_json(config_schema(known))
     print_faults(known)
 
@@ -304,7 +297,7 @@ def init(
 
     path = user_path(path)
     text = files("layertap.cli").joinpath("templates/starter.yaml").read_text("utf-8")
-    known = Plugins.load(_own(context, plugin))
+    known = Plugins.load(own_plugins(context, plugin))
     described = config_schema(known)
     schema_path = path.with_name("layertap.schema.json")
     try:
@@ -317,12 +310,3 @@ def init(
         raise ConfigError(f"{error.filename}: cannot be written: {error.strerror}") from error
     typer.echo(f"wrote {path} and {schema_path}; now: layertap run {path} source.path=YOUR_IMAGES/")
     print_faults(known)
-
-
-def _own(context: typer.Context, plugin: list[str] | None) -> list[str]:
-    """The user's own plugins, named before the command word and after it."""
-    return [*context.obj, *(plugin or [])]
-
-
-def print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=2))

@@ -9,8 +9,9 @@ from typing import Any, NoReturn, cast
 
 import typer
 
-from layertap.cli.app import app, print_json
+from layertap.cli.app import app
 from layertap.cli.format import error_data, json_wanted, printable
+from layertap.cli.options import print_json
 from layertap.cli.signals import Stopped, catch_signals, let_signals_end
 from layertap.cli.streams import whole_streams
 from layertap.errors import BUG, CONFIG, ConfigError, LayertapError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from layertap.contracts import FileSink
 from layertap.errors import StoreError
@@ -34,7 +34,23 @@ class Features(Output):
         self._plugins = tuple(plugins)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.path, self._plugins)
+        return type(self).opened, (self.path, self._plugins)
+
+    @classmethod
+    def opened(cls, path: str | os.PathLike[str], plugins: Sequence[str] = ()) -> Self:
+        """Those in the output folder at `path`. Raises `StoreError`."""
+        folder = user_path(path)
+        manifest = read_output(folder)
+        known = Plugins.load(plugins)
+        with readable(folder):  # a pydantic fault is a ValueError
+            spec = Spec.model_validate(manifest.config.get("sink"))
+            registered = known.find("sink", spec.type)
+            params = registered.cls.Params.model_validate(spec.params)
+        with guard(registered.cls):
+            sink = registered.cls(params)
+        if not isinstance(sink, FileSink):
+            raise StoreError(f"{folder}: the sink {spec.type!r} keeps no files to open")
+        return cls(folder, manifest, sink, plugins)
 
     def to_pandas(self, taps: str | Sequence[str] | None = None) -> pandas.DataFrame:
         """All rows as a DataFrame: `row`, `id`, the metadata, and one column per tap, in memory. Needs extra `pandas`.
@@ -83,25 +99,6 @@ class Features(Output):
         return export(self, type, user_path(path), self.chosen(taps), Plugins.load(self._plugins))
 
 
-def _reopened(path: Path, plugins: Sequence[str]) -> Features:
-    return open_output(path, plugins=plugins)
-
-
 def open_output(path: str | os.PathLike[str], *, plugins: Sequence[str] = ()) -> Features:
-    """The features in an output folder, finished or not: `open("features/")["classifier.5"]`.
-
-    `plugins` are files or modules with sinks of your own. Raises `StoreError` where there is no output, or one that no
-    run of layertap can have written.
-    """
-    folder = user_path(path)
-    manifest = read_output(folder)
-    known = Plugins.load(plugins)
-    with readable(folder):  # a pydantic fault is a ValueError
-        spec = Spec.model_validate(manifest.config.get("sink"))
-        registered = known.find("sink", spec.type)
-        params = registered.cls.Params.model_validate(spec.params)
-    with guard(registered.cls):
-        sink = registered.cls(params)
-    if not isinstance(sink, FileSink):
-        raise StoreError(f"{folder}: the sink {spec.type!r} keeps no files to open")
-    return Features(folder, manifest, sink, plugins)
+    """The features in an output folder, without the ways to look at them that `layertap.open` adds."""
+    return Features.opened(path, plugins)

@@ -112,7 +112,16 @@ class Output:
     @property
     def ids(self) -> list[str]:
         """The image of every row."""
-        return [row["id"] for row in self.index]
+        return list(self._ids)
+
+    @cached_property
+    def _ids(self) -> tuple[str, ...]:
+        if not self.is_complete:
+            return tuple(row["id"] for row in self.rows())
+        with readable(self.path):
+            ids = tuple(row["id"] or "" for row in self._csv(INDEX))
+        self._check_index(len(ids))
+        return ids
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What `index` holds, one row at a time."""
@@ -122,8 +131,7 @@ class Output:
                 for row in self._csv(INDEX):
                     yield self._typed(row)
                     count += 1
-            if count != sum(self._counts):
-                raise StoreError(f"{self.path}: {INDEX} has {count} rows, and its manifest says {sum(self._counts)}")
+            self._check_index(count)
             return
         kept = (row for commit in self._commits() for row in commit.kept)
         yield from ({"row": number, "id": row.id, **row.meta} for number, row in enumerate(kept))
@@ -190,6 +198,10 @@ class Output:
             text = row[key]
             result[key] = None if text is None else _READ.get(type_name, str)(text)
         return result
+
+    def _check_index(self, count: int) -> None:
+        if count != sum(self._counts):
+            raise StoreError(f"{self.path}: {INDEX} has {count} rows, and its manifest says {sum(self._counts)}")
 
     def _csv(self, name: str) -> Iterator[dict[str, str | None]]:
         with readable(self.path), safe_files.open_text(self.path, name) as file:

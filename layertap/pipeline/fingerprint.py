@@ -26,6 +26,12 @@ from layertap.taps.layers import unfused
 
 _LIBRARIES = ("layertap", "torch", "torchvision", "pillow", "numpy")
 
+# What changes no more than last bits.
+_SOFT = ("device", "processor", "threads", "tf32", "shard_rows", FILES)
+
+OF_IMAGES = ("source", "images", "ids", FILES, "sink", "batch_size")
+"""The keys of a fingerprint that say which images there are and where their rows go, not what computes them."""
+
 
 def manifest(this: Prepared) -> Manifest:
     """The manifest of a run that is about to start."""
@@ -48,6 +54,11 @@ def manifest(this: Prepared) -> Manifest:
         python=platform.python_version(),
         host={"name": socket.gethostname(), "system": platform.platform()},
     )
+
+
+def soft(*written: Manifest) -> tuple[str, ...]:
+    """The keys of fingerprints whose change can change last bits and no more."""
+    return (*_SOFT, *(key for one in written for key in one.fingerprint if key.startswith("version of ")))
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,20 +84,22 @@ def _decoding(config: RunConfig, preprocessor: Preprocessor) -> Decoding:
 
 
 @contextmanager
-def prepared(config: RunConfig, plugins: Plugins, check: Check | None = None) -> Iterator[Prepared]:
+def prepared(
+    config: RunConfig, plugins: Plugins, check: Check | None = None, *, source: Source | None = None
+) -> Iterator[Prepared]:
     """The parts of a run, with the model tapped and on its device for as long as the block lasts.
 
     What is quick to check comes first: a missing folder is reported before a model is loaded. So is what `check` raises
-    about a sink's path. Raises `LayertapError`;
-    whatever knows its key, here or later in the block, says where in the configuration that is.
+    about a sink's path. A `source` that is given replaces the configured one. Raises `LayertapError`; whatever knows
+    its key, here or later in the block, says where in the configuration that is.
     """
-    with config.at(), _prepared(config, plugins, check) as this:
+    with config.at(), _prepared(config, plugins, check, source) as this:
         yield this
 
 
 @contextmanager
-def _prepared(config: RunConfig, plugins: Plugins, check: Check | None) -> Iterator[Prepared]:
-    source, sink = config.build("source", plugins), config.build("sink", plugins)
+def _prepared(config: RunConfig, plugins: Plugins, check: Check | None, given: Source | None) -> Iterator[Prepared]:
+    source, sink = given or config.build("source", plugins), config.build("sink", plugins)
     assert isinstance(source, Source)
     assert isinstance(sink, Sink)
     if isinstance(sink, FileSink):

@@ -28,10 +28,7 @@ from layertap.plugins import Plugins, guard
 from layertap.records import Planned
 from layertap.store import safe_files
 from layertap.store.commits import Commits
-from layertap.store.manifest import FILES, FileFacts, Manifest, ShardFacts, read_output
-
-# Of a fingerprint, what changes no more than last bits.
-_SOFT = ("device", "processor", "threads", "tf32", "shard_rows", FILES)
+from layertap.store.manifest import FileFacts, Manifest, ShardFacts, read_output
 
 
 @dataclass(slots=True)
@@ -160,7 +157,7 @@ def _compute_again(
         now = fingerprint.manifest(this)
         verdict.environment = manifest.different(now, besides=_hard(manifest))
         verdict.environment += [f"{key} was not recorded" for key in manifest.unknown(now)]
-        if changed := manifest.different(now, besides=_soft(manifest)):
+        if changed := manifest.different(now, besides=fingerprint.soft(manifest)):
             raise StoreError(
                 f"{verdict.path}: cannot be computed again: {'; '.join(changed)}; pass what has moved as KEY=VALUE, or "
                 "check the files alone with --rows 0",
@@ -230,9 +227,5 @@ def _id(features: Features, row: int) -> str:
 
 
 def _hard(manifest: Manifest) -> tuple[str, ...]:
-    soft = _soft(manifest)
+    soft = fingerprint.soft(manifest)
     return tuple(key for key in manifest.fingerprint if key not in soft)
-
-
-def _soft(manifest: Manifest) -> tuple[str, ...]:
-    return (*_SOFT, *(key for key in manifest.fingerprint if key.startswith("version of ")))

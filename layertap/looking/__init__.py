@@ -1,0 +1,1 @@
+"""Looking at features: search, pairs, units, similarity. No run imports any of it."""

@@ -1,0 +1,86 @@
+"""What `layertap.open` gives: an output with ways to look at it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from layertap.outputs import features as stored
+
+if TYPE_CHECKING:
+    from layertap.looking.neighbours import Neighbours
+    from layertap.looking.pairs import Pairs
+    from layertap.pipeline.inputs import Item
+
+
+class Features(stored.Features):
+    """An output folder: `features["classifier.5"]` are its rows, in the order of `ids`.
+
+    `taps` are the names, `manifest` is everything known about the run. An unfinished output shows what is committed.
+    Files are opened when they are read; `close`, or the end of a `with` block, lets go of them.
+    """
+
+    @overload
+    def search(
+        self,
+        query: list[Any] | tuple[Any, ...],
+        k: int = 10,
+        tap: str | None = None,
+        metric: str = "cosine",
+        *,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> list[Neighbours]: ...
+    @overload
+    def search(
+        self,
+        query: Item,
+        k: int = 10,
+        tap: str | None = None,
+        metric: str = "cosine",
+        *,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Neighbours: ...
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        tap: str | None = None,
+        metric: str = "cosine",
+        *,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Neighbours | list[Neighbours]:
+        """The `k` rows nearest to one image, exactly: `for row, id, similarity in features.search("cats/01.jpg")`.
+
+        `query` is an id of the output, else the path of an image, or an image as `layertap.extract` takes it; a list of
+        these, or with a folder in it, gives a list. An image goes through the model, the preprocessing and the reducers
+        of the output's own run, whose weights must have the same digest; `overrides` say what has moved, such as
+        `model.weights`. `metric` is `cosine`, `dot` or `euclidean`; maps are flattened; values are computed in float64,
+        and equal ones are in the order of the rows. `tap` can be left out where there is only one.
+
+        Raises `ConfigError` for an unknown tap, metric or id, and for a query that has no cosine; `ImageError` for an
+        image that cannot be used; `StoreError` (6) where the model is another one now.
+        """
+        from layertap.looking.search import search
+
+        return search(self, query, k, tap, metric, overrides=overrides, plugins=self._plugins)
+
+    def pairs(self, above: float = 0.95, tap: str | None = None) -> Pairs:
+        """All pairs of rows whose cosine is at least `above`: `for similarity, row, other_row, id, other_id in ...`.
+
+        The most similar come first, then the order of the rows. Every row is compared with every other one, in blocks
+        of bounded memory. Raises `ConfigError` for more than a million pairs, or several taps and none named.
+        """
+        from layertap.looking.pairs import alike
+        from layertap.looking.vectors import one_tap
+
+        return alike(self, one_tap(self, tap), above)
+
+
+def open_features(path: str | os.PathLike[str], *, plugins: Sequence[str] = ()) -> Features:
+    """The features in an output folder, finished or not: `open("features/")["classifier.5"]`.
+
+    `plugins` are files or modules with sinks of your own. Raises `StoreError` where there is no output, or one that no
+    run of layertap can have written.
+    """
+    return Features.opened(path, plugins)
