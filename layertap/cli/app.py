@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from layertap.cli.compare import compare
 from layertap.cli.format import (
     LAYER_COLUMNS,
     forecast_data,
@@ -37,6 +38,7 @@ app = typer.Typer(
 new = typer.Typer(help="Write a plugin of your own to start from.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(new, name="new")
 app.command()(search)
+app.command()(compare)
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,6 +11,7 @@ from layertap.outputs import features as stored
 if TYPE_CHECKING:
     from layertap.looking.neighbours import Neighbours
     from layertap.looking.pairs import Pairs
+    from layertap.looking.similarity import Similarity
     from layertap.pipeline.inputs import Item
 
 
@@ -75,6 +76,19 @@ class Features(stored.Features):
         from layertap.looking.vectors import one_tap
 
         return alike(self, one_tap(self, tap), above)
+
+    def similarity(self, *others: stored.Features, taps: str | Sequence[str] | None = None) -> Similarity:
+        """How alike the taps see the same images: `names`, and the matrices `cka` and `rsa` (taps x taps).
+
+        Of several outputs the rows are joined by id, and a name is `PATH:TAP`; `taps` are all by default. `cka` is
+        linear CKA with the unbiased estimator, `rsa` the Spearman correlation of 1 - Pearson correlation.
+        More than 5,000 images, or fewer where more taps are compared, are a seeded sample of `images` out of `shared`.
+        Raises `ConfigError` for fewer than two taps or four images.
+        """
+        from layertap.looking.similarity import similarity
+
+        outputs = (self, *others)
+        return similarity(outputs, [output.chosen(taps) for output in outputs])
 
 
 def open_features(path: str | os.PathLike[str], *, plugins: Sequence[str] = ()) -> Features:

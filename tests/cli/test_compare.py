@@ -1,0 +1,66 @@
+"""`layertap compare`: matrices for people, CSV and JSON for machines."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import typer
+
+import layertap
+from layertap.cli.main import app
+from layertap.looking import similarity as looking
+from tests.looking.tables import output, seeded
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("compare")
+    output(folder, seeded(30, 8), np.maximum(seeded(30, 8), 0), np.ones((30, 2), np.float32))
+    return str(folder / "out")
+
+
+def typed(*arguments: str) -> int:
+    return typer.main.get_command(app).main(["compare", *arguments], standalone_mode=False) or 0
+
+
+def test_matrices_are_printed_with_the_number_of_images(out, capsys):
+    typed(out)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "3 taps by 30 images"
+    assert lines[2] == "linear CKA, unbiased"
+    assert lines[3].split() == ["tap0", "tap1", "tap2"]
+    assert lines[4].split()[:2] == ["tap0", "1.000"]
+    assert lines[6].split() == ["tap2", "-", "-", "-"]
+
+
+def test_sample_is_said_to_be_one(out, capsys, monkeypatch):
+    monkeypatch.setattr(looking, "MOST", 20)
+    typed(out)
+    assert capsys.readouterr().out.startswith("3 taps by a sample of 20 of 30 images\n")
+
+
+def test_csv_and_json_hold_the_same_values(out, capsys):
+    typed(out, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["names"] == ["tap0", "tap1", "tap2"]
+    assert found["cka"][2] == [None, None, None]
+    typed(out, "--csv")
+    lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(lines) == 2 * 9
+    assert lines[1]["measure"] == "cka"
+    assert (lines[1]["tap"], lines[1]["other_tap"], lines[1]["images"]) == ("tap0", "tap1", "30")
+    assert float(lines[1]["value"]) == found["cka"][0][1]
+    assert lines[2]["value"] == ""
+
+
+def test_taps_can_be_chosen_and_are_checked(out, capsys):
+    typed(out, "--tap", "tap1", "--tap", "tap0", "--json")
+    assert json.loads(capsys.readouterr().out)["names"] == ["tap0", "tap1"]
+    with pytest.raises(layertap.StoreError, match="no tap is named 'tap9'"):
+        typed(out, "--tap", "tap9")
+    with pytest.raises(layertap.ConfigError, match="choose one of --csv and --json"):
+        typed(out, "--csv", "--json")
