@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from layertap.looking.neighbours import Neighbours
     from layertap.looking.pairs import Pairs
     from layertap.looking.similarity import Similarity
+    from layertap.looking.units import Units
     from layertap.pipeline.inputs import Item
 
 
@@ -76,6 +77,17 @@ class Features(stored.Features):
         from layertap.looking.vectors import one_tap
 
         return alike(self, one_tap(self, tap), above)
+
+    def units(self, tap: str, k: int = 10, by: str | None = None) -> Units:
+        """What each unit or channel of a tap does: statistics, its `k` top and least rows, dead and constant units.
+
+        `by` names a column of metadata: a number gives the `correlation` of each unit with it, text its `selectivity`
+        for each label. All of it is computed in one pass of bounded memory. Raises `StoreError` for an unknown tap, and
+        `ConfigError` for an unknown column or one of more than 1,000 labels.
+        """
+        from layertap.looking.units import units
+
+        return units(self, tap, k, by)
 
     def similarity(self, *others: stored.Features, taps: str | Sequence[str] | None = None) -> Similarity:
         """How alike the taps see the same images: `names`, and the matrices `cka` and `rsa` (taps x taps).
