@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layertap.contracts import Source
-from layertap.errors import ConfigError, StoreError, did_you_mean
+from layertap.errors import FOREIGN, ConfigError, StoreError, did_you_mean
 from layertap.looking.neighbours import Query
 from layertap.looking.vectors import Vectors
 from layertap.outputs.output import Output
@@ -120,7 +120,7 @@ def _as_then(features: Output, overrides: Mapping[str, Any] | None, plugins: Plu
 def _refuse_another(features: Output, this: Any, tap: str) -> None:
     """Raise `StoreError` where the model, its weights or its preprocessing are not those of the output."""
     from layertap.pipeline import fingerprint
-    from layertap.store.manifest import FOREIGN, Manifest
+    from layertap.store.manifest import Manifest
 
     written, now = Manifest.model_validate(features.manifest), fingerprint.manifest(this)
     if changed := written.different(now, besides=(*fingerprint.soft(written, now), *fingerprint.OF_IMAGES)):

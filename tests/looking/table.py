@@ -60,7 +60,8 @@ class Table(layertap.ModelProvider):
                 self.values = values
 
             def forward(self, x: Tensor) -> Tensor:
-                return self.values[x[:, 0, 0, 0].long() + 256 * x[:, 1, 0, 0].long()]
+                # Modulo, because a probe may be of any pixels.
+                return self.values[(x[:, 0, 0, 0].long() + 256 * x[:, 1, 0, 0].long()) % len(self.values)]
 
         class Branches(nn.Module):
             def __init__(self, tables: list[Any]) -> None:
