@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layertap.cli.format import print_table
+from layertap.cli.format import print_table, printable
 from layertap.cli.options import Json, Own, own_plugins, print_json
 from layertap.errors import ConfigError
 
@@ -76,9 +76,10 @@ def _plain(matrix: NDArray[Any]) -> list[list[float | None]]:
 def _write_csv(found: Similarity) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["measure", "tap", "other_tap", "value", "images"])
+    names = [printable(name) for name in found.names]
     for measure in _MEASURES:
         matrix = _plain(getattr(found, measure))
-        for (row, one), (column, other) in itertools.product(enumerate(found.names), repeat=2):
+        for (row, one), (column, other) in itertools.product(enumerate(names), repeat=2):
             writer.writerow([measure, one, other, matrix[row][column], found.images])
 
 

@@ -215,6 +215,7 @@ def printable(text: str) -> str:
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """Cells in columns: fitted to a terminal, one whole line per row anywhere else. A last cell `<- ...` is bold."""
     # A name from a configuration is data, and must not send control characters to the terminal.
+    columns = [printable(column) for column in columns]
     rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         # A pipe has no width to fit into: lines are not folded.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from layertap.cli.format import print_table
+from layertap.cli.format import print_table, printable
 from layertap.cli.options import Json, Out, Overrides, Own, own_plugins, print_json
 from layertap.errors import SOME_FAILED, ConfigError
 from layertap.pipeline.malloc import uncollected
@@ -88,7 +88,8 @@ def _print_nearest(
     else:
         _print_table(features, tap, metric, found)
     for failure in failed:
-        typer.echo(f"{failure.record.id!r} cannot be used: {failure.reason} ({failure.stage})", err=True)
+        said = f"{failure.record.id!r} cannot be used: {failure.reason} ({failure.stage})"
+        typer.echo(printable(said), err=True)
     return SOME_FAILED if failed else 0
 
 
@@ -122,7 +123,8 @@ def _print_table(features: Features, tap: str, metric: str, found: Sequence[Neig
         return
     first = found[0]
     asked = repr(first.query) if len(found) == 1 else f"{len(found)} images"
-    typer.echo(f"{asked}: the nearest of {first.rows:,} rows of {_described(features, tap)} by {metric}")
+    title = f"{asked}: the nearest of {first.rows:,} rows of {_described(features, tap)} by {metric}"
+    typer.echo(printable(title))
     _print_left_out(first.left_out)
     columns = [metric_named(metric).value, "row", "id"]
     rows = [[f"{hit.value:.6g}" if metric != "cosine" else f"{hit.value:.6f}", str(hit.row), hit.id] for hit in first]
@@ -148,7 +150,8 @@ def _print_pairs(features: Features, tap: str, above: float, as_json: bool) -> i
 def _print_pair_table(features: Features, tap: str, found: Pairs) -> None:
     described = _described(features, tap)
     pairs = _counted(len(found), "pair")
-    typer.echo(f"{pairs} among {found.rows:,} rows of {described} with a cosine of at least {found.above}")
+    title = f"{pairs} among {found.rows:,} rows of {described} with a cosine of at least {found.above}"
+    typer.echo(printable(title))
     _print_left_out(found.left_out)
     if len(found):
         rows = [[f"{p.similarity:.6f}", str(p.row), p.id, str(p.other_row), p.other_id] for p in found]

@@ -1,4 +1,4 @@
-"""How the units go with a column of the metadata: a number, or which label an image has."""
+"""How the units go with a column of the metadata: a number, or the label of each image."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from layertap.looking.neighbours import Query
 from layertap.looking.vectors import Vectors
 from layertap.outputs.output import Output
 from layertap.records import Failure, ImageRecord
+from layertap.store.paths import user_path
 
 if TYPE_CHECKING:
     from layertap.config.model import RunConfig
@@ -48,9 +49,10 @@ def queries_of(
     if rows:
         vectors = Vectors(features, tap)
         return (Query(name, vectors.row(rows[name])) for name in names)
+    items = [user_path(item) if isinstance(item, (str, os.PathLike)) else item for item in items]
     for item in items:
-        if isinstance(item, (str, os.PathLike)) and not Path(item).exists():
-            raise _neither(features, os.fspath(item))
+        if isinstance(item, Path) and not item.exists():
+            raise _neither(features, str(item))
     return _computed(features, items if len(items) > 1 else items[0], tap, failed, overrides, plugins)
 
 

@@ -64,3 +64,14 @@ def test_taps_can_be_chosen_and_are_checked(out, capsys):
         typed(out, "--tap", "tap9")
     with pytest.raises(layertap.ConfigError, match="choose one of --csv and --json"):
         typed(out, "--csv", "--json")
+
+
+def test_names_of_taps_do_not_steer_a_terminal(tmp_path, capsys):
+    taps = [{"layer": "tap0", "name": "red\x1b[31m"}, {"layer": "tap1", "name": "two\nlines"}]
+    output(tmp_path, seeded(9, 8), seeded(9, 8, seed=1), taps=taps)
+    for arguments in ([], ["--csv"], ["--json"]):
+        typed(str(tmp_path / "out"), *arguments)
+        said = capsys.readouterr().out
+        assert "\x1b" not in said
+        assert "red" in said
+        assert not any(line.startswith("lines") for line in said.splitlines())

@@ -76,3 +76,16 @@ def test_pairs_are_listed(out, capsys):
 def test_what_cannot_be_meant_is_a_config_error(out, arguments, said):
     with pytest.raises(layertap.ConfigError, match=said):
         typed(out, *arguments)
+
+
+def test_names_do_not_steer_a_terminal_and_a_home_folder_is_expanded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    output(tmp_path, seeded(9, 8), taps=[{"layer": "tap0", "name": "red\x1b[31m"}])
+    numbered(3).save(tmp_path / "bell\x07.png")
+    (tmp_path / "broken\x1b.png").write_bytes(b"no image")
+    assert typed("~/out", "~/bell\x07.png", "-k", "1", "--plugin", TABLE) == 0
+    assert typed("~/out", "--pairs", "--plugin", TABLE) == 0
+    assert typed("~/out", "~/broken\x1b.png", "--plugin", TABLE) == 3
+    captured = capsys.readouterr()
+    assert "0003.png" in captured.out
+    assert not {"\x1b", "\x07"} & set(captured.out + captured.err)
