@@ -24,7 +24,7 @@ from layertap.store import safe_files
 from layertap.store.commits import Commit, Commits, add_meta_types
 from layertap.store.dtypes import numpy_dtype
 from layertap.store.listings import FAILURES, INDEX, listed
-from layertap.store.manifest import Manifest, TapFacts
+from layertap.store.manifest import Manifest, ShardFacts, TapFacts
 
 _READ: Mapping[str, Callable[[str], Any]] = {
     "int": int,
@@ -176,6 +176,11 @@ class Output:
             for folder in folders:
                 _refuse_links(folder)
         return folders
+
+    @cached_property
+    def shards(self) -> list[ShardFacts]:
+        """What is recorded of each shard."""
+        return self._known.shards if self.is_complete else [commit.facts() for commit in self._commits()]
 
     @cached_property
     def _counts(self) -> list[int]:
