@@ -53,7 +53,7 @@ _GONE = {"not_found": "gone", "vanished": "gone", "changed": "changed since the 
 class Thumbnail:
     """The picture of one image as the bytes of a WebP, or the `reason` why there is none, such as `gone`.
 
-    `row` is -1 for an image that is not a row of the output. `may_differ` is set if the picture may not be that of the
+    Images that are not rows of the output have the row -1. `may_differ` is set if the picture may not be that of the
     run, because files of its shard have changed and nothing shows which.
     """
 
