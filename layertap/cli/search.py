@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,20 +39,35 @@ def search(
     above: Annotated[
         float | None, typer.Option("--above", help="With --pairs: the least cosine.", show_default="0.95")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures to FILE.")
+    ] = None,
+    remote: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--remote", metavar="HOST", help="With --html: fetch images from this host. May be given several times."
+        ),
+    ] = None,
     plugin: Own = None,
     as_json: Json = False,
 ) -> int:
     """Find the rows of OUT nearest to QUERY, exactly. An image goes through the model of OUT itself."""
+    from layertap.config.loading import parse_overrides
     from layertap.looking.vectors import one_tap
     from layertap.outputs.features import open_output
+    from layertap.store.paths import user_path
 
     _refuse_mixed(query, pairs, above, metric)
+    if remote and html is None:
+        raise ConfigError("search: --remote is for the pictures of --html; nothing else is fetched")
     own = own_plugins(context, plugin)
+    moved = {"overrides": parse_overrides(overrides or []), "plugins": own, "remote": remote or ()}
+    page = user_path(html) if html else None
     with open_output(output, plugins=own) as features:
-        name = one_tap(features, tap)
+        written = _Written(features, one_tap(features, tap), page, as_json, moved)
         if query is None:
-            return _print_pairs(features, name, 0.95 if above is None else above, as_json)
-        return _print_nearest(features, query, name, count, metric or "cosine", overrides or [], own, as_json)
+            return written.pairs(0.95 if above is None else above)
+        return written.nearest(query, count, metric or "cosine")
 
 
 def _refuse_mixed(query: str | None, pairs: bool, above: float | None, metric: str | None) -> None:
@@ -65,32 +81,71 @@ def _refuse_mixed(query: str | None, pairs: bool, above: float | None, metric: s
         raise ConfigError(f"search: --pairs compares by cosine, not by {metric}")
 
 
-def _print_nearest(
-    features: Features,
-    query: str,
-    tap: str,
-    count: int,
-    metric: str,
-    overrides: list[str],
-    own: Sequence[str],
-    as_json: bool,
-) -> int:
-    from layertap.config.loading import parse_overrides
-    from layertap.looking.neighbours import nearest
-    from layertap.looking.queries import queries_of
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """Searches in one tap, and prints what it finds as it is asked for: as a table or JSON, and as a page too."""
 
-    failed: list[Failure] = []
-    with uncollected():
-        queries = queries_of(features, query, tap, failed.append, overrides=parse_overrides(overrides), plugins=own)
-        found = list(nearest(features, queries, tap, count, metric))
-    if as_json:
-        print_json(_nearest_data(features.path, tap, metric, found, failed))
-    else:
-        _print_table(features, tap, metric, found)
-    for failure in failed:
-        said = f"{failure.record.id!r} cannot be used: {failure.reason} ({failure.stage})"
-        typer.echo(printable(said), err=True)
-    return SOME_FAILED if failed else 0
+    features: Features
+    tap: str
+    html: Path | None
+    as_json: bool
+    moved: Mapping[str, Any]
+    """What has moved since the run, and which machines may be asked: `overrides`, `plugins`, `remote`."""
+
+    def __post_init__(self) -> None:
+        from layertap.looking.page import refuse_inside
+
+        if self.html:
+            refuse_inside(self.html, self.features)
+
+    def nearest(self, query: str, count: int, metric: str) -> int:
+        """The rows nearest to a query. The exit code."""
+        from layertap.looking.neighbours import nearest
+        from layertap.looking.queries import queries_of
+
+        failed: list[Failure] = []
+        overrides, plugins = self.moved["overrides"], self.moved["plugins"]
+        with uncollected():
+            queries = queries_of(self.features, query, self.tap, failed.append, overrides=overrides, plugins=plugins)
+            found = list(nearest(self.features, queries, self.tap, count, metric))
+        facts = _facts(self.features, self.tap, metric, found)
+        unusable = [f"{one.record.id!r} cannot be used: {one.reason} ({one.stage})" for one in failed]
+        if self.as_json:
+            print_json(_nearest_data(self.features.path, self.tap, metric, found, failed))
+        else:
+            _print_table(facts, metric, found)
+        for said in unusable:
+            typer.echo(printable(said), err=True)
+        if self.html:
+            from layertap.looking.search_page import nearest_page
+
+            self._write(nearest_page(self.features, query, found, [*facts, *unusable], **self.moved))
+        return SOME_FAILED if failed else 0
+
+    def pairs(self, above: float) -> int:
+        """The pairs of rows that are alike. The exit code."""
+        from layertap.looking.pairs import alike
+
+        found = alike(self.features, self.tap, above)
+        facts = _pair_facts(self.features, found)
+        if self.as_json:
+            pairs = [pair._asdict() for pair in found]
+            data = {"tap": self.tap, "above": above, "rows": found.rows, "left_out": dict(found.left_out)}
+            print_json({"path": str(self.features.path), **data, "pairs": pairs})
+        else:
+            _print_pair_table(facts, found)
+        if self.html:
+            from layertap.looking.search_page import pairs_page
+
+            self._write(pairs_page(self.features, found, facts, **self.moved))
+        return 0
+
+    def _write(self, page: str) -> None:
+        from layertap.looking.page import write_page
+
+        assert self.html
+        write_page(self.html, page)
+        typer.echo(printable(f"wrote {self.html}"), err=self.as_json)
 
 
 def _nearest_data(
@@ -116,43 +171,40 @@ def _nearest_data(
     }
 
 
-def _print_table(features: Features, tap: str, metric: str, found: Sequence[Neighbours]) -> None:
-    from layertap.looking.metrics import metric_named
-
+def _facts(features: Features, tap: str, metric: str, found: Sequence[Neighbours]) -> list[str]:
+    """What was compared, in sentences."""
     if not found:
-        return
+        return []
     first = found[0]
     asked = repr(first.query) if len(found) == 1 else f"{len(found)} images"
     title = f"{asked}: the nearest of {first.rows:,} rows of {_described(features, tap)} by {metric}"
-    typer.echo(printable(title))
-    _print_left_out(first.left_out)
+    return [title, *_left_out(first.left_out)]
+
+
+def _print_table(facts: Sequence[str], metric: str, found: Sequence[Neighbours]) -> None:
+    from layertap.looking.metrics import metric_named
+
+    for fact in facts:
+        typer.echo(printable(fact))
     columns = [metric_named(metric).value, "row", "id"]
-    rows = [[f"{hit.value:.6g}" if metric != "cosine" else f"{hit.value:.6f}", str(hit.row), hit.id] for hit in first]
+    form = ".6f" if metric == "cosine" else ".6g"
+    rows = [[one.query, f"{hit.value:{form}}", str(hit.row), hit.id] for one in found for hit in one]
     if len(found) > 1:
-        columns = ["query", *columns]
-        rows = [[one.query, f"{hit.value:.6g}", str(hit.row), hit.id] for one in found for hit in one]
-    print_table(columns, rows)
+        print_table(["query", *columns], rows)
+    elif found:
+        print_table(columns, [row[1:] for row in rows])
 
 
-def _print_pairs(features: Features, tap: str, above: float, as_json: bool) -> int:
-    from layertap.looking.pairs import alike
-
-    found = alike(features, tap, above)
-    if as_json:
-        pairs = [pair._asdict() for pair in found]
-        facts = {"tap": tap, "above": above, "rows": found.rows, "left_out": dict(found.left_out)}
-        print_json({"path": str(features.path), **facts, "pairs": pairs})
-    else:
-        _print_pair_table(features, tap, found)
-    return 0
-
-
-def _print_pair_table(features: Features, tap: str, found: Pairs) -> None:
-    described = _described(features, tap)
+def _pair_facts(features: Features, found: Pairs) -> list[str]:
     pairs = _counted(len(found), "pair")
+    described = _described(features, found.tap)
     title = f"{pairs} among {found.rows:,} rows of {described} with a cosine of at least {found.above}"
-    typer.echo(printable(title))
-    _print_left_out(found.left_out)
+    return [title, *_left_out(found.left_out)]
+
+
+def _print_pair_table(facts: Sequence[str], found: Pairs) -> None:
+    for fact in facts:
+        typer.echo(printable(fact))
     if len(found):
         rows = [[f"{p.similarity:.6f}", str(p.row), p.id, str(p.other_row), p.other_id] for p in found]
         print_table(["similarity", "row", "id", "other row", "other id"], rows)
@@ -164,10 +216,8 @@ def _described(features: Features, tap: str) -> str:
     return f"{tap} (maps {' x '.join(map(str, shape))}, flattened)" if len(shape) > 1 else tap
 
 
-def _print_left_out(left_out: Any) -> None:
-    for word, count in left_out.items():
-        if count:
-            typer.echo(f"left out: {_counted(count, 'row')} {_LEFT_OUT[word]}")
+def _left_out(left_out: Mapping[str, int]) -> list[str]:
+    return [f"left out: {_counted(count, 'row')} {_LEFT_OUT[word]}" for word, count in left_out.items() if count]
 
 
 def _counted(count: int, what: str) -> str:

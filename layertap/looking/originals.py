@@ -59,7 +59,7 @@ class Originals:
         plugins: Plugins,
         remote: Collection[str] = (),
     ) -> None:
-        self.config = _configured(features, overrides, plugins)
+        self.config = configured(features, overrides, plugins)
         self._features = features
         self._rows = sorted(set(rows))
         self._plugins = plugins
@@ -137,7 +137,8 @@ class Originals:
                 yield Original(row, ids[row], stamp=stamp, reason=reason, may_differ=may_differ)
 
 
-def _configured(features: Output, overrides: Mapping[str, Any] | None, plugins: Plugins) -> RunConfig:
+def configured(features: Output, overrides: Mapping[str, Any] | None, plugins: Plugins) -> RunConfig:
+    """The configuration of an output's run, for reading its images here: with this machine's limits."""
     from layertap.config.loading import load_config
 
     written = {key: value for key, value in features.manifest["config"].items() if key not in _LIMITS}

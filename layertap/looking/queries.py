@@ -82,7 +82,7 @@ def _computed(
     from layertap.records import Planned
 
     known = Plugins.load(own)
-    source, config, dtype = _given(asked, known), _as_then(features, overrides, known), Vectors(features, tap).dtype
+    source, config, dtype = given(asked, known), _as_then(features, overrides, known), Vectors(features, tap).dtype
     with prepared(config, known, source=source) as this:
         _refuse_another(features, this, tap)
         stream = this.batches(Planned(record) for record in source.records())
@@ -94,8 +94,8 @@ def _computed(
                     yield Query(record.id, to_numpy(value).reshape(-1).astype(dtype))
 
 
-def _given(asked: Any, plugins: Plugins) -> Source:
-    """The images that are asked for, as the source of a run."""
+def given(asked: Any, plugins: Plugins) -> Source:
+    """The images that are asked for, as the source of a run: of a folder, of a file, or in memory."""
     from layertap.pipeline.inputs import given_records
 
     is_file = isinstance(asked, (str, os.PathLike)) and not Path(asked).is_dir()
