@@ -85,13 +85,17 @@ def _computed(
     source, config, dtype = given(asked, known), _as_then(features, overrides, known), Vectors(features, tap).dtype
     with prepared(config, known, source=source) as this:
         _refuse_another(features, this, tap)
+        shape = tuple(features.facts(tap).shape)
         stream = this.batches(Planned(record) for record in source.records())
         with closing(stream), closing(this.forward.activations(stream, this.info.columns)) as computed:
             for batch, activations in computed:
                 for failure in batch.failures.values():
                     failed(failure)
                 for record, value in zip(activations.records, activations.values[tap], strict=True):
-                    yield Query(record.id, to_numpy(value).reshape(-1).astype(dtype))
+                    if tuple(value.shape) == shape:
+                        yield Query(record.id, to_numpy(value).reshape(-1).astype(dtype))
+                    else:
+                        failed(Failure(record, "prepare", "shape"))
 
 
 def given(asked: Any, plugins: Plugins) -> Source:
@@ -121,11 +125,16 @@ def _as_then(features: Output, overrides: Mapping[str, Any] | None, plugins: Plu
 
 def _refuse_another(features: Output, this: Any, tap: str) -> None:
     """Raise `StoreError` where the model, its weights or its preprocessing are not those of the output."""
+    from layertap.images.batches import Slot
     from layertap.pipeline import fingerprint
     from layertap.store.manifest import Manifest
 
     written, now = Manifest.model_validate(features.manifest), fingerprint.manifest(this)
-    if changed := written.different(now, besides=(*fingerprint.soft(written, now), *fingerprint.OF_IMAGES)):
+    besides = (*fingerprint.soft(written, now), *fingerprint.OF_IMAGES)
+    sized = Slot.of(this.forward.preprocessor, this.forward.device).other is not None
+    if sized and written.taps[tap].dtype == now.taps[tap].dtype:
+        besides = (*besides, "columns")  # their shapes are those of the images that are asked for
+    if changed := written.different(now, besides=besides):
         raise StoreError(
             f"{features.path}: its model cannot be used for other images: {'; '.join(changed)}; say what has moved as "
             "KEY=VALUE, or search by an id of the output",
