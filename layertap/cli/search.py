@@ -48,16 +48,20 @@ def search(
             "--remote", metavar="HOST", help="With --html: fetch images from this host. May be given several times."
         ),
     ] = None,
+    index: Annotated[
+        str | None,
+        typer.Option("--index", help="usearch: search an approximate index, which is built beside OUT once."),
+    ] = None,
     plugin: Own = None,
     as_json: Json = False,
 ) -> int:
-    """Find the rows of OUT nearest to QUERY, exactly. An image goes through the model of OUT itself."""
+    """Find the rows of OUT nearest to QUERY, exactly by default. An image goes through the model of OUT itself."""
     from layertap.config.loading import parse_overrides
     from layertap.looking.vectors import one_tap
     from layertap.outputs.features import open_output
     from layertap.store.paths import user_path
 
-    _refuse_mixed(query, pairs, above, metric)
+    _refuse_mixed(query, pairs, above, metric, index)
     if remote and html is None:
         raise ConfigError("search: --remote is for the pictures of --html; nothing else is fetched")
     own = own_plugins(context, plugin)
@@ -67,16 +71,18 @@ def search(
         written = _Written(features, one_tap(features, tap), page, as_json, moved)
         if query is None:
             return written.pairs(0.95 if above is None else above)
-        return written.nearest(query, count, metric or "cosine")
+        return written.nearest(query, count, metric or "cosine", index)
 
 
-def _refuse_mixed(query: str | None, pairs: bool, above: float | None, metric: str | None) -> None:
+def _refuse_mixed(query: str | None, pairs: bool, above: float | None, metric: str | None, index: str | None) -> None:
     if query is None and not pairs:
         raise ConfigError("search: give a QUERY (an id, an image or a folder), or --pairs")
     if query is not None and pairs:
         raise ConfigError(f"search: --pairs compares all rows with one another; leave {query!r} out")
     if above is not None and not pairs:
         raise ConfigError("search: --above is for --pairs; a QUERY has its -k nearest rows")
+    if pairs and index is not None:
+        raise ConfigError("search: --pairs is exact; leave --index out")
     if pairs and metric not in (None, "cosine"):
         raise ConfigError(f"search: --pairs compares by cosine, not by {metric}")
 
@@ -98,20 +104,26 @@ class _Written:
         if self.html:
             refuse_inside(self.html, self.features)
 
-    def nearest(self, query: str, count: int, metric: str) -> int:
+    def nearest(self, query: str, count: int, metric: str, index: str | None) -> int:
         """The rows nearest to a query. The exit code."""
         from layertap.looking.neighbours import nearest
         from layertap.looking.queries import queries_of
+        from layertap.looking.search import indexed
 
         failed: list[Failure] = []
         overrides, plugins = self.moved["overrides"], self.moved["plugins"]
+        graph = indexed(self.features, self.tap, metric, index, _say) if index else None
         with uncollected():
             queries = queries_of(self.features, query, self.tap, failed.append, overrides=overrides, plugins=plugins)
-            found = list(nearest(self.features, queries, self.tap, count, metric))
+            found = list(
+                graph.nearest(queries, count) if graph else nearest(self.features, queries, self.tap, count, metric)
+            )
         facts = _facts(self.features, self.tap, metric, found)
+        facts += [f"approximate, from the {index} index with a {graph.facts}"] if graph else []
         unusable = [f"{one.record.id!r} cannot be used: {one.reason} ({one.stage})" for one in failed]
         if self.as_json:
-            print_json(_nearest_data(self.features.path, self.tap, metric, found, failed))
+            data = _nearest_data(self.features.path, self.tap, metric, found, failed)
+            print_json({**data, "index": graph.facts.model_dump(exclude={"key"}) if graph else None})
         else:
             _print_table(facts, metric, found)
         for said in unusable:
@@ -169,6 +181,10 @@ def _nearest_data(
         ],
         "failed": [{"id": one.record.id, "stage": one.stage, "reason": one.reason} for one in failed],
     }
+
+
+def _say(text: str) -> None:
+    typer.echo(printable(text), err=True)
 
 
 def _facts(features: Features, tap: str, metric: str, found: Sequence[Neighbours]) -> list[str]:

@@ -31,6 +31,7 @@ class Features(stored.Features):
         tap: str | None = None,
         metric: str = "cosine",
         *,
+        index: str | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> list[Neighbours]: ...
     @overload
@@ -41,6 +42,7 @@ class Features(stored.Features):
         tap: str | None = None,
         metric: str = "cosine",
         *,
+        index: str | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> Neighbours: ...
     def search(
@@ -50,6 +52,7 @@ class Features(stored.Features):
         tap: str | None = None,
         metric: str = "cosine",
         *,
+        index: str | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> Neighbours | list[Neighbours]:
         """The `k` rows nearest to one image, exactly: `for row, id, similarity in features.search("cats/01.jpg")`.
@@ -60,12 +63,15 @@ class Features(stored.Features):
         `model.weights`. `metric` is `cosine`, `dot` or `euclidean`; maps are flattened; values are computed in float64,
         and equal ones are in the order of the rows. `tap` can be left out where there is only one.
 
+        With `index="usearch"` (extra `index`) the search is approximate, for millions of rows: the index is built once,
+        in a folder beside the output, with its recall measured. The values of what it finds are exact.
+
         Raises `ConfigError` for an unknown tap, metric or id, and for a query that has no cosine; `ImageError` for an
         image that cannot be used; `StoreError` (6) where the model is another one now.
         """
         from layertap.looking.search import search
 
-        return search(self, query, k, tap, metric, overrides=overrides, plugins=self._plugins)
+        return search(self, query, k, tap, metric, index=index, overrides=overrides, plugins=self._plugins)
 
     def pairs(self, above: float = 0.95, tap: str | None = None) -> Pairs:
         """All pairs of rows whose cosine is at least `above`: `for similarity, row, other_row, id, other_id in ...`.

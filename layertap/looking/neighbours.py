@@ -76,7 +76,7 @@ def nearest(features: Output, queries: Iterable[Query], tap: str, k: int, metric
     ids: list[str] | None = None
     for group in _groups(queries, vectors):
         for query in group:
-            _refuse_undefined(query, measure, tap)
+            refuse_undefined(query, measure, tap)
         best = _Best(np.stack([query.vector for query in group]), min(k, vectors.count), measure)
         for start, rows in vectors.stretches(max(1, _PAIRS // len(group))):
             best.offer(start, rows)
@@ -94,7 +94,8 @@ def _groups(queries: Iterable[Query], vectors: Vectors) -> Iterator[list[Query]]
         yield group
 
 
-def _refuse_undefined(query: Query, metric: Metric, tap: str) -> None:
+def refuse_undefined(query: Query, metric: Metric, tap: str) -> None:
+    """Raise `ConfigError` for a query that the metric is not defined for."""
     square = exact_squares(query.vector[None])[0]
     if not np.isfinite(square):
         raise ConfigError(f"{query.name}: its values in {tap!r} are not all finite, so nothing is near it")

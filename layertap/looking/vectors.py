@@ -55,6 +55,10 @@ class Vectors:
         vector: NDArray[Any] = np.asarray(self.rows[number]).reshape(-1).astype(self.dtype)
         return vector
 
+    def chosen(self, numbers: NDArray[np.int64]) -> NDArray[Any]:
+        """Some rows, in `dtype`."""
+        return self._flat(np.asarray(self.rows[numbers])).astype(self.dtype)
+
     def _flat(self, values: NDArray[Any]) -> NDArray[Any]:
         return values.reshape(len(values), self.length)
 
