@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
     from layertap.looking.similarity import Similarity
 
-_MEASURES = {
-    "cka": "linear CKA, unbiased",
-    "rsa": "RSA: Spearman correlation of the dissimilarities 1 - Pearson",
-}
-
 
 def compare(
     context: typer.Context,
@@ -33,17 +28,27 @@ def compare(
         list[str] | None, typer.Option("--tap", metavar="NAME", help="Only this tap. May be given several times.")
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: one line per measure and pair of taps.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Write heat maps to FILE, as SVG.")
+    ] = None,
     as_json: Json = False,
     plugin: Own = None,
 ) -> None:
     """Compare the taps of one output or of several, by CKA and RSA on the same images."""
+    from layertap.looking.page import refuse_inside, write_page
     from layertap.looking.similarity import similarity
     from layertap.outputs.features import open_output
+    from layertap.store.paths import user_path
 
     if as_csv and as_json:
         raise ConfigError("compare: choose one of --csv and --json")
+    path = user_path(picture) if picture else None
+    if path and path.suffix != ".svg":
+        raise ConfigError(f"compare: --picture writes an SVG; name a file that ends in .svg, not {str(path)!r}")
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_output(path, plugins=own_plugins(context, plugin))) for path in outputs]
+        opened = [stack.enter_context(open_output(each, plugins=own_plugins(context, plugin))) for each in outputs]
+        if path:
+            refuse_inside(path, *opened)
         found = similarity(opened, _chosen(opened, tap))
     if as_json:
         print_json(_data(found))
@@ -51,6 +56,11 @@ def compare(
         _write_csv(found)
     else:
         _print_matrices(found)
+    if path:
+        from layertap.looking.similarity_picture import picture as drawn
+
+        write_page(path, drawn(found))
+        typer.echo(printable(f"wrote {path}"), err=as_csv or as_json)
 
 
 def _chosen(opened: list[Any], taps: list[str] | None) -> list[list[str]]:
@@ -74,22 +84,22 @@ def _plain(matrix: NDArray[Any]) -> list[list[float | None]]:
 
 
 def _write_csv(found: Similarity) -> None:
+    from layertap.looking.similarity import MEASURES
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["measure", "tap", "other_tap", "value", "images"])
     names = [printable(name) for name in found.names]
-    for measure in _MEASURES:
+    for measure in MEASURES:
         matrix = _plain(getattr(found, measure))
         for (row, one), (column, other) in itertools.product(enumerate(names), repeat=2):
             writer.writerow([measure, one, other, matrix[row][column], found.images])
 
 
 def _print_matrices(found: Similarity) -> None:
-    count = f"{found.images:,} images"
-    if found.images + found.left_out < found.shared:
-        count = f"a sample of {found.images:,} of {found.shared:,} images"
-    left_out = f"; {found.left_out:,} left out, whose values are not all finite" if found.left_out else ""
-    typer.echo(f"{len(found.names)} taps by {count}{left_out}")
-    for measure, title in _MEASURES.items():
+    from layertap.looking.similarity import MEASURES
+
+    typer.echo(f"{len(found.names)} taps by {found.said}")
+    for measure, title in MEASURES.items():
         typer.echo(f"\n{title}")
         matrix = getattr(found, measure).tolist()
         cells = [["-" if value != value else f"{value:.3f}" for value in row] for row in matrix]

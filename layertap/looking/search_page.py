@@ -9,10 +9,11 @@ from layertap.images.reading import stamp_of
 from layertap.looking.metrics import metric_named
 from layertap.looking.neighbours import Neighbour, Neighbours
 from layertap.looking.originals import configured
-from layertap.looking.page import Tile, metadata, rendered
+from layertap.looking.page import rendered
 from layertap.looking.pairs import Pairs
 from layertap.looking.queries import given
 from layertap.looking.thumbnails import Thumbnail, thumbnails, thumbnails_of
+from layertap.looking.tiles import Tile, metadata
 from layertap.outputs.output import Output
 from layertap.plugins import Plugins
 from layertap.records import Planned

@@ -20,6 +20,12 @@ MOST = 5_000
 _KEPT_BYTES = 512_000_000
 _CHUNK = 1_000_000
 
+MEASURES = {
+    "cka": "linear CKA, unbiased",
+    "rsa": "RSA: Spearman correlation of the dissimilarities 1 - Pearson",
+}
+"""The matrices of a `Similarity`, and what each holds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Similarity:
@@ -35,6 +41,19 @@ class Similarity:
     images: int
     shared: int
     left_out: int
+
+    @property
+    def said(self) -> str:
+        """By how many images the taps were compared, and how many were left out."""
+        count = f"{self.images:,} images"
+        if self.images + self.left_out < self.shared:
+            count = f"a sample of {self.images:,} of {self.shared:,} images"
+        return count + (f"; {self.left_out:,} left out, whose values are not all finite" if self.left_out else "")
+
+    def _repr_svg_(self) -> str:
+        from layertap.looking.similarity_picture import picture
+
+        return picture(self)
 
 
 def similarity(outputs: Sequence[Output], taps: Sequence[Sequence[str]]) -> Similarity:

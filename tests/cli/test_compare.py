@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -75,3 +76,29 @@ def test_names_of_taps_do_not_steer_a_terminal(tmp_path, capsys):
         assert "\x1b" not in said
         assert "red" in said
         assert not any(line.startswith("lines") for line in said.splitlines())
+
+
+def test_picture_has_a_cell_per_pair_of_taps_and_names_are_text(tmp_path, capsys):
+    names = ['<script>alert("1")</script>', "a\x00\x1b&'b\u202e", "x" * 300]
+    taps = [{"layer": f"tap{number}", "name": name} for number, name in enumerate(names)]
+    output(tmp_path, seeded(30, 8), seeded(30, 8, seed=1), np.ones((30, 2), np.float32), taps=taps)
+    assert typed(str(tmp_path / "out"), "--picture", str(tmp_path / "a.svg"), "--json") == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert "a.svg" in captured.err
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    tags = {element.tag.rpartition("}")[2] for element in root.iter()}
+    assert tags == {"svg", "rect", "text", "title", "g"}
+    titles = [element.text for element in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert f"{names[0]}, {names[0]}: 1.00" in titles
+    assert f"{names[0]}, a\\x00\\x1b&'b\\u202e: {found['cka'][0][1]:.2f}" in titles
+    assert sum(str(title).endswith(": -") for title in titles) == 2 * 5
+    assert len([title for title in titles if ": " in str(title)]) == 2 * 9
+
+
+def test_picture_is_an_svg_outside_of_the_outputs(out, tmp_path):
+    for path, said in (("a.png", "ends in .svg"), (f"{out}/a.svg", "is inside the output")):
+        with pytest.raises(layertap.ConfigError, match=said):
+            typed(out, "--picture", path)
+    found = layertap.open(out).similarity()
+    assert ElementTree.fromstring(found._repr_svg_()).tag.endswith("svg")
