@@ -57,9 +57,7 @@ def compare(
     else:
         _print_matrices(found)
     if path:
-        from layertap.looking.similarity_picture import picture as drawn
-
-        write_page(path, drawn(found))
+        write_page(path, found.to_svg())
         typer.echo(printable(f"wrote {path}"), err=as_csv or as_json)
 
 

@@ -10,6 +10,7 @@ from layertap.outputs import features as stored
 
 if TYPE_CHECKING:
     from layertap.looking.neighbours import Neighbours
+    from layertap.looking.notebook import Shown
     from layertap.looking.pairs import Pairs
     from layertap.looking.similarity import Similarity
     from layertap.looking.units import Units
@@ -107,6 +108,21 @@ class Features(stored.Features):
 
         outputs = (self, *others)
         return similarity(outputs, [output.chosen(taps) for output in outputs])
+
+    def show(self, id: str, *, overrides: Mapping[str, Any] | None = None) -> Shown:
+        """One image with its metadata, which a notebook displays; `.image` is the picture.
+
+        It comes from the source as it is now; `overrides` say what has moved, such as `source.path`. An image that is
+        gone, or has changed since the run, has no picture but a `reason`. Raises `ConfigError` for an unknown id.
+        """
+        from layertap.looking.notebook import show
+
+        return show(self, id, overrides=overrides, plugins=self._plugins)
+
+    def _repr_html_(self) -> str:
+        from layertap.looking.notebook import as_html
+
+        return as_html(self, self._plugins)
 
 
 def open_features(path: str | os.PathLike[str], *, plugins: Sequence[str] = ()) -> Features:

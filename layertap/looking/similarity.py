@@ -50,10 +50,15 @@ class Similarity:
             count = f"a sample of {self.images:,} of {self.shared:,} images"
         return count + (f"; {self.left_out:,} left out, whose values are not all finite" if self.left_out else "")
 
-    def _repr_svg_(self) -> str:
-        from layertap.looking.similarity_picture import picture
+    def to_svg(self) -> str:
+        """A picture: the text of an SVG with a heat map of each matrix."""
+        from layertap.looking.heat_maps import heat_maps
 
-        return picture(self)
+        matrices = {title.partition(":")[0]: getattr(self, name) for name, title in MEASURES.items()}
+        return heat_maps(f"{len(self.names)} taps by {self.said}", self.names, matrices)
+
+    def _repr_svg_(self) -> str:
+        return self.to_svg()
 
 
 def similarity(outputs: Sequence[Output], taps: Sequence[Sequence[str]]) -> Similarity:

@@ -34,8 +34,11 @@ class Tile:
 def metadata(features: Output, rows: Iterable[int]) -> dict[int, list[tuple[str, Any]]]:
     """The metadata of some rows, by row."""
     wanted = set(rows)
-    found = {row["row"]: row for row in features.rows() if row["row"] in wanted}
-    return {
-        number: [(key, value) for key, value in row.items() if key not in INDEX_COLUMNS and value is not None]
-        for number, row in found.items()
-    }
+    found: dict[int, list[tuple[str, Any]]] = {}
+    for row in features.rows() if wanted else ():
+        if row["row"] in wanted:
+            known = [(key, value) for key, value in row.items() if key not in INDEX_COLUMNS and value is not None]
+            found[row["row"]] = known
+            if len(found) == len(wanted):
+                break
+    return found

@@ -1,7 +1,11 @@
-"""The progress of a run: a bar on a terminal, occasional lines elsewhere. The report says how the run ended."""
+"""The progress of a run: a bar on a terminal or in a notebook, occasional lines elsewhere.
+
+The report says how the run ended.
+"""
 
 from __future__ import annotations
 
+import html
 import sys
 import time
 from collections.abc import Callable
@@ -13,17 +17,18 @@ if TYPE_CHECKING:
     from layertap import Report, RunInfo
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_UPDATES = 0.2
 _FAILURES_SHOWN = 20
 
 
 class Progress(layertap.Observer):
-    """Reports on stderr how many images are done, how fast, the time left, and which images failed."""
+    """Reports how many images are done, how fast, the time left, and which failed: on stderr or in a notebook."""
 
     _display: _Display | None = None
 
     def run_started(self, run: RunInfo) -> None:
         self._tally = _Tally(run)
-        self._display = _Bar(self._tally) if _on_a_terminal() else _Lines(self._tally)
+        self._display = _display(self._tally)
 
     def image_failed(self, run: RunInfo, record: layertap.ImageRecord, reason: str) -> None:
         self._tally.failed += 1
@@ -131,6 +136,52 @@ class _Bar:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+class _NotebookBar:
+    """A bar in the output of a notebook's cell. It stays there at the end, with the counts.
+
+    rich's own needs ipywidgets, which a notebook may lack.
+    """
+
+    def __init__(self, tally: _Tally) -> None:
+        from IPython.display import display
+
+        self._tally = tally
+        self._last = tally.seconds
+        self._handle = display(self._data(), raw=True, display_id=True)  # type: ignore[no-untyped-call]
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def moved(self) -> None:
+        if self._tally.seconds - self._last >= _SECONDS_BETWEEN_UPDATES:
+            self._show()
+
+    def close(self) -> None:
+        self._show()
+
+    def _show(self) -> None:
+        self._last = self._tally.seconds
+        self._handle.update(self._data(), raw=True)
+
+    def _data(self) -> dict[str, str]:
+        text, done, planned = self._tally.text(), self._tally.done, self._tally.run.planned
+        bar = f'<progress value="{done}" max="{planned}" style="width: 20em; max-width: 40%"></progress>'
+        return {"text/plain": text, "text/html": f"<div>{bar} {html.escape(text)}</div>"}
+
+
+def _display(tally: _Tally) -> _Display:
+    if _in_a_notebook():
+        return _NotebookBar(tally)
+    return _Bar(tally) if _on_a_terminal() else _Lines(tally)
+
+
+def _in_a_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "kernel", None) is not None
 
 
 def _on_a_terminal() -> bool:

@@ -1,14 +1,13 @@
-"""The similarity of taps as a picture: a heat map per measure, as SVG."""
+"""Matrices as a picture: a heat map each, as SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from layertap.looking.page import rendered
-from layertap.looking.similarity import MEASURES, Similarity
 
 _LONGEST = 28
 _LETTER = 7
@@ -20,17 +19,17 @@ _SCALE = ((247, 251, 255), (158, 202, 225), (8, 81, 156), (8, 29, 68))
 _UNKNOWN = "#d0d0d0"
 
 
-def picture(found: Similarity) -> str:
-    """The text of an SVG with one heat map per measure."""
-    count = len(found.names)
-    names = [_shown(name) for name in found.names]
+def heat_maps(title: str, names: Sequence[str], matrices: Mapping[str, NDArray[Any]]) -> str:
+    """The text of an SVG with one heat map per matrix (names x names), under its own title. NaN is grey."""
+    count = len(names)
+    names = [_shown(name) for name in names]
     step = 44 if count <= 12 else max(8, 640 // count)
     room = 16 + _LETTER * max(len(_short(name)) for name in names)
     side = step * count
     block = max(side, _TITLE) + room + _MARGIN
     maps: list[dict[str, Any]] = [
         {
-            "title": title.partition(":")[0],
+            "title": own,
             "x": room + number * block,
             "y": _MARGIN + 24,
             "side": side,
@@ -38,18 +37,13 @@ def picture(found: Similarity) -> str:
             "labels": [
                 {"name": name, "short": _short(name), "at": step * place + step / 2} for place, name in enumerate(names)
             ],
-            "cells": _cells(names, getattr(found, measure), step),
+            "cells": _cells(names, matrix, step),
         }
-        for number, (measure, title) in enumerate(MEASURES.items())
+        for number, (own, matrix) in enumerate(matrices.items())
     ]
     width = max(room + len(maps) * block - room, 480)
-    return rendered(
-        "similarity.svg",
-        title=f"{count} taps by {found.said}",
-        maps=maps,
-        width=width,
-        height=_MARGIN + 24 + side + room,
-    )
+    height = _MARGIN + 24 + side + room
+    return rendered("heat_maps.svg", title=title, maps=maps, width=width, height=height)
 
 
 def _cells(names: Sequence[str], matrix: NDArray[Any], step: int) -> list[dict[str, Any]]:
