@@ -104,8 +104,15 @@ class Index:
             rows, values = self._best(query.vector, k)
             found = zip(rows.tolist(), values.tolist(), strict=True)
             hits = tuple(Neighbour(row, ids[row], value) for row, value in found)
+            facts = self.facts
             yield Neighbours(
-                query.name, self._vectors.tap, self._measure.name, hits, self.facts.rows, dict(self.facts.left_out)
+                query.name,
+                self._vectors.tap,
+                self._measure.name,
+                hits,
+                facts.rows,
+                dict(facts.left_out),
+                facts.recall,
             )
 
     def _best(self, vector: NDArray[Any], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

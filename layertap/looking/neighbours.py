@@ -44,7 +44,8 @@ class Neighbours(Sequence[Neighbour]):
     """The rows nearest to one query, the nearest first, equal ones in the order of the rows.
 
     `left_out` counts the rows that were not compared: `nonfinite` hold NaN or infinite values, `zero` are vectors of
-    zeros, which have no cosine.
+    zeros, which have no cosine. The search was exact if `recall` is None. Otherwise it is the share of the nearest rows
+    that the index finds.
     """
 
     query: str
@@ -53,6 +54,7 @@ class Neighbours(Sequence[Neighbour]):
     found: tuple[Neighbour, ...]
     rows: int
     left_out: Mapping[str, int] = field(default_factory=dict)
+    recall: float | None = None
 
     def __len__(self) -> int:
         return len(self.found)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from layertap.contracts import Params, Preprocessor
+from layertap.errors import ConfigError
 from layertap.images.batches import Decoding, Slot, batches, default_workers
 from layertap.images.decoding.bounds import Bounds
 from layertap.images.exif import exif_orientation
@@ -81,7 +82,13 @@ def thumbnails(
     make no sense.
     """
     known = Plugins.load(plugins)
-    originals = Originals(features, rows, overrides=overrides, plugins=known, remote=remote)
+    try:
+        originals = Originals(features, rows, overrides=overrides, plugins=known, remote=remote)
+    except ConfigError as error:
+        if overrides:
+            raise
+        ids, said = features.ids, str(error)  # such as the configuration of a later version
+        return (Thumbnail(row, ids[row], None, said) for row in sorted(set(rows)))
     return _drawn(originals, originals.config, side)
 
 

@@ -53,6 +53,7 @@ def test_index_finds_what_exact_search_finds_with_the_same_values(features, metr
         assert len(same) >= 19
         assert other.left_out == one.left_out
         assert other.rows == one.rows
+        assert (one.recall, other.recall) == (None, index.facts.recall)
     if metric == "cosine":
         assert {hit.row for hit in found[0][:11]} == {100, *range(40, 50)}
         assert [hit.row for hit in found[0][:11]] == [hit.row for hit in exact[0][:11]]

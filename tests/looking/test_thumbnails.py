@@ -14,8 +14,10 @@ from PIL import Image
 
 import layertap
 from layertap.looking.thumbnails import Thumbnail, thumbnails
+from tests.conftest import TINY
 from tests.looking.table import numbered
 from tests.looking.tables import TABLE, output, seeded
+from tests.pipeline.test_pipeline import run
 
 
 def photos(folder: Path, count: int = 8, size: tuple[int, int] = (40, 30)) -> Path:
@@ -174,3 +176,23 @@ def test_source_of_another_order_gives_each_row_its_own_picture(tmp_path):
     found = list(thumbnails(features, range(8), overrides={"source.numbers": [7, 1, 0, 3, 2]}, plugins=[TABLE]))
     assert reasons(found) == [None, None, None, None, "gone", "gone", "gone", None]
     assert [one.row for one in found] == list(range(8))
+
+
+@pytest.mark.parametrize("config", [{"later": 1}, {"source": 5}, {"source": {"type": "folder", "path": 3}}, {}])
+def test_configuration_that_cannot_be_loaded_is_a_reason(tmp_path, images, config):
+    features = extracted(tmp_path, images)
+    features.manifest["config"] = {**features.manifest["config"], **config} if config else {}
+    (found,) = thumbnails(features, [2])
+    assert (found.id, found.data) == ("2.png", None)
+    assert found.reason
+    assert features._repr_html_()
+
+
+def test_images_of_an_unfinished_output_are_shown(photos, tmp_path):
+    with pytest.raises(layertap.PluginError):
+        run(photos, tmp_path / "out", shard_rows=4, observers=[{"type": "stop", "after": 12}])
+    features = layertap.open(tmp_path / "out", plugins=[TINY])
+    found = list(thumbnails(features, range(len(features.ids))))
+    assert [one.id for one in found] == features.ids
+    assert reasons(found) == [None] * len(found)
+    assert not any(one.may_differ for one in found)
