@@ -32,8 +32,8 @@ _NEAREST = 10
 _SEED = 0
 
 # How many candidates are taken from the index for each row that is wanted; the best are found among them in float64.
-_MORE = 4
-_FEWEST = 64
+_MORE = 8
+_FEWEST = 256
 
 _KINDS = {"cosine": "cos", "dot": "ip", "euclidean": "l2sq"}
 

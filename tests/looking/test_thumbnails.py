@@ -121,7 +121,7 @@ def test_output_without_its_source_has_a_reason_for_each_image(tmp_path, images)
     assert [one.id for one in found] == ["1.png", "4.png"]
     assert all(one.data is None and str(images) in (one.reason or "") for one in found)
     with pytest.raises(layertap.ConfigError, match="unknown key"):
-        list(thumbnails(features, [1], overrides={"source.paht": "x"}))
+        list(thumbnails(features, [1], overrides={"source.nothing": "x"}))
 
 
 def test_nothing_is_fetched_from_a_machine_that_is_not_named(tmp_path, images):
