@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layertap.config.model import RunConfig
     from layertap.contracts import (
+        Engine,
         FileSink,
         LoadedModel,
         ModelProvider,
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
     from layertap.images.files import file_stamp, open_regular
     from layertap.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
     from layertap.images.metadata import plain_value
+    from layertap.jobs import Job, Receipt, WorkerReport
     from layertap.looking.features import open_features as open
+    from layertap.pipeline.crew import Crew, CrewEngine
     from layertap.pipeline.pipeline import extract, run
+    from layertap.pipeline.worker import Worker
     from layertap.records import Activations, Batch, Failure, ImageRecord, Report, RunInfo, Shard, TapInfo
     from layertap.taps.grammar import Tap
     from layertap.taps.survey import survey as layers
@@ -44,10 +48,14 @@ if TYPE_CHECKING:
 # Where each public name lives: nothing is imported before it is asked for, so that `import layertap` stays instant.
 _HOMES = {
     "pipeline.pipeline": ("extract", "run"),
+    "pipeline.crew": ("Crew", "CrewEngine"),
+    "pipeline.worker": ("Worker",),
+    "jobs": ("Job", "Receipt", "WorkerReport"),
     "taps.tapped": ("TappedModel", "tap"),
     "taps.grammar": ("Tap",),
     "config.model": ("RunConfig",),
     "contracts": (
+        "Engine",
         "FileSink",
         "LoadedModel",
         "ModelProvider",
@@ -85,10 +93,14 @@ __all__ = [
     "Activations",
     "Batch",
     "ConfigError",
+    "Crew",
+    "CrewEngine",
+    "Engine",
     "Failure",
     "FileSink",
     "ImageError",
     "ImageRecord",
+    "Job",
     "LayertapError",
     "LoadedModel",
     "ModelProvider",
@@ -96,6 +108,7 @@ __all__ = [
     "Params",
     "PluginError",
     "Preprocessor",
+    "Receipt",
     "Reducer",
     "Report",
     "RunConfig",
@@ -110,6 +123,8 @@ __all__ = [
     "TappedModel",
     "UnsafeError",
     "WeightsError",
+    "Worker",
+    "WorkerReport",
     "exif_orientation",
     "extract",
     "file_stamp",

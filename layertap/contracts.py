@@ -17,11 +17,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import pluggy
 import pydantic
 from pydantic import ConfigDict, Field
+
+from layertap.profile import PROFILES, Profile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
+    from layertap.jobs import Job, Receipt, WorkerReport
     from layertap.records import ImageRecord, Report, RunInfo, Shard, TapInfo
 
 
@@ -64,30 +67,6 @@ class Plugin(ABC):  # noqa: B024  (the kinds below it have the abstract methods)
     def of(cls, **params: Any) -> Self:
         """This plugin with the given parameters, validated."""
         return cls(cls.Params(**params))
-
-
-class Profile(pydantic.BaseModel):
-    """The switches that change values a little; by default none does: values are those of the plain loop."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    memory_format: Literal["contiguous", "channels_last"] = Field(
-        "contiguous", description="the memory layout of the model's input and weights"
-    )
-    resize: Literal["exact", "tensor"] = Field(
-        "exact", description="the preprocessor's own filter, or torch's on bytes, which is off by one level, rarely two"
-    )
-    decode: Literal["whole", "scaled"] = Field(
-        "whole",
-        description="JPEGs at full size, or at a half, a quarter or an eighth where that is enough (a few percent off)",
-    )
-    tf32: bool | None = Field(None, description="whether NVIDIA GPUs may round to TF32; null keeps torch's setting")
-
-
-PROFILES = {
-    "exact": Profile(),
-    "fast": Profile(memory_format="channels_last", resize="tensor", decode="scaled", tf32=True),
-}
 
 
 class ModelProvider(Plugin):
@@ -297,6 +276,27 @@ class FileSink(Sink):
         raise NotImplementedError("a FileSink is written through save(), by the output folder's store")
 
 
+class Engine(Plugin):
+    """Has the shards of a run computed by workers: other processes, on this machine or on others.
+
+    The core makes each row true exactly once, so an engine may lose a shard, or bring one several times.
+    """
+
+    def threads(self) -> int | None:
+        """torch's number of threads in each worker where the configuration has no `threads`; None: torch's own."""
+        return None
+
+    @abstractmethod
+    def run(self, job: Job, numbers: Iterator[int]) -> Iterator[Receipt | WorkerReport]:
+        """The receipts for the shards with these `numbers`, in any order, and reports of what its workers do.
+
+        Take a number when a worker can begin it, and none that is more than twice the workers ahead of the lowest one
+        without a receipt. A worker is a process that calls `layertap.Worker(job, name).compute(numbers)`; it must see
+        the folder of the output under the same path. After the last number `numbers` may give more of them, for shards
+        that were lost. The iterator is closed when the run ends for any reason: end the workers then.
+        """
+
+
 class Observer(Plugin):
     """Watches a run: override the methods for the events of interest; the others do nothing.
 
@@ -320,6 +320,10 @@ class Observer(Plugin):
     @hookspec
     def shard_committed(self, run: RunInfo, number: int) -> None:
         """When shard `number` is durable."""
+
+    @hookspec
+    def worker_reported(self, run: RunInfo, worker: WorkerReport) -> None:
+        """About once a second for each worker of a run that has an engine."""
 
     @hookspec
     def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:

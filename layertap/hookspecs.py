@@ -14,6 +14,7 @@ import pluggy
 
 from layertap.contracts import (
     PROJECT,
+    Engine,
     ModelProvider,
     Observer,
     Params,
@@ -55,6 +56,10 @@ class Registration:
     def register_observers(self, register: Callable[[str, type[Observer]], None]) -> None:
         """When the plugin is loaded: register the observers, the entries of `observers:`."""
 
+    @hookspec
+    def register_engines(self, register: Callable[[str, type[Engine]], None]) -> None:
+        """When the plugin is loaded: register the engines, the `type` of `engine:`."""
+
 
 KINDS: Mapping[str, type[Plugin]] = {
     "model": ModelProvider,
@@ -63,6 +68,7 @@ KINDS: Mapping[str, type[Plugin]] = {
     "reducer": Reducer,
     "sink": Sink,
     "observer": Observer,
+    "engine": Engine,
 }
 """The base class of each kind of plugin."""
 

@@ -75,6 +75,7 @@ class Plugins:
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
         """Why a plugin could not be loaded, by its name, for those that have been tried."""
+        self.own: Sequence[str] = ()
         self._entries = self._waiting = list[_Entry]()
         self._found: dict[str, dict[str, list[Registered]]] = {kind: {} for kind in KINDS}
         self._manager = pluggy.PluginManager(PROJECT)
@@ -84,6 +85,7 @@ class Plugins:
     def load(cls, own: Sequence[str] = ()) -> Plugins:
         """The installed plugins, and the user's `own` files or modules, which are imported at once. Never raises."""
         plugins = cls()
+        plugins.own = own
         plugins._entries = plugins._waiting = _installed(plugins.failures)
         for reference in own:
             # A module that is also installed is not a second plugin.

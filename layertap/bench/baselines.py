@@ -26,11 +26,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from layertap.contracts import PROFILES, Preprocessor
+from layertap.contracts import Preprocessor
 from layertap.pipeline.forward import ForwardPass, model_guard
 from layertap.pipeline.prepare import Prepared
 from layertap.pipeline.shards import to_numpy
 from layertap.plugins import Plugins
+from layertap.profile import PROFILES
 from layertap.records import ImageRecord
 
 # It holds all its images, and the model's outputs for them, at once.

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from layertap.bench.figures import Figure
 from layertap.bench.trials import Pass, Trial, sampled, stream
-from layertap.contracts import PROFILES
 from layertap.images.batches import default_workers
 from layertap.pipeline import malloc
 from layertap.pipeline.forward import OutOfMemory
 from layertap.pipeline.prepare import Prepared, prepared
+from layertap.profile import PROFILES
 
 Setting: TypeAlias = tuple[str, int | str]
 Values: TypeAlias = Mapping[str, Tensor]

@@ -15,7 +15,7 @@ import torch
 
 from layertap.contracts import FileSink, Observer, Sink, Source
 from layertap.images.plan import Plan
-from layertap.pipeline import fingerprint, pipeline
+from layertap.pipeline import fingerprint, walk
 from layertap.pipeline.events import Events
 from layertap.pipeline.first_images import of_one_size
 from layertap.pipeline.prepare import Prepared
@@ -59,7 +59,7 @@ class Trial:
         with self.output() as (sink, info, output):
             this = dataclasses.replace(self.this, sink=sink, events=Events([clock]), info=info)
             work = WholePlan(this.plan, info.shard_rows)
-            pipeline.Walk(this, output, work, time.monotonic(), Stopwatch()).walk()
+            walk.WalkHere(this, output, time.monotonic(), Stopwatch(), work).walk()
         return clock.read(self.this.plan.count)
 
     @contextmanager

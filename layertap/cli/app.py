@@ -95,6 +95,28 @@ def run(
 
 
 @app.command()
+def work(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run that has an engine.")],
+    plugin: Own = None,
+    name: Annotated[str | None, typer.Option("--name", help="This worker's name; by default host and process.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Where to compute, instead of CONFIG's.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="How many decoding threads.")] = None,
+    patience: Annotated[
+        float, typer.Option("--patience", min=5, help="Seconds without a sign of the coordinator before giving up.")
+    ] = 120.0,
+    attached: Annotated[bool, typer.Option("--attached", hidden=True)] = False,
+) -> None:
+    """Join a run that is in progress, from any machine that sees its folder: compute shards until it is over."""
+    with uncollected():
+        from layertap.cli.work import joined
+
+    own = _own(context, plugin)
+    done = joined(output, own, name, device=device, workers=workers, patience=patience, attached=attached)
+    typer.echo(f"the run is over; this worker has computed {done} shards", err=True)
+
+
+@app.command()
 def layers(
     context: typer.Context,
     target: Annotated[str, typer.Argument(metavar="CONFIG_OR_MODEL", help="A YAML file, or TYPE/NAME.")],

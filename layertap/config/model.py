@@ -28,12 +28,13 @@ from layertap.config.values import (
     Threads,
     with_home,
 )
-from layertap.contracts import PROFILES, Plugin, Profile
+from layertap.contracts import Plugin
 from layertap.errors import ConfigError, Fault, LayertapError, Where, combined, did_you_mean, faults_of, within
 from layertap.images.decoding.bounds import MEMORY
 from layertap.images.decoding.formats import STANDARD
 from layertap.images.limits import MAX_IMAGE_PIXELS
 from layertap.plugins import Plugins, Registered, guard
+from layertap.profile import PROFILES, Profile
 from layertap.store.paths import refusal, variables
 from layertap.taps.grammar import Spec, Tap
 
@@ -41,7 +42,13 @@ MODEL_PREPROCESSOR = "model"
 """The type in `preprocess:` that means the preprocessor that came with the model."""
 
 # The keys of the configuration that name one plugin, and its kind.
-PARTS: Mapping[str, str] = {"model": "model", "source": "source", "preprocess": "preprocessor", "sink": "sink"}
+PARTS: Mapping[str, str] = {
+    "model": "model",
+    "source": "source",
+    "preprocess": "preprocessor",
+    "sink": "sink",
+    "engine": "engine",
+}
 
 # Examples of the keys that a first configuration often lacks.
 _EXAMPLES = {"source": "source: {type: folder, path: images/}", "sink": "sink: {type: npy, path: features/}"}
@@ -109,6 +116,16 @@ class RunConfig(pydantic.BaseModel):
         "refuse",
         description="what to do with a model that gives different values for the same images: refuse it, or seed each "
         "batch with its number",
+    )
+    threads: Threads | None = Field(
+        None, description="torch's threads per process; by default its own choice, or what the engine gives a worker"
+    )
+    engine: PathSpec | None = Field(
+        None, description="what computes the shards in other processes, here or on other machines; null: this process"
+    )
+    processors: Literal["same", "any"] = Field(
+        "same",
+        description="whether all shards must come from one kind of processor; other kinds differ in last bits",
     )
     observers: Specs = Field((Spec(type="progress"),), description="the observers of the run")
 
@@ -182,7 +199,7 @@ class RunConfig(pydantic.BaseModel):
         return {key: self._document.plain(value, (key,), data_of) for key, value in data.items()}
 
     def build(self, key: str, plugins: Plugins) -> Plugin:
-        """The plugin that `key` names (`source`, `sink`, `model`, `preprocess`), with its parameters validated."""
+        """The plugin that `key` names (`source`, `sink`, `model` ...), with its parameters validated."""
         return build_part(PARTS[key], getattr(self, key), plugins, self._document, (key,))
 
     def build_observers(self, plugins: Plugins) -> list[Plugin]:
@@ -213,7 +230,8 @@ class RunConfig(pydantic.BaseModel):
 
     def _specs(self) -> Iterable[tuple[Where, str, Spec]]:
         for key, kind in PARTS.items():
-            yield (key,), kind, getattr(self, key)
+            if getattr(self, key) is not None:
+                yield (key,), kind, getattr(self, key)
         for number, tap in enumerate(self.taps):
             for place, spec in enumerate(tap.reduce):
                 yield ("taps", number, "reduce", place), "reducer", spec

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from layertap.config.model import MODEL_PREPROCESSOR, PARTS, RunConfig
-from layertap.contracts import PROFILES, Profile
 from layertap.errors import PluginError
 from layertap.plugins import Plugins, guard
+from layertap.profile import PROFILES, Profile
 from layertap.taps.grammar import Tap
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -25,7 +25,9 @@ def config_schema(plugins: Plugins) -> dict[str, Any]:
     defaults = RunConfig(source="-", sink="-").plain()
     properties = {key: {**_about(about), **_static(about)} for key, about in base["properties"].items()}
     for key, kind in PARTS.items():
-        properties[key] = {**_about(base["properties"][key]), **_ref(kind)}
+        optional = RunConfig.model_fields[key].default is None
+        found = {"anyOf": [_ref(kind), {"type": "null"}]} if optional else _ref(kind)
+        properties[key] = {**_about(base["properties"][key]), **found}
     properties["observers"] = {**_about(base["properties"]["observers"]), **_one_or_more("observer")}
     properties["profile"] = {**_about(base["properties"]["profile"]), **_profile()}
     properties["taps"] = {**_about(base["properties"]["taps"]), **_taps()}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -35,6 +36,7 @@ class Plan:
         self._limit = limit
         # Compressed, because the ids of a million images take a hundred megabytes.
         self._pages: list[bytes] = []
+        self._opened: tuple[int, Sequence[Any]] = (-1, ())
         ids, contents = hashlib.sha256(), hashlib.sha256()
         self.count = 0
         self.keys: list[str] = []
@@ -67,7 +69,7 @@ class Plan:
                     break
                 record = next(given, None)
             if record is None or record.id != record_id:
-                current = ImageRecord(record_id, _vanished)
+                current = ImageRecord(record_id, vanished)
             else:
                 current, record = self._plain(record), next(given, None)
             if number >= first:
@@ -77,16 +79,18 @@ class Plan:
         """Id and stamp of the planned records from number `first` up to `stop`."""
         stop = self.count if stop is None else min(stop, self.count)
         for number in range(first // _PAGE, -(-stop // _PAGE)):
-            page = json.loads(zlib.decompress(self._pages[number]))
-            yield from islice(map(tuple, page), max(first - number * _PAGE, 0), stop - number * _PAGE)
+            page = self._page(number)
+            yield from islice(page, max(first - number * _PAGE, 0), stop - number * _PAGE)
+
+    def _page(self, number: int) -> Sequence[tuple[str, str | None]]:
+        # Shards are asked for one after another, and each several times.
+        if self._opened[0] != number:
+            self._opened = number, [tuple(entry) for entry in json.loads(zlib.decompress(self._pages[number]))]
+        return self._opened[1]
 
     def digest_of(self, first: int, count: int, without: Container[str]) -> str:
         """A hash of `count` records from `first` on and their files, except for the ids in `without`."""
-        digest = hashlib.sha256()
-        for record_id, stamp in self.entries(first, first + count):
-            if record_id not in without:
-                digest.update(f"{record_id}\0{stamp};".encode())
-        return digest.hexdigest()
+        return digest_of(self.entries(first, first + count), without)
 
     def ids(self, first: int, count: int) -> list[str]:
         """The ids of `count` records from number `first` on; fewer if the plan ends earlier."""
@@ -139,11 +143,21 @@ class Plan:
             raise PluginError(f"the source {name} gives {record.id!r} {error}") from error
 
 
+def digest_of(entries: Iterable[tuple[str, str | None]], without: Container[str]) -> str:
+    """A hash of ids and stamps, except for the ids in `without`."""
+    digest = hashlib.sha256()
+    for record_id, stamp in entries:
+        if record_id not in without:
+            digest.update(f"{record_id}\0{stamp};".encode())
+    return digest.hexdigest()
+
+
 def source_remarks(source: Source) -> tuple[str, ...]:
     """What a source that has given all its records says about what it left out."""
     with guard(source):
         return tuple(source.remarks)
 
 
-def _vanished() -> bytes:
+def vanished() -> bytes:
+    """Raise what the data of a planned image raises that its source no longer gives."""
     raise refusal("vanished")

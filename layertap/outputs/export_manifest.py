@@ -91,7 +91,7 @@ def _narrowed(tap: Tap, name: str, facts: TapFacts) -> Tap | None:
 
 def _versions(source: Manifest, config: Mapping[str, Any], sink: Registered, plugins: Plugins) -> dict[str, str]:
     """The versions recorded, without that of the old sink where nothing else needs it, and with the new one's."""
-    used = [(kind, config[key]["type"]) for key, kind in PARTS.items() if key != "sink"]
+    used = [(kind, config[key]["type"]) for key, kind in PARTS.items() if key not in ("sink", "engine")]
     used += [("reducer", type_name) for tap in source.taps.values() for type_name in tap.reduce]
     parts = [plugins.get(kind, type_name) for kind, type_name in used]
     needed = {"layertap", *(part.distribution for part in parts if part)}

@@ -49,6 +49,19 @@ def rounding(tf32: bool | None) -> Iterator[None]:
                 backend.allow_tf32 = allowed
 
 
+@contextmanager
+def computing_threads(count: int | None) -> Iterator[None]:
+    """Set torch's number of threads inside the block; None keeps the current one. Last bits depend on it."""
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        if count is not None:
+            torch.set_num_threads(before)
+
+
 def find_device(name: str) -> torch.device:
     """The device of a configuration's `device`. Raises `ConfigError` for one that this machine does not have."""
     if name == "auto":

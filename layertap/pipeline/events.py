@@ -16,6 +16,7 @@ from layertap.hookspecs import hookimpl
 from layertap.plugins import guard
 
 if TYPE_CHECKING:
+    from layertap.jobs import WorkerReport
     from layertap.records import ImageRecord, Report, RunInfo
 
 _EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
@@ -51,6 +52,10 @@ class Events:
 
     def shard_committed(self, run: RunInfo, number: int) -> None:
         self._manager.hook.shard_committed(run=run, number=number)
+        self._raise()
+
+    def worker_reported(self, run: RunInfo, worker: WorkerReport) -> None:
+        self._manager.hook.worker_reported(run=run, worker=worker)
         self._raise()
 
     def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:

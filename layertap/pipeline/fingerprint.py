@@ -85,7 +85,7 @@ def _fingerprint(this: Prepared) -> dict[str, Any]:
         "profile": {**this.config.profile.model_dump(), "decode": "scaled" if this.enough else "whole"},
         "batch_size": info.batch_size,
         "shard_rows": info.shard_rows,
-        "processor": processor(this.forward.device),
+        **_computing(this.config, {"processor": processor(this.forward.device)}),
         "threads": torch.get_num_threads(),
         "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
     }
@@ -107,10 +107,17 @@ def before_the_model(config: RunConfig, plugins: Plugins, plan: Plan, device: to
         "sink": written["sink"]["type"],
         **({"batch_size": config.batch_size} if isinstance(config.batch_size, int) else {}),
         **({"shard_rows": config.shard_rows} if config.shard_rows else {}),
-        "device": device.type,
+        **_computing(config, {"device": device.type}),
         **{f"version of {name}": version for name, version in _versions(config, plugins).items()},
     }
     return _plain(known)
+
+
+def _computing(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts about the processor that computes; none yet where an engine's workers do."""
+    if config.processors == "any":
+        return dict.fromkeys(facts, "any")
+    return {} if config.engine else dict(facts)
 
 
 def _seeding(config: RunConfig) -> dict[str, str]:
@@ -137,7 +144,7 @@ def _params(preprocessor: Preprocessor) -> dict[str, Any]:
 def _versions(config: RunConfig, plugins: Plugins) -> dict[str, str]:
     """The versions of the libraries that compute, and of every distribution whose plugins take part."""
     found = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    used = [(kind, getattr(config, key).type) for key, kind in PARTS.items()]
+    used = [(kind, getattr(config, key).type) for key, kind in PARTS.items() if key != "engine"]
     used += [("reducer", spec.type) for tap in config.taps for spec in tap.reduce]
     for kind, type_name in used:
         registered = plugins.get(kind, type_name)
@@ -160,3 +167,8 @@ def _tap_facts(column: Column) -> TapFacts:
         raw=RawFacts(shape=list(tap.shape), dtype=tap.dtype, axes=tap.axes),
         nonfinite=None,
     )
+
+
+def computed_by(this: Prepared) -> dict[str, Any]:
+    """What computes the shards of a run, as the fingerprint has it."""
+    return _plain(processor(this.forward.device))

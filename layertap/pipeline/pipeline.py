@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,32 +13,30 @@ import torch
 
 from layertap.config.loading import ConfigLike, load_config
 from layertap.config.model import RunConfig
-from layertap.contracts import FileSink, Sink
-from layertap.errors import ConfigError, ImageError, LayertapError, within
+from layertap.contracts import FileSink
+from layertap.errors import ConfigError
 from layertap.images.batches import Decoding, Slot, batches, default_workers
 from layertap.images.plan import Plan
 from layertap.outputs.output import Output
-from layertap.pipeline import fingerprint, first_images, inputs, malloc
+from layertap.pipeline import fingerprint, first_images, inputs, limits
+from layertap.pipeline.coordinator import Coordinated
 from layertap.pipeline.device import find_device, ready
 from layertap.pipeline.forward import ForwardPass, OutOfMemory
-from layertap.pipeline.prepare import Prepared, prepared
+from layertap.pipeline.prepare import prepared
 from layertap.pipeline.randomness import Nondeterministic
 from layertap.pipeline.retry import Retry
-from layertap.pipeline.shards import gather, nonfinite
 from layertap.pipeline.tensors import AsTheyAre, ready_tensors
+from layertap.pipeline.walk import WalkHere, report_of
 from layertap.pipeline.work import WholePlan, Work
-from layertap.pipeline.writer import Destination, FolderDestination, SinkDestination, Writer
-from layertap.plugins import Plugins, guard
-from layertap.records import Activations, Batch, Failure, Planned, Report, RunInfo, Tally
+from layertap.pipeline.writer import FolderDestination, SinkDestination
+from layertap.plugins import Plugins
+from layertap.records import Activations, Planned, Report
 from layertap.store import place
 from layertap.store.commits import Commit, Commits
 from layertap.store.store import beside, open_store
 from layertap.taps.grammar import TapsLike
 from layertap.taps.tapped import TappedModel
 from layertap.timing import Stopwatch
-
-# A share of a small plan would stop a run at its first bad file.
-_FEWEST_FAILURES = 100
 
 
 def run(
@@ -78,12 +74,14 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
             this = stack.enter_context(prepared(config, plugins, check))
         sink, info = this.sink, this.info
         work: Work = WholePlan(this.plan, info.shard_rows)
+        if retry_failed and this.engine is not None:
+            raise ConfigError("--retry-failed computes in this process; add engine=null", where=("engine",))
         if not isinstance(sink, FileSink):
             if retry_failed:
                 raise ConfigError(
                     f"the sink {config.sink.type} keeps no output folder, so nothing in it can be retried"
                 )
-            return Walk(this, SinkDestination(sink), work, started, stopwatch).walk()
+            return WalkHere(this, SinkDestination(sink), started, stopwatch, work).walk()
         path, manifest = Path(sink.params.path), fingerprint.manifest(this)
         holds = partial(_is_planned, this.plan)
         store = stack.enter_context(open_store(path, sink, manifest, mode=config.mode, retry=retry_failed, holds=holds))
@@ -94,8 +92,10 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
                 store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run, holds))
         output = FolderDestination(store, this.plan, store.manifest.unknown(manifest))
         if store.is_complete:
-            return _report(this, info, output.tally(), output, 0.0, already=True)
-        return Walk(this, output, work, started, stopwatch).walk()
+            return report_of(this, info, output.tally(), output, 0.0, already=True)
+        if this.engine is not None:
+            return Coordinated(this, output, started, stopwatch, store, this.engine, holds).walk()
+        return WalkHere(this, output, started, stopwatch, work).walk()
 
 
 def extract(
@@ -169,7 +169,7 @@ def extract(
             for batch, activations in computed:
                 if on_error == "fail":
                     for failure in batch.failures.values():
-                        raise _refused(failure)
+                        raise limits.refused(failure)
                 if activations.records:
                     yield activations
 
@@ -204,135 +204,3 @@ def _is_planned(plan: Plan, record: Commit) -> bool:
     """
     keys = list(record.kept[0].meta) if record.kept else plan.keys
     return keys == plan.keys and record.accounts_for(plan.ids(record.first, record.planned))
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """One run from its first image to its report."""
-
-    run: Prepared
-    output: Destination
-    work: Work
-    started: float
-    stopwatch: Stopwatch
-
-    def walk(self) -> Report:
-        sink, events, tally = self.run.sink, self.run.events, self.output.tally()
-        info = dataclasses.replace(self.run.info, resumed=tally.planned)
-        with within("sink"), guard(sink):
-            sink.open(info)
-        try:
-            with _aborted(sink):
-                events.run_started(info)
-                self._extract(info, tally)
-                seconds = time.monotonic() - self.started
-                self.output.finish(seconds, self.stopwatch)
-                extracting = seconds - self.stopwatch.seconds.get("start", 0.0)
-                report = _report(self.run, info, tally, self.output, seconds, extracting=extracting)
-            with within("sink"), guard(sink):
-                sink.close(report)
-        except BaseException as error:
-            events.run_finished(info, None, error)
-            raise
-        events.run_finished(info, report, None)
-        return report
-
-    def _extract(self, info: RunInfo, tally: Tally) -> None:
-        forward, events, work, first = self.run.forward, self.run.events, self.work, tally.shards
-        stream = self.run.batches(work.planned(first), self.stopwatch)
-        size = info.shard_rows // info.batch_size
-        places = (place for number in work.numbers(first) for place in range(number * size, (number + 1) * size))
-        computing = forward.activations(stream, info.columns, self.stopwatch, numbers=places)
-        activations = malloc.keeping(computing)
-        with closing(stream), closing(activations), Writer(self.output, self.stopwatch) as writer:
-            done = self._watched(activations, info, tally)
-            computed = gather(done, info.columns, min(info.shard_rows, info.planned), work.numbers(first))
-            for gathered in work.shards(computed, first):
-                if not work.is_computed(gathered.shard.number):
-                    tally.count_images(gathered.planned, (failure.reason for failure in gathered.failures))
-                    tally.causes.add_counted(gathered.causes)
-                    events.batch_done(info, gathered.planned)
-                tally.count_shard(gathered.nonfinite, gathered.notes)
-                self._committed(writer.put(gathered), info)
-            self._committed(writer.wait(), info)
-
-    def _watched(
-        self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally
-    ) -> Iterator[tuple[Batch, Activations]]:
-        config, events = self.run.config, self.run.events
-        most = config.max_failures
-        most = most if isinstance(most, int) else max(_FEWEST_FAILURES, int(most * info.planned))
-        for batch, activations in done:
-            tally.count_images(len(batch.records), (failure.reason for failure in batch.failures.values()))
-            tally.causes.add_failures(batch.failures.values())
-            tally.batches += 1
-            tally.forwards += len(batch.groups())
-            for failure in batch.failures.values():
-                events.image_failed(info, failure.record, failure.reason)
-                if config.on_error == "fail":
-                    raise _refused(failure)
-            if tally.failed > most:
-                reason = f"stopped: {tally.failed} images failed, and max_failures allows {most}"
-                raise ImageError("max_failures", "; ".join([reason, *map(str, tally.causes.counted()[:1])]))
-            if config.nonfinite == "fail":
-                _refuse_nonfinite(activations)
-            events.batch_done(info, len(batch.records))
-            yield batch, activations
-
-    def _committed(self, number: int | None, info: RunInfo) -> None:
-        if number is not None:
-            self.run.events.shard_committed(info, number)
-
-
-@contextmanager
-def _aborted(sink: Sink) -> Iterator[None]:
-    """Report to the sink what ends the run inside the block, even an interrupt."""
-    try:
-        yield
-    except BaseException as error:
-        try:
-            with guard(sink):
-                sink.abort(error)
-        except LayertapError as fault:
-            error.add_note(f"layertap: afterwards {fault}")
-        raise
-
-
-def _refused(failure: Failure) -> ImageError:
-    what = f"{failure.record.id!r} cannot be used: {failure.reason} ({failure.stage})"
-    return ImageError(failure.reason, f"{what}: {failure.cause}" if failure.cause else what)
-
-
-def _refuse_nonfinite(activations: Activations) -> None:
-    for name, values in activations.values.items():
-        if nonfinite(values):
-            row = next(row for row in range(len(values)) if nonfinite(values[row]))
-            raise ImageError(
-                "nonfinite",
-                f"stopped: tap {name!r} gave {nonfinite(values[row])} values that are NaN or infinite for "
-                f"{activations.records[row].id!r}, and nonfinite is `fail`",
-            )
-
-
-def _report(
-    this: Prepared,
-    info: RunInfo,
-    tally: Tally,
-    output: Destination,
-    seconds: float,
-    *,
-    extracting: float = 0.0,
-    already: bool = False,
-) -> Report:
-    sink = this.sink
-    with guard(sink):
-        ids, values = sink.result() or (None, None)
-    report = tally.report(info, seconds, stored=output.stored)
-    return dataclasses.replace(
-        report,
-        ids=ids,
-        values=values,
-        already=already,
-        extracting=extracting,
-        remarks=[*this.plan.remarks, *output.remarks, *report.remarks],
-    )

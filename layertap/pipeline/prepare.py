@@ -13,14 +13,14 @@ from typing import TypeAlias
 import torch
 
 from layertap.config.model import RunConfig
-from layertap.contracts import FileSink, Preprocessor, Sink, Source
+from layertap.contracts import Engine, FileSink, Preprocessor, Sink, Source
 from layertap.errors import ConfigError
 from layertap.images.batches import Decoding, Slot, batches, default_workers
 from layertap.images.decoding.bounds import Bounds
 from layertap.images.decoding.decode import Enough
 from layertap.images.plan import Plan
 from layertap.pipeline import inputs, memory
-from layertap.pipeline.device import find_device, ready, rounding
+from layertap.pipeline.device import computing_threads, find_device, ready, rounding
 from layertap.pipeline.events import Events
 from layertap.pipeline.first_images import looked, settled
 from layertap.pipeline.forward import ForwardPass
@@ -35,6 +35,7 @@ from layertap.timing import Stopwatch
 _READERS_A_CORE = 16
 
 Check: TypeAlias = Callable[[Path, Plan, torch.device], None]
+Listed: TypeAlias = Callable[[Source, int | None], Plan]
 
 _FORMATS = {"contiguous": "preserve_format", "channels_last": "channels_last"}
 
@@ -51,6 +52,7 @@ class Prepared:
     sink: Sink
     events: Events
     info: RunInfo
+    engine: Engine | None = None
 
     @property
     def enough(self) -> Enough | None:
@@ -85,30 +87,41 @@ def _decoding(config: RunConfig, preprocessor: Preprocessor) -> Decoding:
 
 @contextmanager
 def prepared(
-    config: RunConfig, plugins: Plugins, check: Check | None = None, *, source: Source | None = None
+    config: RunConfig,
+    plugins: Plugins,
+    check: Check | None = None,
+    *,
+    source: Source | None = None,
+    listed: Listed = Plan,
 ) -> Iterator[Prepared]:
     """The parts of a run, with the model tapped and on its device for as long as the block lasts.
+
+    An engine's workers compute where they are, so that with one the model is only looked at here, on the CPU. `listed`
+    makes the plan of the source, where it is not to be listed here.
 
     What is quick to check comes first: a missing folder is reported before a model is loaded. So is what `check` raises
     about a sink's path. A `source` that is given replaces the configured one. Raises `LayertapError`; whatever knows
     its key, here or later in the block, says where in the configuration that is.
     """
-    with config.at(), _prepared(config, plugins, check, source) as this:
+    with config.at(), _prepared(config, plugins, check, source, listed) as this:
         yield this
 
 
 @contextmanager
-def _prepared(config: RunConfig, plugins: Plugins, check: Check | None, given: Source | None) -> Iterator[Prepared]:
+def _prepared(
+    config: RunConfig, plugins: Plugins, check: Check | None, given: Source | None, listed: Listed
+) -> Iterator[Prepared]:
     source, sink = given or config.build("source", plugins), config.build("sink", plugins)
     assert isinstance(source, Source)
     assert isinstance(sink, Sink)
+    engine = _engine(config, plugins, sink)
     if isinstance(sink, FileSink):
         with config.at("sink", "path"):
             _refuse_inside(Path(sink.params.path), getattr(source.params, "path", None))
     events = Events(config.build_observers(plugins))
     with config.at("device"):
-        device = find_device(config.device)
-    plan = Plan(source, config.limit)
+        device = find_device(config.device if engine is None else "cpu")
+    plan = listed(source, config.limit)
     if check and isinstance(sink, FileSink):
         check(Path(sink.params.path), plan, device)
     loaded = inputs.configured_model(config, plugins)
@@ -119,7 +132,8 @@ def _prepared(config: RunConfig, plugins: Plugins, check: Check | None, given: S
     tapped = TappedModel(loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=plugins)
     memory_format = getattr(torch, _FORMATS[config.profile.memory_format])
     autocast = getattr(torch, config.autocast) if config.autocast else None
-    with rounding(config.profile.tf32), ready(loaded.module, device, memory_format), tapped:
+    threads = config.threads or (engine.threads() if engine else None)
+    with computing_threads(threads), rounding(config.profile.tf32), ready(loaded.module, device, memory_format), tapped:
         forward = ForwardPass(
             tapped, preprocessor, slot, device, memory_format, autocast, nondeterministic=config.nondeterministic
         )
@@ -137,12 +151,27 @@ def _prepared(config: RunConfig, plugins: Plugins, check: Check | None, given: S
             columns=columns,
             batch_size=batch_size,
             shard_rows=shard_rows,
-            device=str(device),
+            device=str(device) if config.engine is None else config.engine.type,
             path=Path(sink.params.path) if isinstance(sink, FileSink) else None,
             config=config.plain(),
             about=loaded.about,
         )
-        yield Prepared(config, plugins, plan, workers, forward, sink, events, info)
+        yield Prepared(config, plugins, plan, workers, forward, sink, events, info, engine)
+
+
+def _engine(config: RunConfig, plugins: Plugins, sink: Sink) -> Engine | None:
+    if config.engine is None:
+        return None
+    engine = config.build("engine", plugins)
+    assert isinstance(engine, Engine)
+    if not isinstance(sink, FileSink):
+        raise ConfigError(
+            f"the workers of an engine write into an output folder, which the sink {config.sink.type} does not keep",
+            where=("engine",),
+        )
+    if config.batch_size == "auto":
+        raise ConfigError("an engine's workers need one batch size; set it to a number", where=("batch_size",))
+    return engine
 
 
 def _batch_size(config: RunConfig, sink: Sink, forward: ForwardPass, columns: Mapping[str, Column], images: int) -> int:

@@ -59,11 +59,18 @@ class Commit(Facts):
     nonfinite: Counts
     notes: Counts
     causes: list[CauseFacts] = Field(default=[])
+    processor: dict[str, Any] | None = None
     kept: list[KeptRow]
     failures: list[FailedImage]
 
     @classmethod
-    def of(cls, gathered: Gathered, source: str, files: Mapping[str, FileFacts]) -> Commit:
+    def of(
+        cls,
+        gathered: Gathered,
+        source: str,
+        files: Mapping[str, FileFacts],
+        processor: Mapping[str, Any] | None = None,
+    ) -> Commit:
         """The record of a shard whose files are durable."""
         shard = gathered.shard
         return cls(
@@ -76,6 +83,7 @@ class Commit(Facts):
             nonfinite=dict(gathered.nonfinite),
             notes=dict(gathered.notes),
             causes=CauseFacts.of(gathered.causes),
+            processor=None if processor is None else dict(processor),
             kept=[KeptRow(id=record.id, meta=dict(record.meta)) for record in shard.records],
             failures=[FailedImage(id=f.record.id, stage=f.stage, reason=f.reason) for f in gathered.failures],
         )
@@ -90,6 +98,7 @@ class Commit(Facts):
             nonfinite=self.nonfinite,
             notes=self.notes,
             causes=self.causes,
+            processor=self.processor,
         )
 
     def accounts_for(self, planned: Sequence[str]) -> bool:
@@ -162,6 +171,11 @@ class Commits:
 
     def _path(self, number: int) -> Path:
         return self._output / COMMITS / f"{number:05d}.json"
+
+
+def durable_facts(folder: Path) -> dict[str, FileFacts]:
+    """Make all of a folder durable; what its files are. Raises `OSError`."""
+    return {file.relative_to(folder).as_posix(): FileFacts.of(file) for file in durable.sync_tree(folder)}
 
 
 def digest(values: NDArray[Any]) -> str:

@@ -130,6 +130,9 @@ class ShardFacts(Facts):
     nonfinite: Counts
     notes: Counts
     causes: list[CauseFacts] = Field(default=[])
+    processor: dict[str, Any] | None = Field(
+        None, description="what computed it, where the configuration allows any kind of processor"
+    )
 
 
 class Totals(Facts):
@@ -215,8 +218,12 @@ class Manifest(Facts):
             tap.nonfinite = tally.nonfinite[name]
 
     def different(self, other: Manifest, besides: tuple[str, ...] = ()) -> list[str]:
-        """The differences of the fingerprint from that of `other`, in words; keys in `besides` do not count."""
-        return _differences(*_comparable(self.fingerprint, other.fingerprint), {*besides, *self.unknown(other)})
+        """The differences of the fingerprint from that of `other`, in words; keys in `besides` do not count.
+
+        Nor does what only one of them records about the processor.
+        """
+        skipped = {*besides, *self.unknown(other), *other.unknown(self)}
+        return _differences(*_comparable(self.fingerprint, other.fingerprint), skipped)
 
     def different_in(self, known: Mapping[str, Any], besides: tuple[str, ...] = ()) -> list[str]:
         """The differences of the fingerprint from a part of another one, in words."""
@@ -230,8 +237,8 @@ class Manifest(Facts):
 FILES = "file sizes and times"
 """The part of a fingerprint that represents the content of the images' files."""
 
-# Parts of a fingerprint that outputs of older versions do not record.
-_RECORDED_LATER = ("processor",)
+# Parts of a fingerprint that outputs of older versions do not record, nor those of an engine before the first shard.
+_RECORDED_LATER = ("processor", "device")
 
 # Parts of a fingerprint that change together with another part, which is more informative.
 _IMPLIED: Mapping[str, tuple[str, ...]] = {

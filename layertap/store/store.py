@@ -26,7 +26,7 @@ from layertap.errors import FOREIGN, LOCKED, StoreError, within
 from layertap.plugins import guard
 from layertap.records import Gathered, Tally
 from layertap.store import durable, place, replace, safe_files
-from layertap.store.commits import COMMITS, PARTS, Commit, Commits, add_meta_types
+from layertap.store.commits import COMMITS, PARTS, Commit, Commits, add_meta_types, durable_facts
 from layertap.store.listings import FAILURES, INDEX, listings
 from layertap.store.lock import Lock
 from layertap.store.manifest import FILES, MANIFEST, FileFacts, Manifest, Owner, read_manifest
@@ -41,6 +41,8 @@ class Store:
         self.commits = Commits(path)
         self._sink = sink
         self._target = target
+        self.processor: Mapping[str, Any] | None = None
+        """What computes the shards, recorded with each of them if it is set."""
         # Known of the committed shards without reading their records again.
         self._tally = Tally(nonfinite=Counter(dict.fromkeys(manifest.taps, 0)))
         self._meta: dict[str, str] = {}
@@ -100,17 +102,29 @@ class Store:
         with guard(self._sink), storage(self.path), within("sink"):
             self._sink.save(gathered.shard, temporary)
         with storage(self.path):
-            files = _facts(temporary)
-            durable.clear_folder(part)
-            os.rename(temporary, part)
+            record = Commit.of(gathered, source, durable_facts(temporary), self.processor)
+        self.adopt(record, temporary)
+
+    def adopt(self, record: Commit, folder: Path) -> None:
+        """Make a shard true whose files in `folder` are durable; the folder becomes its part."""
+        part = self.commits.part(record.shard)
+        with storage(self.path):
+            if folder != part:
+                durable.clear_folder(part)
+                os.rename(folder, part)
             durable.sync(part.parent)
-            record = Commit.of(gathered, source, files)
             try:
                 self.commits.create(record)
             except FileExistsError as error:
-                number = gathered.shard.number
-                raise StoreError(f"{self.path}: another run has committed shard {number}", code=LOCKED) from error
+                raise StoreError(f"{self.path}: another run has committed shard {record.shard}", code=LOCKED) from error
         self._count(record)
+
+    def computed_on(self, facts: Mapping[str, Any]) -> None:
+        """Record in the fingerprint on what the shards are computed, which an engine's first worker knows."""
+        self.manifest.fingerprint |= facts
+        self.manifest.device = str(facts["device"])
+        with storage(self.path):
+            self._write_manifest()
 
     def _count(self, record: Commit) -> None:
         record.count_into(self._tally)
@@ -166,7 +180,7 @@ class Store:
         durable.fresh_folder(folder)
         with guard(self._sink), storage(self.path), within("sink"):
             self._sink.merge([self.commits.part(number) for number in range(count)], folder)
-        files = _facts(folder)
+        files = durable_facts(folder)
         # A rename puts a file in another one's place, and no folder in that of one which an earlier try has filled.
         replace.remove_files(self.path, self.manifest.files)
         durable.sync(self.path)
@@ -211,7 +225,7 @@ def open_store(
         if found is None:
             place.refuse_foreign(path)
         changed = found.different(manifest, besides=(FILES,) if retry else ()) if found else []
-        if found and changed and place.is_free(path, found):
+        if found and (changed or found.unknown(manifest)) and place.is_free(path, found):
             found, changed = None, []
         if found and mode == "resume":
             place.refuse_another(path, found, changed)
@@ -282,11 +296,6 @@ def storage(path: Path) -> Iterator[None]:
             else ""
         )
         raise StoreError(f"{error.filename or path}: {error.strerror or error}{cure}") from error
-
-
-def _facts(folder: Path) -> dict[str, FileFacts]:
-    """Make all of a folder durable; what its files are."""
-    return {file.relative_to(folder).as_posix(): FileFacts.of(file) for file in durable.sync_tree(folder)}
 
 
 def _now() -> str:

@@ -16,8 +16,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
 from layertap import ImageError
-from layertap.contracts import PROFILES
 from layertap.images.decoding.decode import decode
+from layertap.profile import PROFILES
 from layertap_plugins.preprocessors.imagenet import ImageNet
 
 MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "I;16"]

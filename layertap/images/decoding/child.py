@@ -21,10 +21,11 @@ import sys
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from layertap.contracts import Preprocessor, Profile
+from layertap.contracts import Preprocessor
 from layertap.images.causes import cause_of, check_form, reason_of
 from layertap.images.decoding import decode, wire
 from layertap.images.decoding.bounds import Bounds
+from layertap.profile import Profile
 
 READY = b"ready\n"
 """What a process says once it can work."""

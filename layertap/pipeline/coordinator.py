@@ -1,0 +1,234 @@
+"""A run whose shards are computed by an engine's workers: each is made true here, once, in the order of the plan."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+
+from layertap.contracts import Engine
+from layertap.errors import ImageError, LayertapError, StoreError
+from layertap.images.plan import Plan
+from layertap.images.sent import sent
+from layertap.jobs import Job, Receipt, WorkerReport
+from layertap.pipeline import limits
+from layertap.pipeline.first_images import LOOK
+from layertap.pipeline.walk import Walk
+from layertap.plugins import guard
+from layertap.records import Failure, ImageRecord, RunInfo, Tally
+from layertap.store.attempts import Attempts
+from layertap.store.board import Board
+from layertap.store.commits import Commit
+from layertap.store.store import Store
+
+# How often an engine may end without a receipt, with shards still missing.
+_MOST_ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinated(Walk):
+    """A run that an engine's workers compute. `holds` says whether a record is one of the plan."""
+
+    store: Store
+    engine: Engine
+    holds: Callable[[Commit], bool]
+
+    def extract(self, info: RunInfo, tally: Tally) -> None:
+        """Let the engine work, and commit what it brings; receipts that an earlier run left come first."""
+        path = self.store.path
+        board, attempts = Board(path), Attempts(path)
+        attempts.begin()
+        job = self._job()
+        shards = _Shards(self.run.plan, info.shard_rows, board, job.directory, tally.shards)
+        adoption = _Adoption(self, info, tally, shards, attempts, job)
+        board.open(job, sent(islice(self.run.plan.records(), LOOK), job.directory))
+        try:
+            for receipt in attempts.receipts():
+                adoption.receive(receipt)
+            self._collect(job, shards, adoption, info)
+        except BaseException:
+            # Receipts are kept: the next run adopts them.
+            left = {receipt.attempt for receipt in attempts.receipts()}
+            for attempt in set(board.close()) - left:
+                attempts.discard(attempt)
+            raise
+        attempts.sweep(board.close())
+
+    def _collect(self, job: Job, shards: _Shards, adoption: _Adoption, info: RunInfo) -> None:
+        rounds = 0
+        while not shards.is_complete:
+            before = shards.committed
+            with closing(_brought(self.engine, job, shards)) as brought:
+                for each in brought:
+                    if isinstance(each, WorkerReport):
+                        self.run.events.worker_reported(info, each)
+                    else:
+                        adoption.receive(each)
+                    if shards.is_complete:
+                        break
+            rounds = 0 if shards.committed > before else rounds + 1
+            if rounds >= _MOST_ROUNDS:
+                raise LayertapError(
+                    f"the engine {info.device} has ended {rounds} times without a receipt, and shard "
+                    f"{shards.committed} is missing"
+                )
+
+    def _job(self) -> Job:
+        this, manifest = self.run, self.store.manifest
+        # The folder of an output that replaces another one is beside it.
+        config = {**this.info.config, "sink": {**this.info.config["sink"], "path": str(self.store.path)}}
+        return Job(
+            run=manifest.run,
+            folder=os.path.realpath(self.store.path),
+            directory=os.getcwd(),
+            config=config,
+            manifest=manifest.model_dump(mode="json"),
+            threads=torch.get_num_threads(),
+            plugins=tuple(os.path.abspath(own) if own.endswith(".py") else own for own in this.plugins.own),
+        )
+
+
+def _brought(engine: Engine, job: Job, shards: _Shards) -> Generator[Receipt | WorkerReport, None, None]:
+    """What the engine brings, in a generator that closes it whatever it returns."""
+    with guard(engine):
+        yield from engine.run(job, shards)
+
+
+class _Shards(Iterator[int]):
+    """The numbers of the shards to compute, each posted as it is drawn. More may follow after the last one."""
+
+    def __init__(self, plan: Plan, rows: int, board: Board, directory: str, first: int) -> None:
+        self.committed = first
+        self._plan = plan
+        self._rows = rows
+        self._board = board
+        self._directory = directory
+        self._total = -(-plan.count // rows)
+        self._next = first
+        self._stream = plan.records(first * rows)
+        self._again: deque[int] = deque()
+        self.received: dict[int, tuple[Receipt, Commit, Path]] = {}
+        """The shards that wait for one before them."""
+
+    @property
+    def is_complete(self) -> bool:
+        return self.committed == self._total
+
+    def is_wanted(self, number: int) -> bool:
+        """Whether there is no receipt for a shard."""
+        return self.committed <= number < self._total and number not in self.received
+
+    def __next__(self) -> int:
+        while self._again:
+            number = self._again.popleft()
+            if self.is_wanted(number):
+                first = number * self._rows
+                self._board.post(number, sent(self._plan.records(first, first + self._rows), self._directory))
+                return number
+        while self._next < self._total:
+            number, self._next = self._next, self._next + 1
+            records = list(islice(self._stream, self._rows))
+            if self.is_wanted(number):
+                self._board.post(number, sent(records, self._directory))
+                return number
+        raise StopIteration
+
+    def again(self, number: int) -> None:
+        """Hand out a shard once more."""
+        self._again.append(number)
+
+
+@dataclass(frozen=True, slots=True)
+class _Adoption:
+    """Receipts -> commits."""
+
+    walk: Coordinated
+    info: RunInfo
+    tally: Tally
+    shards: _Shards
+    attempts: Attempts
+    job: Job
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def receive(self, receipt: Receipt) -> None:
+        """Check a receipt, and commit what is complete by now. One that is not this run's, or late, is dropped."""
+        if receipt.run != self.job.run or not self.shards.is_wanted(receipt.shard):
+            self.attempts.discard(receipt.attempt)
+            return
+        record = _parsed(receipt)
+        part = self.walk.store.commits.part(receipt.shard)
+        folder = self.attempts.found(record, receipt.attempt, part) if record and self._is_planned(record) else None
+        if record is None or folder is None:
+            self.attempts.discard(receipt.attempt)
+            self.shards.again(receipt.shard)
+            return
+        self._refuse_another_kind(receipt)
+        self.shards.received[receipt.shard] = receipt, record, folder
+        while (ready := self.shards.received.pop(self.shards.committed, None)) is not None:
+            self._commit(*ready)
+            self.shards.committed += 1
+
+    def _is_planned(self, record: Commit) -> bool:
+        rows, plan = self.info.shard_rows, self.walk.run.plan
+        failed = {failure.id for failure in record.failures}
+        return (
+            record.first == record.shard * rows
+            and record.planned == min(rows, plan.count - record.first)
+            and self.walk.holds(record)
+            and record.source == plan.digest_of(record.first, record.planned, failed)
+        )
+
+    def _commit(self, receipt: Receipt, record: Commit, folder: Path) -> None:
+        run, tally = self.walk.run, self.tally
+        record.count_into(tally)
+        tally.batches += receipt.batches
+        tally.forwards += receipt.forwards
+        for stage, seconds in receipt.seconds.items():
+            self.walk.stopwatch.add(stage, seconds)
+        for failed in record.failures:
+            failure = Failure(ImageRecord(failed.id, b""), failed.stage, failed.reason)
+            run.events.image_failed(self.info, failure.record, failure.reason)
+            if run.config.on_error == "fail":
+                raise limits.refused(failure)
+        limits.refuse_too_many(run.config, self.info, tally)
+        if run.config.nonfinite == "fail" and any(record.nonfinite.values()):
+            tap, count = next((tap, count) for tap, count in record.nonfinite.items() if count)
+            raise ImageError(
+                "nonfinite",
+                f"stopped: tap {tap!r} gave {count} values that are NaN or infinite for images of shard "
+                f"{record.shard}, and nonfinite is `fail`",
+            )
+        self.walk.store.adopt(record, folder)
+        self.attempts.forget(receipt.attempt)
+        run.events.batch_done(self.info, record.planned)
+        run.events.shard_committed(self.info, record.shard)
+
+    def _refuse_another_kind(self, receipt: Receipt) -> None:
+        """The first receipt says on what the shards are computed; raise `StoreError` for one from another kind."""
+        if self.walk.run.config.processors == "any":
+            return
+        store = self.walk.store
+        found: dict[str, Any] = {"device": receipt.device, "processor": dict(receipt.processor)}
+        if "processor" not in store.manifest.fingerprint:
+            store.computed_on(found)
+        if changed := store.manifest.different_in(found):
+            raise StoreError(
+                f"the worker {receipt.worker} has another kind of processor than the shards so far: "
+                f"{'; '.join(changed)}; use workers of one kind, or set processors=any"
+            )
+
+
+def _parsed(receipt: Receipt) -> Commit | None:
+    try:
+        record = Commit.model_validate(dict(receipt.record))
+    except pydantic.ValidationError:
+        return None
+    return record if record.shard == receipt.shard else None

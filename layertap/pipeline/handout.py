@@ -1,0 +1,171 @@
+"""Handing out shards through the output's folder, and collecting what workers leave there."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from layertap.errors import BUG, FOREIGN, LayertapError, PluginError
+from layertap.jobs import Job, Receipt, WorkerReport
+from layertap.store.attempts import Attempts
+from layertap.store.board import Board, Claim
+
+_MOST_DEATHS = 3
+_LOOK_SECONDS, _REPORT_SECONDS = 0.02, 1.0
+
+# States in which a worker may still compute.
+_ALIVE = ("starting", "computing", "waiting")
+
+
+class Workers(Protocol):
+    """The workers that an engine has started."""
+
+    @property
+    def names(self) -> Collection[str]: ...
+
+    def ended(self) -> Mapping[str, str]: ...
+
+    def log(self, worker: str) -> str: ...
+
+
+class Handout:
+    """Receipts, and reports about workers, until there is no number left and each has its receipt.
+
+    A shard whose worker has ended is handed out again, at most until three have died on it. When none is left to hand
+    out, idle workers take second attempts at those that are being computed, and the first receipt counts. Raises what a
+    worker failed with.
+    """
+
+    def __init__(self, folder: Path, job: Job, numbers: Iterator[int], workers: Workers, patience: float) -> None:
+        self._board = Board(folder)
+        self._attempts = Attempts(folder)
+        self._job = job
+        self._numbers = numbers
+        self._workers = workers
+        self._patience = patience
+        self._out: set[int] = set()
+        self._seen: set[str] = set()
+        self._lives: dict[str, tuple[int, float]] = {}
+        self._gone: dict[str, str] = {}
+        self._deaths: dict[int, list[str]] = {}
+        self._without_a_shard = 0
+        self._second: Counter[int] = Counter()
+
+    def __iter__(self) -> Iterator[Receipt | WorkerReport]:
+        said = 0.0
+        while True:
+            self._board.beat()
+            claims = self._board.claims()
+            for receipt in self._attempts.receipts(self._seen):
+                self._seen.add(receipt.attempt)
+                self._without_a_shard = 0
+                if receipt.run == self._job.run and receipt.shard in self._out:
+                    self._out.remove(receipt.shard)
+                    self._board.withdraw(receipt.shard)
+                yield receipt
+            reports = self._reports()
+            self._notice(reports, claims)
+            if time.monotonic() - said >= _REPORT_SECONDS:
+                said = time.monotonic()
+                yield from reports.values()
+            alive = [report for name, report in reports.items() if report.state in _ALIVE and name not in self._gone]
+            self._refuse_none(alive, reports)
+            more = self._hand_out(len(alive))
+            if not self._out and not more:
+                yield from reports.values()
+                return
+            self._second_attempts(claims, alive)
+            time.sleep(_LOOK_SECONDS)
+
+    def _hand_out(self, alive: int) -> bool:
+        """Take numbers while workers can soon begin them; whether there are more of them."""
+        ahead = 2 * max(1, len(self._workers.names), alive)
+        while True:
+            if len(self._out) >= ahead:
+                return True
+            number = next(self._numbers, None)
+            if number is None:
+                return False
+            self._out.add(number)
+            if number - min(self._out) >= ahead:
+                return True
+
+    def _reports(self) -> dict[str, WorkerReport]:
+        """What workers say of themselves, and where what they print goes."""
+        now, found = time.monotonic(), {}
+        for name, (report, sign) in self._board.reports().items():
+            if self._lives.get(name, (None, 0.0))[0] != sign:
+                self._lives[name] = sign, now
+                if self._gone.get(name) == _SILENT:
+                    del self._gone[name]
+            found[name] = dataclasses.replace(
+                report,
+                state="lost" if name in self._gone and report.state in _ALIVE else report.state,
+                log=self._workers.log(name),
+            )
+        return found
+
+    def _notice(self, reports: Mapping[str, WorkerReport], claims: list[Claim]) -> None:
+        """Hand out again what workers had taken that have ended since the last time."""
+        now, mine = time.monotonic(), set(self._workers.names)
+        ended = dict(self._workers.ended())
+        mine.update(ended)
+        for name, report in reports.items():
+            if report.state == "failed" and name in mine:
+                raise _error(report)
+            if report.state not in _ALIVE:
+                ended.setdefault(name, report.state if report.state != "failed" else f"failed: {report.error}")
+            elif now - self._lives[name][1] > self._patience:
+                ended.setdefault(name, _SILENT)
+        for name, how in ended.items():
+            if name not in self._gone:
+                self._gone[name] = how
+                left = name in reports and reports[name].state in ("left", "refused")
+                self._lost(name, how, [claim for claim in claims if claim.worker == name], died=not left)
+
+    def _lost(self, name: str, how: str, claims: list[Claim], *, died: bool) -> None:
+        log = f"; what it printed is in {path}" if (path := self._workers.log(name)) else ""
+        claims = [claim for claim in claims if claim.shard in self._out and claim.attempt not in self._seen]
+        if died and not claims:
+            self._without_a_shard += 1
+            if self._without_a_shard >= _MOST_DEATHS:
+                raise PluginError(f"workers end before they compute anything: {name} {how}{log}", code=BUG)
+        for claim in claims:
+            if died:
+                deaths = self._deaths.setdefault(claim.shard, [])
+                deaths.append(f"{name} {how}")
+                if len(deaths) >= _MOST_DEATHS:
+                    every = ", ".join(deaths)
+                    raise PluginError(f"shard {claim.shard} ends every worker that computes it: {every}{log}", code=BUG)
+            if not self._board.is_posted(claim.shard):
+                self._board.post_again(claim)
+
+    def _refuse_none(self, alive: list[WorkerReport], reports: Mapping[str, WorkerReport]) -> None:
+        """Raise where there is no worker any more because all were refused."""
+        refused = [report for report in reports.values() if report.state == "refused"]
+        if refused and not alive and not self._workers.names:
+            raise _error(refused[-1])
+
+    def _second_attempts(self, claims: list[Claim], alive: list[WorkerReport]) -> None:
+        idle = sum(report.state == "waiting" for report in alive)
+        waiting = [number for number in sorted(self._out) if not self._board.is_posted(number)]
+        if not idle or len(waiting) != len(self._out):
+            return
+        by_shard = {claim.shard: claim for claim in claims if claim.worker not in self._gone}
+        for number in waiting[:idle]:
+            if number in by_shard and not self._second[number]:
+                self._second[number] += 1
+                self._board.post_again(by_shard[number])
+
+
+_SILENT = "gave no sign of life"
+
+
+def _error(report: WorkerReport) -> LayertapError:
+    log = f" (what it printed is in {report.log})" if report.log else ""
+    said = report.error if report.code == FOREIGN else f"the worker {report.worker}: {report.error}"
+    return LayertapError(f"{said}{log}", code=report.code)

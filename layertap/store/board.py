@@ -1,0 +1,221 @@
+"""The folder through which a coordinator and its workers pass shards: `work/` in an output that has an engine.
+
+    job.json                  what the run is; its time changes while the coordinator lives
+    open/00007.json           a shard that a worker may take, with its records
+    taken/00007-HEX.NAME.json   the same file, renamed by the worker NAME for its attempt 00007-HEX
+    workers/NAME.json         what the worker NAME is doing; its time changes while it lives
+
+A rename has one winner, on a network's file system too. Nothing here needs to survive a power cut: what is lost is
+handed out again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from layertap.errors import FOREIGN, StoreError
+from layertap.jobs import Job, WorkerReport
+from layertap.store import durable, safe_files
+from layertap.store.attempts import new_attempt
+from layertap.store.manifest import Facts, parsed
+
+WORK = "work"
+
+_OPEN, _TAKEN, _WORKERS, _JOB = "open", "taken", "workers", "job.json"
+_CLAIM = re.compile(r"([0-9]{5,})-([0-9a-f]{16})\.([A-Za-z0-9_.-]+)\.json")
+_WORKER = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+
+SentRecord = tuple[str, str | None, str | None, dict[str, Any]]
+
+
+class TaskFacts(Facts):
+    """`open/00007.json`: a shard, and its records where they can be sent."""
+
+    layertap: Literal[1] = 1
+    records: list[Annotated[SentRecord, Field(strict=False)]] | None
+
+
+class JobFacts(Facts):
+    """`job.json`: the job, and the first records of the plan where they can be sent."""
+
+    layertap: Literal[1] = 1
+    job: dict[str, Any]
+    first: list[Annotated[SentRecord, Field(strict=False)]] | None
+
+
+class ReportFacts(Facts):
+    """`workers/NAME.json`."""
+
+    layertap: Literal[1] = 1
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A shard that a worker has taken, under the name of its attempt; `records` is None where they cannot be sent."""
+
+    shard: int
+    attempt: str
+    records: Sequence[SentRecord] | None
+
+
+class Claim(NamedTuple):
+    """Which worker has taken a shard."""
+
+    shard: int
+    attempt: str
+    worker: str
+
+
+class Board:
+    """The `work/` folder of one output."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._folder = output / WORK
+
+    def open(self, job: Job, first: Sequence[SentRecord] | None) -> None:
+        """Let workers join. What an earlier coordinator has posted is handed out again."""
+        for name in ("", _OPEN, _TAKEN, _WORKERS):
+            durable.make_folder(self._folder / name)
+        for number in self._posted():
+            self.withdraw(number)
+        facts = JobFacts(job=job.data(), first=None if first is None else list(first))
+        self._write(_JOB, facts.model_dump())
+
+    def beat(self) -> None:
+        """Show that the coordinator lives."""
+        os.utime(self._folder / _JOB)
+
+    def close(self) -> list[str]:
+        """Remove everything, and give the names of the attempts that were begun. The workers then end."""
+        (self._folder / _JOB).unlink(missing_ok=True)
+        begun = [claim.attempt for claim in self.claims()]
+        for number in self._posted():
+            self.withdraw(number)
+        for name in self._entries(_TAKEN, _CLAIM.pattern):
+            safe_files.remove(self._folder, [f"{_TAKEN}/{name}"])
+        for name in self._entries(_WORKERS, rf"{_WORKER.pattern}\.json"):
+            safe_files.remove(self._folder, [f"{_WORKERS}/{name}"])
+        for name in ("", f"{_OPEN}/", f"{_TAKEN}/", f"{_WORKERS}/"):
+            left = [f"{name}{entry}" for entry in self._entries(name, r"\..+\.json\.[0-9]+\.tmp")]
+            safe_files.remove(self._folder, left)
+        for folder in (self._folder / _OPEN, self._folder / _TAKEN, self._folder / _WORKERS, self._folder):
+            with contextlib.suppress(OSError):  # a worker that is not done yet may write there
+                folder.rmdir()
+        return begun
+
+    def post(self, number: int, records: Sequence[SentRecord] | None) -> None:
+        """Let any worker take a shard."""
+        self._write(f"{_OPEN}/{number:05d}.json", {"layertap": 1, "records": records})
+
+    def post_again(self, claim: Claim) -> None:
+        """Let another worker take a shard that has been taken."""
+        source = safe_files.regular(self._folder, f"{_TAKEN}/{_name(claim)}")
+        self._write(f"{_OPEN}/{claim.shard:05d}.json", json.loads(source.read_text("utf-8")))
+
+    def withdraw(self, number: int) -> None:
+        """Let no further worker take a shard."""
+        safe_files.remove(self._folder, [f"{_OPEN}/{number:05d}.json"])
+
+    def is_posted(self, number: int) -> bool:
+        """Whether a shard waits for a worker."""
+        return (self._folder / f"{_OPEN}/{number:05d}.json").exists()
+
+    def claims(self) -> list[Claim]:
+        """The shards that workers have taken, each attempt of its own."""
+        found = (_CLAIM.fullmatch(name) for name in self._entries(_TAKEN, _CLAIM.pattern))
+        return [Claim(int(each[1]), f"{each[1]}-{each[2]}", each[3]) for each in found if each]
+
+    def job(self) -> tuple[Job, Sequence[SentRecord] | None]:
+        """The job, and the first records of the plan. Raises `StoreError` (6) where no run is in progress."""
+        try:
+            text = safe_files.read_text(self._folder, _JOB)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self._output}: no run with an engine is in progress here", code=FOREIGN) from error
+        facts = parsed(text, self._folder / _JOB, JobFacts)
+        try:
+            return Job.of(facts.job), facts.first
+        except (TypeError, KeyError) as error:
+            raise StoreError(f"{self._folder / _JOB}: not a job of this version of layertap", code=FOREIGN) from error
+
+    def pulse(self) -> object:
+        """Something that changes while the coordinator lives; None once its run is over."""
+        try:
+            found = (self._folder / _JOB).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def take(self, worker: str, besides: Collection[int] = ()) -> Task | None:
+        """The first shard that is free, now taken by `worker`; None where there is none but those in `besides`."""
+        for number in self._posted():
+            if number not in besides and (task := self.claim(number, worker)):
+                return task
+        return None
+
+    def claim(self, number: int, worker: str) -> Task | None:
+        """A shard, now taken by `worker`; None if another one was faster."""
+        attempt = new_attempt(number)
+        taken = f"{_TAKEN}/{attempt}.{checked(worker)}.json"
+        try:
+            os.rename(self._folder / f"{_OPEN}/{number:05d}.json", self._folder / taken)
+            text = safe_files.read_text(self._folder, taken)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Task(number, attempt, parsed(text, self._folder / taken, TaskFacts).records)
+
+    def report(self, report: WorkerReport) -> None:
+        """Say what a worker is doing."""
+        self._write(f"{_WORKERS}/{checked(report.worker)}.json", {"layertap": 1, "report": dataclasses.asdict(report)})
+
+    def reports(self) -> Mapping[str, tuple[WorkerReport, int]]:
+        """What each worker has last said of itself, and a number that changes while it lives."""
+        found: dict[str, tuple[WorkerReport, int]] = {}
+        for name in self._entries(_WORKERS, rf"{_WORKER.pattern}\.json"):
+            path = self._folder / _WORKERS / name
+            with contextlib.suppress(OSError, ValueError, StoreError, TypeError):  # it is being replaced, or damaged
+                facts = parsed(safe_files.read_text(self._folder, f"{_WORKERS}/{name}"), path, ReportFacts)
+                report = WorkerReport(**facts.report)
+                found[report.worker] = report, path.stat().st_mtime_ns
+        return found
+
+    def _posted(self) -> list[int]:
+        return sorted(int(name.removesuffix(".json")) for name in self._entries(_OPEN, r"[0-9]{5,}\.json"))
+
+    def _entries(self, folder: str, pattern: str) -> Iterator[str]:
+        try:
+            names = [entry.name for entry in (self._folder / folder).iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return iter(())
+        return (name for name in names if re.fullmatch(pattern, name))
+
+    def _write(self, name: str, data: Any) -> None:
+        path = self._folder / name
+        # A process writes one file of a name at a time.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(data, file, ensure_ascii=False, allow_nan=False)
+        os.replace(temporary, path)
+
+
+def checked(worker: str) -> str:
+    """The name of a worker. Raises `ValueError` for one that is not letters, digits, `.`, `_` and `-`."""
+    if not _WORKER.fullmatch(worker) or worker.startswith("."):
+        raise ValueError(f"{worker!r} is not the name of a worker: use letters, digits, `.`, `_` and `-`")
+    return worker
+
+
+def _name(claim: Claim) -> str:
+    return f"{claim.attempt}.{claim.worker}.json"
