@@ -15,7 +15,7 @@ from typing import Any
 from tests.soak.disk import Disk
 from tests.soak.faults import Event, Fault, operations, read_trace
 from tests.soak.pictures import config, contents, whole_shards
-from tests.soak.trials import ACTORS, TINY, Outcome, Trials
+from tests.soak.trials import PLUGINS, Outcome, Trials
 
 KILLED = -9
 MOST_TWICE = 2
@@ -124,7 +124,7 @@ class Place:
     def _command(self, *arguments: str, **how: Any) -> tuple[Outcome, str]:
         output = self._root / "output"
         output.write_text("")
-        own = ["--plugin", TINY, "--plugin", ACTORS]
+        own = [word for plugin in PLUGINS for word in ("--plugin", plugin)]
         outcome = self.run(arguments=[*arguments, *own], output=str(output), **how)
         return outcome, output.read_text()
 

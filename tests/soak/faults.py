@@ -67,6 +67,11 @@ class Faults:
         os.fsync = os.fdatasync = self.fsync
         io.open = builtins.open = self._python_open(io.open)
 
+    def restart(self, trace: Path, fault: Fault | None) -> None:
+        """Count from 1 again in a forked process, with a trace and a fault of its own."""
+        self._trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._fault, self.count, self._lock = fault, 0, threading.RLock()
+
     def mark(self, *what: Any) -> None:
         """Record something in the trace that is not an operation."""
         with self._lock:
@@ -256,6 +261,12 @@ _PATHS = {
     "replace": "rename",
     "link": "link",
 }
+
+
+def restart(trace: Path, fault: Fault | None) -> None:
+    """Count the operations of this forked process apart from its parent's."""
+    if _installed is not None:
+        _installed.restart(trace, fault)
 
 
 def mark(*what: Any) -> None:

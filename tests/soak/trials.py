@@ -25,7 +25,8 @@ from tests.soak.faults import Fault, Faults
 ROOT = Path(__file__).parents[2]
 TINY = str(ROOT / "tests/tiny.py")
 ACTORS = str(Path(__file__).with_name("actors.py"))
-PLUGINS = [TINY, ACTORS]
+CREWS = str(Path(__file__).with_name("crews.py"))
+PLUGINS = [TINY, ACTORS, CREWS]
 PATIENCE = 60.0
 _MARK = "LAYERTAP_TRIAL"
 
@@ -286,6 +287,7 @@ def _warm_up() -> None:
     from PIL import Image
 
     import layertap.cli.main
+    import layertap.pipeline.worker  # noqa: F401
 
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/images")
