@@ -282,6 +282,10 @@ class Engine(Plugin):
     The core makes each row true exactly once, so an engine may lose a shard, or bring one several times.
     """
 
+    def workers(self) -> int | None:
+        """How many workers there will be, for the forecast of `layertap plan`; None where that is not known."""
+        return None
+
     def threads(self) -> int | None:
         """torch's number of threads in each worker where the configuration has no `threads`; None: torch's own."""
         return None

@@ -25,6 +25,7 @@ from layertap.cli.format import (
 )
 from layertap.cli.options import Json, Overrides, Own, own_plugins, print_json
 from layertap.cli.search import search
+from layertap.cli.work import work
 from layertap.errors import SOME_FAILED, STORAGE, ConfigError
 from layertap.pipeline.malloc import uncollected
 
@@ -37,6 +38,7 @@ app = typer.Typer(
 
 new = typer.Typer(help="Write a plugin of your own to start from.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(new, name="new")
+app.command()(work)
 app.command()(search)
 app.command()(compare)
 
@@ -95,28 +97,6 @@ def run(
 
 
 @app.command()
-def work(
-    context: typer.Context,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run that has an engine.")],
-    plugin: Own = None,
-    name: Annotated[str | None, typer.Option("--name", help="This worker's name; by default host and process.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Where to compute, instead of CONFIG's.")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="How many decoding threads.")] = None,
-    patience: Annotated[
-        float, typer.Option("--patience", min=5, help="Seconds without a sign of the coordinator before giving up.")
-    ] = 120.0,
-    attached: Annotated[bool, typer.Option("--attached", hidden=True)] = False,
-) -> None:
-    """Join a run that is in progress, from any machine that sees its folder: compute shards until it is over."""
-    with uncollected():
-        from layertap.cli.work import joined
-
-    own = _own(context, plugin)
-    done = joined(output, own, name, device=device, workers=workers, patience=patience, attached=attached)
-    typer.echo(f"the run is over; this worker has computed {done} shards", err=True)
-
-
-@app.command()
 def layers(
     context: typer.Context,
     target: Annotated[str, typer.Argument(metavar="CONFIG_OR_MODEL", help="A YAML file, or TYPE/NAME.")],
@@ -143,13 +123,16 @@ def plan(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
     overrides: Overrides = None,
     plugin: Own = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Compute a few batches, and say how long all takes.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what `run` would do, without reading an image: taps, shapes, bytes, and where the forward stops."""
+    """Show what `run` would do: taps, shapes, bytes, workers, and where the forward stops. Reads no image by itself."""
     from layertap.cli.plan import forecast
     from layertap.config.loading import parse_overrides
 
-    found = forecast(config, parse_overrides(overrides or []), own_plugins(context, plugin))
+    found = forecast(config, parse_overrides(overrides or []), own_plugins(context, plugin), measure=measure)
     if as_json:
         print_json(forecast_data(found))
     else:

@@ -142,6 +142,11 @@ def forecast_data(found: Forecast) -> dict[str, Any]:
         "images": found.images,
         "batch_size": found.batch_size,
         "shard_rows": found.shard_rows,
+        "shards": found.shards,
+        "engine": found.engine,
+        "workers": found.workers,
+        "images_per_second": found.rate,
+        "seconds": found.seconds,
         "taps": {
             name: {
                 "layer": column.tap.layer,
@@ -172,6 +177,7 @@ def forecast_text(found: Forecast) -> str:
         f"model   {about.get('name', '(no name)')}{weights}{' (untrained)' if about.get('untrained') else ''}",
         f"images  {found.images}, batches of {found.batch_size}, shards of {found.shard_rows}, on {found.device}",
     ]
+    lines += _engine_lines(found)
     lines += [f"tap     {_tap_text(name, column)}" for name, column in found.columns.items()]
     lines += [f"skipped {name}: its layer never runs" for name in found.silent]
     if found.compute is not None:
@@ -183,6 +189,25 @@ def forecast_text(found: Forecast) -> str:
     where = "" if found.path is None else f"{found.path}: "
     lines.append(f"output  {where}{found.state}")
     return "\n".join(map(printable, lines))
+
+
+def _engine_lines(found: Forecast) -> list[str]:
+    lines = []
+    if found.engine:
+        workers = "workers that join" if found.workers is None else f"{found.workers} workers"
+        each = "" if not found.workers else f", {_size(found.bytes // found.workers)} each"
+        lines.append(f"engine  {found.engine}: {workers}, {found.shards} shards{each}")
+    if found.rate is not None:
+        long = "" if found.seconds is None else f": {_duration(found.seconds)} of extracting"
+        lines.append(f"rate    {found.rate:.1f} images/s{' per worker' if found.engine else ''}{long}")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    return f"{whole // 60} min" if whole < 3_600 else f"{whole // 3_600} h {whole % 3_600 // 60} min"
 
 
 def layer_data(found: Anatomy, layer: LayerInfo) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A worker that joins a run through its output folder."""
+"""`layertap work`: a worker that joins a run through its output folder."""
 
 from __future__ import annotations
 
@@ -9,30 +9,34 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from layertap.cli.options import Own, own_plugins
 from layertap.errors import ConfigError, UnsafeError
-from layertap.jobs import Job
-from layertap.pipeline.worker import Worker
-from layertap.store.board import Board, checked
-from layertap.store.paths import user_path
-from layertap.store.replace import staging
+from layertap.pipeline.malloc import uncollected
+
+if TYPE_CHECKING:
+    from layertap.jobs import Job
 
 
-def joined(
-    output: Path,
-    own: Sequence[str],
-    name: str | None,
-    *,
-    device: str | None,
-    workers: int | None,
-    patience: float,
-    attached: bool,
-) -> int:
-    """How many shards this process has computed by the time the run is over.
+def work(
+    context: typer.Context,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a run that has an engine.")],
+    plugin: Own = None,
+    name: Annotated[str | None, typer.Option("--name", help="This worker's name; by default host and process.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Where to compute, instead of CONFIG's.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="How many decoding threads.")] = None,
+    patience: Annotated[
+        float, typer.Option("--patience", min=5, help="Seconds without a sign of the coordinator before giving up.")
+    ] = 120.0,
+    attached: Annotated[bool, typer.Option("--attached", hidden=True)] = False,
+) -> None:
+    """Join a run that is in progress, from any machine that sees its folder: compute shards until it is over."""
+    from layertap.store.board import checked
+    from layertap.store.paths import user_path
 
-    `attached` ends the process when its standard input is closed, as it is when the process at the other end dies.
-    Raises `UnsafeError` (8) where the run uses plugin files that are not in `own`.
-    """
     if attached:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
     try:
@@ -40,13 +44,20 @@ def joined(
     except ValueError as error:
         raise ConfigError(f"--name: {error}") from None
     job = _job(user_path(output))
-    _refuse_unnamed(job, own)
+    _refuse_unnamed(job, own_plugins(context, plugin))
+    with uncollected():
+        from layertap.pipeline.worker import Worker
+
     with Worker(job, name, device=device, workers=workers) as worker:
-        return sum(1 for _ in worker.serve(patience))
+        done = sum(1 for _ in worker.serve(patience))
+    typer.echo(f"the run is over; this worker has computed {done} shards", err=True)
 
 
 def _job(path: Path) -> Job:
     """The job in the folder of an output, or in that of the one which is to replace it."""
+    from layertap.store.board import Board
+    from layertap.store.replace import staging
+
     beside = Board(staging(path))
     return (beside if beside.pulse() is not None else Board(path)).job()[0]
 

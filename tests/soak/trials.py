@@ -287,7 +287,7 @@ def _warm_up() -> None:
     from PIL import Image
 
     import layertap.cli.main
-    import layertap.pipeline.worker  # noqa: F401
+    import layertap.pipeline.worker
 
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/images")

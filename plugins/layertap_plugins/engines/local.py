@@ -31,6 +31,10 @@ class Local(layertap.CrewEngine):
 
     params: Params
 
+    def workers(self) -> int | None:
+        """One per device."""
+        return len(self._places())
+
     def threads(self) -> int | None:
         """The cores, shared out among the processes; torch's own choice on GPUs."""
         places = self._places()

@@ -13,7 +13,7 @@ from pydantic import Field
 import layertap
 
 if TYPE_CHECKING:
-    from layertap import Report, RunInfo
+    from layertap import Report, RunInfo, WorkerReport
 
 
 class Metrics(layertap.Observer):
@@ -57,6 +57,12 @@ class Metrics(layertap.Observer):
 
     def shard_committed(self, run: RunInfo, number: int) -> None:
         self._shards += 1
+
+    def worker_reported(self, run: RunInfo, worker: WorkerReport) -> None:
+        if self._gauges is not None:
+            self._gauges.set_worker(worker)
+            if time.monotonic() - self._written >= self.params.every:
+                self._write_again(run)
 
     def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
         if self._gauges is None:  # another observer may have raised before this one started
@@ -103,6 +109,9 @@ class _Gauges:
         self._failed = gauge("images_failed", "Images that have no row, by reason.", ("reason",))
         self._rate = gauge("images_per_second", "Images of this run per second, since its start.")
         self._shards = gauge("shards_committed", "Shards that are durable.")
+        labels = ("worker", "host", "device")
+        self._worker_images = gauge("worker_images", "Images that a worker of an engine has computed.", labels)
+        self._worker_rate = gauge("worker_images_per_second", "Images per second of a worker of an engine.", labels)
         states = ["running", "finished", "failed"]
         self.state = Enum("layertap_run_state", "State of the run.", states=states, registry=self.registry)
         facts = {"run": run.id, "model": _model(run.config), "taps": ",".join(run.columns), "device": run.device}
@@ -114,6 +123,11 @@ class _Gauges:
         self._rate.set(rate)
         for reason, count in failed.items():
             self._failed.labels(reason).set(count)
+
+    def set_worker(self, worker: WorkerReport) -> None:
+        labels = (worker.worker, worker.host, worker.device)
+        self._worker_images.labels(*labels).set(worker.images)
+        self._worker_rate.labels(*labels).set(worker.rate if worker.state == "computing" else 0.0)
 
 
 def _model(config: Mapping[str, Any]) -> str:

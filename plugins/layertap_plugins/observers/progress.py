@@ -1,6 +1,6 @@
 """The progress of a run: a bar on a terminal or in a notebook, occasional lines elsewhere.
 
-The report says how the run ended.
+The report says how the run ended. A run with an engine has one more line for each worker on a terminal.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Protocol
 import layertap
 
 if TYPE_CHECKING:
-    from layertap import Report, RunInfo
+    from collections.abc import Iterable
+
+    from rich.console import RenderableType
+
+    from layertap import Report, RunInfo, WorkerReport
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_UPDATES = 0.2
 _FAILURES_SHOWN = 20
+
+_ENDED = ("refused", "failed", "lost")
 
 
 class Progress(layertap.Observer):
@@ -44,6 +50,15 @@ class Progress(layertap.Observer):
         if self._display is not None:
             self._display.moved()
 
+    def worker_reported(self, run: RunInfo, worker: WorkerReport) -> None:
+        before = self._tally.workers.get(worker.worker)
+        self._tally.workers[worker.worker] = worker
+        if self._display is None:
+            return
+        if worker.state in _ENDED and (before is None or before.state != worker.state):
+            self._display.say(_ending(worker))
+        self._display.moved()
+
     def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:
         if self._display is not None:  # another observer may have raised before this one started
             self._display.close()
@@ -58,6 +73,7 @@ class _Tally:
         self.run = run
         self.done = run.resumed
         self.failed = 0
+        self.workers: dict[str, WorkerReport] = {}
         self._started = time.monotonic()
 
     @property
@@ -72,11 +88,15 @@ class _Tally:
         """`640 of 2000 images done, 84.2 images/s, 16 s left, 1 failed`; images of an earlier run have no rate."""
         parts = [f"{self.done} of {self.run.planned} images done"]
         new, seconds = self.done - self.run.resumed, self.seconds
-        if new and seconds:
-            rate = new / seconds
+        # The images of a shard that an engine's worker has are done all at once, when it is committed.
+        rate = sum(worker.rate for worker in self.workers.values() if worker.state == "computing")
+        if rate or (new and seconds):
+            rate = rate or new / seconds
             parts.append(f"{rate:.1f} images/s")
             if not self.over:
                 parts.append(f"{_duration((self.run.planned - self.done) / rate)} left")
+        if computing := sum(worker.state == "computing" for worker in self.workers.values()):
+            parts.append(f"{computing} worker{'s' if computing > 1 else ''}")
         if self.failed:
             parts.append(f"{self.failed} failed")
         return ", ".join(parts)
@@ -119,12 +139,18 @@ class _Bar:
     def __init__(self, tally: _Tally) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
+        from rich.text import Text
+
+        class WithWorkers(Progress):
+            def get_renderables(self) -> Iterable[RenderableType]:
+                yield from super().get_renderables()
+                yield from (Text(line, no_wrap=True) for line in map(_line, list(tally.workers.values())))
 
         self._tally = tally
         columns = (BarColumn(), TextColumn("{task.description}", markup=False))
         # stdout may be a pipe to another program: text printed there must not be redirected to the bar's stderr.
         console = Console(stderr=True, emoji=False)
-        self._progress = Progress(*columns, console=console, redirect_stdout=False, transient=True)
+        self._progress = WithWorkers(*columns, console=console, redirect_stdout=False, transient=True)
         self._task = self._progress.add_task(tally.text(), total=tally.run.planned, completed=tally.done)
         self._progress.start()
 
@@ -136,6 +162,19 @@ class _Bar:
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def _line(worker: WorkerReport) -> str:
+    """`  local-0  cuda:0  shard 12  81.3 images/s  4096 images`."""
+    doing = f"shard {worker.shard}" if worker.state == "computing" and worker.shard is not None else worker.state
+    parts = [worker.worker, worker.device, doing, f"{worker.rate:.1f} images/s", f"{worker.images} images"]
+    return _printable("  " + "  ".join(part for part in parts if part))
+
+
+def _ending(worker: WorkerReport) -> str:
+    said = f": {worker.error}" if worker.error else ""
+    log = f" (what it printed is in {worker.log})" if worker.log else ""
+    return _printable(f"worker {worker.worker} on {worker.host} {worker.state}{said}{log}")
 
 
 class _NotebookBar:
