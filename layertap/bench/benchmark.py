@@ -118,7 +118,7 @@ def bench(
     not written to. Raises `LayertapError`.
     """
     known = Plugins.load(plugins)
-    loaded = load_config(config, overrides, known)
+    loaded = load_config(config, {**(overrides or {}), "engine": None}, known)
     few = loaded.model_copy(update={"limit": min(images, loaded.limit or images), "observers": ()})
     stopwatch = Stopwatch()
     with ExitStack() as stack:

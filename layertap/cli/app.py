@@ -38,9 +38,6 @@ app = typer.Typer(
 
 new = typer.Typer(help="Write a plugin of your own to start from.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(new, name="new")
-app.command()(work)
-app.command()(search)
-app.command()(compare)
 
 
 def _print_version(wanted: bool) -> None:
@@ -94,6 +91,9 @@ def run(
     elif not quiet:
         typer.echo(report_text(report))
     return SOME_FAILED if report.failed else 0
+
+
+app.command()(work)
 
 
 @app.command()
@@ -204,6 +204,10 @@ def export(
         features.export(type_name, path, taps)
         rows = features.manifest["counts"]["kept"]
         typer.echo(printable(f"{rows} rows of {', '.join(taps)} -> {path} ({type_name})"))
+
+
+app.command()(search)
+app.command()(compare)
 
 
 @app.command()

@@ -118,13 +118,8 @@ def _as_then(features: Output, overrides: Mapping[str, Any] | None, plugins: Plu
     from layertap.config.model import RunConfig
 
     manifest = features.manifest
-    changed = {
-        **(overrides or {}),
-        "batch_size": manifest["batch_size"],
-        "observers": [],
-        "limit": None,
-        "engine": None,
-    }
+    here = {"batch_size": manifest["batch_size"], "observers": [], "limit": None, "engine": None}
+    changed = {**(overrides or {}), **here}
     matter: Iterable[str] = set(RunConfig.model_fields) - {"source"}
     return load_config(dict(manifest["config"]), changed, plugins, of=tuple(matter))
 
