@@ -33,9 +33,10 @@ class Forecast:
     """What a run would do.
 
     `engine` and `workers` say what computes, where a configuration has an engine; `rate` is what one worker computes in
-    images per second, None where it was not measured. `row_bytes` is the size of one image on disk, `stop` the layer after which the forward ends (None if it runs to its
-    end), `compute` the share of the model's multiplications up to there (None if it has none), `silent` the taps of a
-    pattern whose layers never run, `state` what is already at `path`.
+    images per second, None where it was not measured. `row_bytes` is the size of one image on disk, `stop` the layer
+    after which the forward ends (None if it runs to its end), `compute` the share of the model's multiplications up to
+    there (None if it has none), `silent` the taps of a pattern whose layers never run, `state` what is already at
+    `path`.
     """
 
     about: Mapping[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,8 @@ class AttemptDestination(Destination):
         assert isinstance(sink, FileSink)
         attempt, entries = self._begun.pop(shard.number)
         failed = {failure.record.id for failure in gathered.failures}
-        self._refuse_over()
-        try:
-            with guard(sink), storage(self._folder), within("sink"):
-                files = self._attempts.save(attempt, lambda folder: sink.save(shard, folder))
-        except StoreError:
-            self._refuse_over()  # which removes what is being written
-            raise
+        with self._while_it_runs(), guard(sink), storage(self._folder), within("sink"):
+            files = self._attempts.save(attempt, lambda folder: sink.save(shard, folder))
         mixed = self._this.config.processors == "any"
         record = Commit.of(gathered, digest_of(entries, failed), files, self._facts["processor"] if mixed else None)
         spent, (batches, forwards) = self._spent(), (self._batches, self._forwards)
@@ -98,8 +94,7 @@ class AttemptDestination(Destination):
             forwards=forwards,
             **self._facts,
         )
-        self._refuse_over()
-        with storage(self._folder):
+        with self._while_it_runs(), storage(self._folder):
             self._attempts.leave(receipt)
         self._left[shard.number] = receipt
 
@@ -108,6 +103,16 @@ class AttemptDestination(Destination):
         found = {stage: round(seconds - self._told.get(stage, 0.0), 3) for stage, seconds in now.items()}
         self._told = now
         return found
+
+    @contextmanager
+    def _while_it_runs(self) -> Iterator[None]:
+        """Raise `RunOver` where the run is over before the block, or ends in it and removes what is being written."""
+        self._refuse_over()
+        try:
+            yield
+        except StoreError:
+            self._refuse_over()
+            raise
 
     def _refuse_over(self) -> None:
         """Raise `RunOver` if it is: the run of another output may have the folder by now."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,14 @@ from layertap.pipeline.first_images import LOOK
 from layertap.pipeline.walk import Walk
 from layertap.plugins import guard
 from layertap.records import Failure, ImageRecord, RunInfo, Tally
+from layertap.store import replace
 from layertap.store.attempts import Attempts
 from layertap.store.board import Board
 from layertap.store.commits import Commit
 from layertap.store.store import Store
+
+# How long what is ready may wait for more.
+_COMMIT_SECONDS = 0.1
 
 # How often an engine may end without a receipt, with shards still missing.
 _MOST_ROUNDS = 3
@@ -48,19 +53,18 @@ class Coordinated(Walk):
         attempts.begin()
         job = self._job()
         shards = _Shards(self.run.plan, info.shard_rows, board, job.directory, tally.shards)
-        adoption = _Adoption(self, info, tally, shards, attempts, job)
+        adoption = _Adoption(self, info, tally, shards, attempts, board, job)
         board.open(job, sent(islice(self.run.plan.records(), LOOK), job.directory))
         try:
             for receipt in attempts.receipts():
                 adoption.receive(receipt)
+            adoption.commit()
             self._collect(job, shards, adoption, info)
         except BaseException:
-            # Receipts are kept: the next run adopts them.
-            left = {receipt.attempt for receipt in attempts.receipts()}
-            for attempt in set(board.close()) - left:
-                attempts.discard(attempt)
+            # The next run adopts the receipts.
+            replace.discard_attempts(path, keep_receipts=True)
             raise
-        attempts.sweep(board.close())
+        replace.discard_attempts(path)
 
     def _collect(self, job: Job, shards: _Shards, adoption: _Adoption, info: RunInfo) -> None:
         rounds = 0
@@ -69,11 +73,13 @@ class Coordinated(Walk):
             with closing(_brought(self.engine, job, shards)) as brought:
                 for each in brought:
                     if isinstance(each, WorkerReport):
+                        adoption.commit()
                         self.run.events.worker_reported(info, each)
                     else:
                         adoption.receive(each)
                     if shards.is_complete:
                         break
+            adoption.commit()
             rounds = 0 if shards.committed > before else rounds + 1
             if rounds >= _MOST_ROUNDS:
                 raise LayertapError(
@@ -122,6 +128,11 @@ class _Shards(Iterator[int]):
     def is_complete(self) -> bool:
         return self.committed == self._total
 
+    @property
+    def is_received(self) -> bool:
+        """Whether no shard is missing."""
+        return self.committed + len(self.received) == self._total
+
     def is_wanted(self, number: int) -> bool:
         """Whether there is no receipt for a shard."""
         return self.committed <= number < self._total and number not in self.received
@@ -146,17 +157,27 @@ class _Shards(Iterator[int]):
         self._again.append(number)
 
 
-@dataclass(frozen=True, slots=True)
 class _Adoption:
-    """Receipts -> commits."""
+    """Receipts -> commits, several at once where they come fast: most of a commit's time is waiting for the disk."""
 
-    walk: Coordinated
-    info: RunInfo
-    tally: Tally
-    shards: _Shards
-    attempts: Attempts
-    job: Job
-    seconds: dict[str, float] = field(default_factory=dict)
+    def __init__(
+        self,
+        walk: Coordinated,
+        info: RunInfo,
+        tally: Tally,
+        shards: _Shards,
+        attempts: Attempts,
+        board: Board,
+        job: Job,
+    ) -> None:
+        self.walk = walk
+        self.info = info
+        self.tally = tally
+        self.shards = shards
+        self.attempts = attempts
+        self.board = board
+        self.job = job
+        self._since = time.monotonic()
 
     def receive(self, receipt: Receipt) -> None:
         """Check a receipt, and commit what is complete by now. One that is not this run's, or late, is dropped."""
@@ -172,9 +193,32 @@ class _Adoption:
             return
         self._refuse_another_kind(receipt)
         self.shards.received[receipt.shard] = receipt, record, folder
-        while (ready := self.shards.received.pop(self.shards.committed, None)) is not None:
-            self._commit(*ready)
+        # A receipt is durable: what is not committed yet is not lost.
+        if time.monotonic() - self._since > _COMMIT_SECONDS or self.shards.is_received:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make every shard true that has all shards before it."""
+        self._since = time.monotonic()
+        ready: list[tuple[Receipt, Commit, Path]] = []
+        try:
+            while (following := self.shards.received.get(self.shards.committed + len(ready))) is not None:
+                self._count(*following[:2])
+                ready.append(following)
+        finally:
+            if ready:
+                self._adopt(ready)
+
+    def _adopt(self, ready: Sequence[tuple[Receipt, Commit, Path]]) -> None:
+        written = [(record, folder, self.attempts.receipt(receipt.attempt)) for receipt, record, folder in ready]
+        self.walk.store.adopt(written)
+        for receipt, record, _ in ready:
+            self.attempts.forget(receipt.attempt)
+            self.board.forget(receipt)
+            del self.shards.received[record.shard]
             self.shards.committed += 1
+            self.walk.run.events.batch_done(self.info, record.planned)
+            self.walk.run.events.shard_committed(self.info, record.shard)
 
     def _is_planned(self, record: Commit) -> bool:
         rows, plan = self.info.shard_rows, self.walk.run.plan
@@ -186,7 +230,8 @@ class _Adoption:
             and record.source == plan.digest_of(record.first, record.planned, failed)
         )
 
-    def _commit(self, receipt: Receipt, record: Commit, folder: Path) -> None:
+    def _count(self, receipt: Receipt, record: Commit) -> None:
+        """Count what has become of a shard's images. Raises `ImageError` where that stops the run."""
         run, tally = self.walk.run, self.tally
         record.count_into(tally)
         tally.batches += receipt.batches
@@ -206,10 +251,6 @@ class _Adoption:
                 f"stopped: tap {tap!r} gave {count} values that are NaN or infinite for images of shard "
                 f"{record.shard}, and nonfinite is `fail`",
             )
-        self.walk.store.adopt(record, folder)
-        self.attempts.forget(receipt.attempt)
-        run.events.batch_done(self.info, record.planned)
-        run.events.shard_committed(self.info, record.shard)
 
     def _refuse_another_kind(self, receipt: Receipt) -> None:
         """The first receipt says on what the shards are computed; raise `StoreError` for one from another kind."""

@@ -1,15 +1,15 @@
 """Attempts at shards: a worker writes each under a name of its own, and leaves a receipt when it is durable.
 
     attempts/00007-0c4e6f1a2b3d5e7f/        the files of shard 7, as one worker wrote them
-    attempts/00007-0c4e6f1a2b3d5e7f.json    its receipt: the run's id and the commit record
+    attempts/00007-0c4e6f1a2b3d5e7f.json    its receipt: the commit record, and what else the coordinator has to know
 
-Only the coordinator, which has the lock, makes an attempt a part of the output, by renaming it.
+Only the coordinator, which has the lock, makes an attempt a part of the output: it renames the folder, and links the
+receipt into `commits/`, which is durable already.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import re
 import secrets
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from layertap.errors import StoreError
 from layertap.jobs import Receipt
@@ -31,23 +31,31 @@ _NAME = re.compile(r"([0-9]{5,})-[0-9a-f]{16}")
 
 
 class ReceiptFacts(Facts):
-    """`attempts/NAME.json`."""
+    """What a receipt has besides the commit record."""
 
-    layertap: Literal[1] = 1
     run: str
-    shard: Count
     attempt: Annotated[str, Field(pattern=f"^{_NAME.pattern}$")]
     worker: str
-    record: dict[str, Any]
     device: str
     processor: dict[str, Any]
     seconds: dict[str, float]
     batches: Count
     forwards: Count
 
-    def receipt(self) -> Receipt:
+
+class WrittenReceipt(Facts):
+    """`attempts/NAME.json`: a commit record with one more key."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    layertap: Literal[1] = 1
+    shard: Count
+    receipt: ReceiptFacts
+
+    def given(self) -> Receipt:
         """The receipt that was left."""
-        return Receipt(**self.model_dump(exclude={"layertap"}))
+        record = {"layertap": 1, "shard": self.shard, **(self.model_extra or {})}
+        return Receipt(shard=self.shard, record=record, **dict(self.receipt))
 
 
 def new_attempt(number: int) -> str:
@@ -85,9 +93,9 @@ class Attempts:
 
     def leave(self, receipt: Receipt) -> None:
         """Make a receipt durable; only a whole one is ever seen."""
-        facts = ReceiptFacts(**{**dataclasses.asdict(receipt), "record": dict(receipt.record)})
-        with durable.creating(self._folder / f"{receipt.attempt}.json") as file:
-            json.dump(facts.model_dump(), file, ensure_ascii=False, allow_nan=False)
+        facts = {field: getattr(receipt, field) for field in ReceiptFacts.model_fields}
+        with durable.replacing(self.receipt(receipt.attempt)) as file:
+            file.write(json.dumps({**receipt.record, "receipt": facts}, ensure_ascii=False, allow_nan=False) + "\n")
 
     def receipts(self, known: Iterable[str] = ()) -> Iterator[Receipt]:
         """The receipts that workers have left, except those of attempts in `known`, by shard."""
@@ -95,11 +103,15 @@ class Attempts:
         for name in sorted(self._names(".json")):
             if name in seen:
                 continue
-            path = self._folder / f"{name}.json"
+            path = self.receipt(name)
             with contextlib.suppress(OSError, ValueError, StoreError):  # a damaged one is as good as none
-                receipt = parsed(safe_files.read_text(self._folder, path.name), path, ReceiptFacts).receipt()
+                receipt = parsed(safe_files.read_text(self._folder, path.name), path, WrittenReceipt).given()
                 if receipt.attempt == name and shard_of(name) == receipt.shard:
                     yield receipt
+
+    def receipt(self, attempt: str) -> Path:
+        """The file of a receipt."""
+        return self._folder / f"{attempt}.json"
 
     def found(self, record: Commit, attempt: str, part: Path) -> Path | None:
         """The folder with the files of an attempt, None if they are not what the record says.

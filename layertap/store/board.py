@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from layertap.errors import FOREIGN, StoreError
-from layertap.jobs import Job, WorkerReport
+from layertap.jobs import Job, Receipt, WorkerReport
 from layertap.store import durable, safe_files
 from layertap.store.attempts import new_attempt
 from layertap.store.manifest import Facts, parsed
@@ -97,10 +97,13 @@ class Board:
         """Show that the coordinator lives."""
         os.utime(self._folder / _JOB)
 
-    def close(self) -> list[str]:
-        """Remove everything, and give the names of the attempts that were begun. The workers then end."""
-        (self._folder / _JOB).unlink(missing_ok=True)
-        begun = [claim.attempt for claim in self.claims()]
+    def end(self) -> None:
+        """Let the workers end: for them the run is over."""
+        safe_files.remove(self._folder, [_JOB])
+
+    def close(self) -> None:
+        """Remove everything. The attempts that are recorded here are removed before, or never are."""
+        self.end()
         for number in self._posted():
             self.withdraw(number)
         for name in self._entries(_TAKEN, _CLAIM.pattern):
@@ -113,7 +116,6 @@ class Board:
         for folder in (self._folder / _OPEN, self._folder / _TAKEN, self._folder / _WORKERS, self._folder):
             with contextlib.suppress(OSError):  # a worker that is not done yet may write there
                 folder.rmdir()
-        return begun
 
     def post(self, number: int, records: Sequence[SentRecord] | None) -> None:
         """Let any worker take a shard."""
@@ -123,6 +125,11 @@ class Board:
         """Let another worker take a shard that has been taken."""
         source = safe_files.regular(self._folder, f"{_TAKEN}/{_name(claim)}")
         self._write(f"{_OPEN}/{claim.shard:05d}.json", json.loads(source.read_text("utf-8")))
+
+    def forget(self, receipt: Receipt) -> None:
+        """Remove the record of an attempt that has become a part."""
+        claim = Claim(receipt.shard, receipt.attempt, receipt.worker)
+        safe_files.remove(self._folder, [f"{_TAKEN}/{_name(claim)}"])
 
     def withdraw(self, number: int) -> None:
         """Let no further worker take a shard."""
@@ -206,7 +213,7 @@ class Board:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(data, file, ensure_ascii=False, allow_nan=False)
+            file.write(json.dumps(data, ensure_ascii=False, allow_nan=False))
         os.replace(temporary, path)
 
 

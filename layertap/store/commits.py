@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -154,6 +155,10 @@ class Commits:
         with durable.creating(self._path(record.shard)) as file:
             _dump(record.model_dump(), file)
 
+    def link(self, record: Commit, file: Path) -> None:
+        """Make a shard true by a record that is in `file`. Raises `FileExistsError` where it is already."""
+        os.link(file, self._path(record.shard), follow_symlinks=False)
+
     def remove(self, number: int) -> None:
         """Make a shard untrue again, its part being gone."""
         self._path(number).unlink()
@@ -211,5 +216,5 @@ def _part(number: int) -> str:
 
 
 def _dump(value: Any, file: IO[str]) -> None:
-    json.dump(value, file, ensure_ascii=False, allow_nan=False)
-    file.write("\n")
+    # Not json.dump, which calls the file once per value.
+    file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from layertap.errors import FOREIGN, StoreError
 from layertap.store import durable, safe_files
+from layertap.store.attempts import ATTEMPTS, Attempts
+from layertap.store.board import WORK, Board
 from layertap.store.commits import COMMITS, PARTS, Commits
 from layertap.store.listings import FAILURES, INDEX
 from layertap.store.manifest import MANIFEST, read_manifest
@@ -73,6 +75,7 @@ def discard(folder: Path) -> None:
     refuse_links(folder)
     manifest = read_manifest(folder)
     assert manifest is not None
+    discard_attempts(folder)
     commits = Commits(folder)
     # In a complete output the first records may already have been removed.
     committed = max(len(commits), len(manifest.shards))
@@ -93,7 +96,7 @@ def discard(folder: Path) -> None:
 
 def refuse_links(folder: Path) -> None:
     """Raise `StoreError` if one of layertap's folders is a link: files would be written or removed elsewhere."""
-    for name in (PARTS, COMMITS):
+    for name in (PARTS, COMMITS, ATTEMPTS, WORK):
         if (folder / name).is_symlink():
             raise StoreError(f"{folder / name}: is a link, which no run of layertap creates", code=FOREIGN)
 
@@ -104,6 +107,22 @@ def remove_files(folder: Path, names: Iterable[str]) -> None:
     safe_files.remove(folder, names)
     for name in {name.partition("/")[0] for name in names if "/" in name}:
         durable.prune(folder / name)
+
+
+def discard_attempts(folder: Path, *, keep_receipts: bool = False) -> None:
+    """Remove what the workers of an engine have left: attempts by their recorded names, and then the records.
+
+    `keep_receipts` keeps the attempts that are whole.
+    """
+    board, attempts = Board(folder), Attempts(folder)
+    board.end()
+    begun = {claim.attempt for claim in board.claims()}
+    if keep_receipts:
+        for attempt in begun - {receipt.attempt for receipt in attempts.receipts()}:
+            attempts.discard(attempt)
+    else:
+        attempts.sweep(begun)
+    board.close()
 
 
 def discard_shards(folder: Path, count: int) -> None:

@@ -15,7 +15,7 @@ import errno
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,21 +103,40 @@ class Store:
             self._sink.save(gathered.shard, temporary)
         with storage(self.path):
             record = Commit.of(gathered, source, durable_facts(temporary), self.processor)
-        self.adopt(record, temporary)
-
-    def adopt(self, record: Commit, folder: Path) -> None:
-        """Make a shard true whose files in `folder` are durable; the folder becomes its part."""
-        part = self.commits.part(record.shard)
-        with storage(self.path):
-            if folder != part:
-                durable.clear_folder(part)
-                os.rename(folder, part)
+            self._place(record, temporary)
             durable.sync(part.parent)
-            try:
+            with self._refusing_twice(record):
                 self.commits.create(record)
-            except FileExistsError as error:
-                raise StoreError(f"{self.path}: another run has committed shard {record.shard}", code=LOCKED) from error
         self._count(record)
+
+    def adopt(self, written: Sequence[tuple[Commit, Path, Path]]) -> None:
+        """Make shards true, in this order: each with its record, the folder of its files, and the file of the record.
+
+        All of it is durable already. The folders become the parts, and the files are linked as commit records.
+        """
+        with storage(self.path):
+            for record, folder, _ in written:
+                self._place(record, folder)
+            durable.sync(self.path / PARTS)
+            for record, _, file in written:
+                with self._refusing_twice(record):
+                    self.commits.link(record, file)
+            durable.sync(self.path / COMMITS)
+        for record, _, _ in written:
+            self._count(record)
+
+    def _place(self, record: Commit, folder: Path) -> None:
+        part = self.commits.part(record.shard)
+        if folder != part:
+            durable.clear_folder(part)
+            os.rename(folder, part)
+
+    @contextmanager
+    def _refusing_twice(self, record: Commit) -> Iterator[None]:
+        try:
+            yield
+        except FileExistsError as error:
+            raise StoreError(f"{self.path}: another run has committed shard {record.shard}", code=LOCKED) from error
 
     def computed_on(self, facts: Mapping[str, Any]) -> None:
         """Record in the fingerprint on what the shards are computed, which an engine's first worker knows."""
@@ -171,7 +190,8 @@ class Store:
                 raise StoreError(f"{self.path / name}: {lost}; mode=new extracts everything again")
 
     def sweep(self) -> None:
-        """Remove the parts of a complete, merged output: by the names that its commits record, and no others."""
+        """Remove the parts of a complete, merged output, and what workers left: by recorded names, and no others."""
+        replace.discard_attempts(self.path)
         if self.manifest.merged:
             replace.discard_shards(self.path, len(self.manifest.shards))
 
