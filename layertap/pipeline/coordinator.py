@@ -80,6 +80,7 @@ class Coordinated(Walk):
                     if shards.is_complete:
                         break
             adoption.commit()
+            shards.lost()
             rounds = 0 if shards.committed > before else rounds + 1
             if rounds >= _MOST_ROUNDS:
                 raise LayertapError(
@@ -152,6 +153,11 @@ class _Shards(Iterator[int]):
                 return number
         raise StopIteration
 
+    def lost(self) -> None:
+        """Hand out once more what has been handed out and has no receipt: the engine has ended."""
+        self._again.clear()
+        self._again.extend(filter(self.is_wanted, range(self.committed, self._next)))
+
     def again(self, number: int) -> None:
         """Hand out a shard once more."""
         self._again.append(number)
@@ -181,6 +187,9 @@ class _Adoption:
 
     def receive(self, receipt: Receipt) -> None:
         """Check a receipt, and commit what is complete by now. One that is not this run's, or late, is dropped."""
+        held = self.shards.received.get(receipt.shard)
+        if held is not None and held[0].attempt == receipt.attempt:
+            return
         if receipt.run != self.job.run or not self.shards.is_wanted(receipt.shard):
             self.attempts.discard(receipt.attempt)
             return

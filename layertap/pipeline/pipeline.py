@@ -90,6 +90,8 @@ def run_loaded(config: RunConfig, plugins: Plugins, *, retry_failed: bool = Fals
             if retry:
                 work = retry
                 store = stack.enter_context(beside(store.path, sink, manifest, store.manifest.run, holds))
+        if config.processors == "any":
+            store.processor = fingerprint.computed_by(this)
         output = FolderDestination(store, this.plan, store.manifest.unknown(manifest))
         if store.is_complete:
             return report_of(this, info, output.tally(), output, 0.0, already=True)
