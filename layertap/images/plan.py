@@ -6,9 +6,9 @@ import hashlib
 import json
 import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -21,6 +21,7 @@ from layertap.plugins import guard
 from layertap.records import INDEX_COLUMNS, ImageRecord, Planned
 
 _PAGE = 4096
+_OPEN_PAGES = 4
 
 
 class Plan:
@@ -36,7 +37,8 @@ class Plan:
         self._limit = limit
         # Compressed, because the ids of a million images take a hundred megabytes.
         self._pages: list[bytes] = []
-        self._opened: tuple[int, Sequence[Any]] = (-1, ())
+        # Shards are asked for one after another, and each several times.
+        self._page = lru_cache(_OPEN_PAGES)(self._opened_page)
         ids, contents = hashlib.sha256(), hashlib.sha256()
         self.count = 0
         self.keys: list[str] = []
@@ -82,11 +84,8 @@ class Plan:
             page = self._page(number)
             yield from islice(page, max(first - number * _PAGE, 0), stop - number * _PAGE)
 
-    def _page(self, number: int) -> Sequence[tuple[str, str | None]]:
-        # Shards are asked for one after another, and each several times.
-        if self._opened[0] != number:
-            self._opened = number, [tuple(entry) for entry in json.loads(zlib.decompress(self._pages[number]))]
-        return self._opened[1]
+    def _opened_page(self, number: int) -> Sequence[tuple[str, str | None]]:
+        return [tuple(entry) for entry in json.loads(zlib.decompress(self._pages[number]))]
 
     def digest_of(self, first: int, count: int, without: Container[str]) -> str:
         """A hash of `count` records from `first` on and their files, except for the ids in `without`."""

@@ -20,8 +20,10 @@ def sent(planned: Iterable[Planned], directory: str) -> list[Sent] | None:
     for each in planned:
         record = each.record
         if isinstance(record.data, Path):
-            # JSON has no bytes, and a file's name need not be UTF-8.
-            path = os.fsencode(os.path.join(directory, record.data)).decode("latin-1")
+            path = os.path.join(directory, record.data)
+            if not path.isascii():
+                # JSON has no bytes, and a file's name need not be UTF-8.
+                path = os.fsencode(path).decode("latin-1")
         elif record.data is vanished:
             path = None
         else:

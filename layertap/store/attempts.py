@@ -48,7 +48,7 @@ class WrittenReceipt(Facts):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    layertap: Literal[1] = 1
+    layertap: Literal[1]
     shard: Count
     receipt: ReceiptFacts
 

@@ -41,14 +41,14 @@ SentRecord = tuple[str, str | None, str | None, dict[str, Any]]
 class TaskFacts(Facts):
     """`open/00007.json`: a shard, and its records where they can be sent."""
 
-    layertap: Literal[1] = 1
+    layertap: Literal[1]
     records: list[Annotated[SentRecord, Field(strict=False)]] | None
 
 
 class JobFacts(Facts):
     """`job.json`: the job, and the first records of the plan where they can be sent."""
 
-    layertap: Literal[1] = 1
+    layertap: Literal[1]
     job: dict[str, Any]
     first: list[Annotated[SentRecord, Field(strict=False)]] | None
 
@@ -56,7 +56,7 @@ class JobFacts(Facts):
 class ReportFacts(Facts):
     """`workers/NAME.json`."""
 
-    layertap: Literal[1] = 1
+    layertap: Literal[1]
     report: dict[str, Any]
 
 
@@ -90,7 +90,7 @@ class Board:
             durable.make_folder(self._folder / name)
         for number in self._posted():
             self.withdraw(number)
-        facts = JobFacts(job=job.data(), first=None if first is None else list(first))
+        facts = JobFacts(layertap=1, job=job.data(), first=None if first is None else list(first))
         self._write(_JOB, facts.model_dump())
 
     def beat(self) -> None:

@@ -50,7 +50,7 @@ class FailedImage(Facts):
 class Commit(Facts):
     """`commits/00000.json`: a shard, written and durable."""
 
-    layertap: Literal[1] = 1
+    layertap: Literal[1]
     shard: Count
     first: Count
     planned: Count
@@ -75,6 +75,7 @@ class Commit(Facts):
         """The record of a shard whose files are durable."""
         shard = gathered.shard
         return cls(
+            layertap=1,
             shard=shard.number,
             first=gathered.first,
             planned=gathered.planned,

@@ -296,6 +296,10 @@ def read_output(path: Path) -> Manifest:
 def parsed(text: str, path: Path, model: type[M]) -> M:
     """The contents of one of layertap's JSON files, as `model`. Raises `StoreError` for anything else."""
     try:
+        return model.model_validate_json(text)
+    except pydantic.ValidationError:
+        pass  # the slow way says what is wrong
+    try:
         data = json.loads(text)
         if not isinstance(data, dict) or data.get("layertap") != FORMAT:
             raise StoreError(f"{path}: not a file of this version of layertap", code=FOREIGN)
