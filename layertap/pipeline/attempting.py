@@ -117,8 +117,16 @@ class AttemptDestination(Destination):
     def _refuse_over(self) -> None:
         """Raise `RunOver` if it is: the run of another output may have the folder by now."""
         try:
-            run = self._board.job()[0].run
+            job, _ = self._board.job()
         except StoreError:
-            run = ""
-        if run != self._job.run:
+            job = None
+        if job is None or job.run != self._job.run:
             raise RunOver(f"{self._folder}: the run that this worker computed for is over")
+        # The first shard may have come from another kind of processor after this worker had begun.
+        wanted = job.manifest["fingerprint"]
+        if wanted.get("processor", "any") not in ("any", self._facts["processor"]):
+            raise StoreError(
+                f"the worker {self._worker} has another kind of processor than the first shard's: "
+                f"{self._facts['processor']}, not {wanted['processor']}; or set processors=any",
+                code=FOREIGN,
+            )

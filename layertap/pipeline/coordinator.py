@@ -16,7 +16,7 @@ import pydantic
 import torch
 
 from layertap.contracts import Engine
-from layertap.errors import ImageError, LayertapError, StoreError
+from layertap.errors import ImageError, LayertapError
 from layertap.images.plan import Plan
 from layertap.images.sent import sent
 from layertap.jobs import Job, Receipt, WorkerReport
@@ -196,11 +196,10 @@ class _Adoption:
         record = _parsed(receipt)
         part = self.walk.store.commits.part(receipt.shard)
         folder = self.attempts.found(record, receipt.attempt, part) if record and self._is_planned(record) else None
-        if record is None or folder is None:
+        if record is None or folder is None or self._is_another_kind(receipt):
             self.attempts.discard(receipt.attempt)
             self.shards.again(receipt.shard)
             return
-        self._refuse_another_kind(receipt)
         self.shards.received[receipt.shard] = receipt, record, folder
         # A receipt is durable: what is not committed yet is not lost.
         if time.monotonic() - self._since > _COMMIT_SECONDS or self.shards.is_received:
@@ -261,19 +260,19 @@ class _Adoption:
                 f"{record.shard}, and nonfinite is `fail`",
             )
 
-    def _refuse_another_kind(self, receipt: Receipt) -> None:
-        """The first receipt says on what the shards are computed; raise `StoreError` for one from another kind."""
+    def _is_another_kind(self, receipt: Receipt) -> bool:
+        """Whether another kind of processor computed it than the first shard. The first receipt says which that is.
+
+        Workers that began before then look at the board before they write, and are refused.
+        """
         if self.walk.run.config.processors == "any":
-            return
+            return False
         store = self.walk.store
         found: dict[str, Any] = {"device": receipt.device, "processor": dict(receipt.processor)}
         if "processor" not in store.manifest.fingerprint:
             store.computed_on(found)
-        if changed := store.manifest.different_in(found):
-            raise StoreError(
-                f"the worker {receipt.worker} has another kind of processor than the shards so far: "
-                f"{'; '.join(changed)}; use workers of one kind, or set processors=any"
-            )
+            self.board.change(store.manifest.model_dump(mode="json"))
+        return bool(store.manifest.different_in(found))
 
 
 def _parsed(receipt: Receipt) -> Commit | None:

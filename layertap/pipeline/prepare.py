@@ -25,7 +25,7 @@ from layertap.pipeline.events import Events
 from layertap.pipeline.first_images import looked, settled
 from layertap.pipeline.forward import ForwardPass
 from layertap.pipeline.shards import default_rows
-from layertap.plugins import Plugins
+from layertap.plugins import Plugins, guard
 from layertap.records import Batch, Column, Planned, RunInfo
 from layertap.store.manifest import read_manifest
 from layertap.taps.tapped import TappedModel
@@ -115,6 +115,7 @@ def _prepared(
     assert isinstance(source, Source)
     assert isinstance(sink, Sink)
     engine = _engine(config, plugins, sink)
+    threads = config.threads or _threads(config, engine)
     if isinstance(sink, FileSink):
         with config.at("sink", "path"):
             _refuse_inside(Path(sink.params.path), getattr(source.params, "path", None))
@@ -132,7 +133,6 @@ def _prepared(
     tapped = TappedModel(loaded.module, config.taps, early_stop=config.early_stop, about=loaded.about, plugins=plugins)
     memory_format = getattr(torch, _FORMATS[config.profile.memory_format])
     autocast = getattr(torch, config.autocast) if config.autocast else None
-    threads = config.threads or (engine.threads() if engine else None)
     with computing_threads(threads), rounding(config.profile.tf32), ready(loaded.module, device, memory_format), tapped:
         forward = ForwardPass(
             tapped, preprocessor, slot, device, memory_format, autocast, nondeterministic=config.nondeterministic
@@ -172,6 +172,13 @@ def _engine(config: RunConfig, plugins: Plugins, sink: Sink) -> Engine | None:
     if config.batch_size == "auto":
         raise ConfigError("an engine's workers need one batch size; set it to a number", where=("batch_size",))
     return engine
+
+
+def _threads(config: RunConfig, engine: Engine | None) -> int | None:
+    if engine is None:
+        return None
+    with config.at("engine"), guard(engine):
+        return engine.threads()
 
 
 def _batch_size(config: RunConfig, sink: Sink, forward: ForwardPass, columns: Mapping[str, Column], images: int) -> int:

@@ -90,8 +90,12 @@ class Board:
             durable.make_folder(self._folder / name)
         for number in self._posted():
             self.withdraw(number)
-        facts = JobFacts(layertap=1, job=job.data(), first=None if first is None else list(first))
-        self._write(_JOB, facts.model_dump())
+        self._write_job(job, first)
+
+    def change(self, manifest: Mapping[str, Any]) -> None:
+        """Replace the manifest that workers must meet."""
+        job, first = self.job()
+        self._write_job(dataclasses.replace(job, manifest=manifest), first)
 
     def beat(self) -> None:
         """Show that the coordinator lives."""
@@ -196,6 +200,10 @@ class Board:
                 report = WorkerReport(**facts.report)
                 found[report.worker] = report, path.stat().st_mtime_ns
         return found
+
+    def _write_job(self, job: Job, first: Sequence[SentRecord] | None) -> None:
+        facts = JobFacts(layertap=1, job=job.data(), first=None if first is None else list(first))
+        self._write(_JOB, facts.model_dump())
 
     def _posted(self) -> list[int]:
         return sorted(int(name.removesuffix(".json")) for name in self._entries(_OPEN, r"[0-9]{5,}\.json"))

@@ -21,6 +21,7 @@ VALUES = st.recursive(PLAIN, lambda part: st.lists(part, max_size=3) | st.dictio
 
 def commit(kept, failures=()):
     return Commit(
+        layertap=1,
         shard=0,
         first=0,
         planned=len(kept) + len(failures),
