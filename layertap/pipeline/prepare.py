@@ -115,7 +115,9 @@ def _prepared(
     assert isinstance(source, Source)
     assert isinstance(sink, Sink)
     engine = _engine(config, plugins, sink)
-    threads = config.threads or _threads(config, engine)
+    # The engine is asked even so: it may have to refuse its parameters.
+    for_each = _threads(config, engine)
+    threads = config.threads or for_each
     if isinstance(sink, FileSink):
         with config.at("sink", "path"):
             _refuse_inside(Path(sink.params.path), getattr(source.params, "path", None))
