@@ -35,12 +35,23 @@ if TYPE_CHECKING:
     from layertap.images.files import file_stamp, open_regular
     from layertap.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
     from layertap.images.metadata import plain_value
-    from layertap.jobs import Job, Receipt, WorkerReport
     from layertap.looking.features import open_features as open
     from layertap.pipeline.crew import Crew, CrewEngine
     from layertap.pipeline.pipeline import extract, run
     from layertap.pipeline.worker import Worker
-    from layertap.records import Activations, Batch, Failure, ImageRecord, Report, RunInfo, Shard, TapInfo
+    from layertap.records import (
+        Activations,
+        Batch,
+        Failure,
+        ImageRecord,
+        Job,
+        Receipt,
+        Report,
+        RunInfo,
+        Shard,
+        TapInfo,
+        WorkerReport,
+    )
     from layertap.taps.grammar import Tap
     from layertap.taps.survey import survey as layers
     from layertap.taps.tapped import TappedModel, tap
@@ -50,7 +61,6 @@ _HOMES = {
     "pipeline.pipeline": ("extract", "run"),
     "pipeline.crew": ("Crew", "CrewEngine"),
     "pipeline.worker": ("Worker",),
-    "jobs": ("Job", "Receipt", "WorkerReport"),
     "taps.tapped": ("TappedModel", "tap"),
     "taps.grammar": ("Tap",),
     "config.model": ("RunConfig",),
@@ -66,7 +76,19 @@ _HOMES = {
         "Sink",
         "Source",
     ),
-    "records": ("Activations", "Batch", "Failure", "ImageRecord", "Report", "RunInfo", "Shard", "TapInfo"),
+    "records": (
+        "Activations",
+        "Batch",
+        "Failure",
+        "ImageRecord",
+        "Job",
+        "Receipt",
+        "Report",
+        "RunInfo",
+        "Shard",
+        "TapInfo",
+        "WorkerReport",
+    ),
     "hookspecs": ("hookimpl",),
     "errors": (
         "ConfigError",

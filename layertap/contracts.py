@@ -23,7 +23,7 @@ import pluggy
 import pydantic
 from pydantic import ConfigDict, Field
 
-from layertap.profile import PROFILES, Profile
+from layertap.records import PROFILES, Profile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor, nn
 
-    from layertap.jobs import Job, Receipt, WorkerReport
-    from layertap.records import ImageRecord, Report, RunInfo, Shard, TapInfo
+    from layertap.records import ImageRecord, Job, Receipt, Report, RunInfo, Shard, TapInfo, WorkerReport
 
 
 PROJECT = "layertap"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import pydantic
+from pydantic import ConfigDict, Field
 
 if TYPE_CHECKING:
     import numpy as np
@@ -243,108 +246,97 @@ class Report:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Causes:
-    """Causes by kind, which is the exception's type and place: the first of each, and how many there were.
+WorkerState: TypeAlias = Literal["starting", "computing", "waiting", "left", "refused", "failed", "lost"]
 
-    After 20 kinds the others are counted together, so that it stays small.
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A run, as data from which a worker builds it again.
+
+    `run` is the id of the run that began the output, `folder` the path of the output, which every worker must see under
+    this name, and `directory` the working directory that relative paths refer to. `manifest` holds what a worker must
+    meet: the fingerprint, the batch size, the rows of a shard. `threads` is torch's number of threads. `plugins` names
+    the user's own plugin files.
     """
 
-    _MOST = 20
-    _OTHERS = Cause("others", "of more kinds than are listed", "")
+    run: str
+    folder: str
+    directory: str
+    config: Mapping[str, Any]
+    manifest: Mapping[str, Any]
+    threads: int
+    plugins: tuple[str, ...] = ()
 
-    def __init__(self) -> None:
-        self._kinds: dict[tuple[str, str], CountedCause] = {}
+    def data(self) -> dict[str, Any]:
+        """The job as JSON can hold it."""
+        return dataclasses.asdict(self)
 
-    def add(self, cause: Cause, first: str, count: int = 1) -> None:
-        """Count `count` images with a cause, of which `first` is the id of the first."""
-        kind = cause.type, cause.place
-        if kind not in self._kinds and len(self._kinds) >= self._MOST:
-            cause = self._OTHERS
-            kind = cause.type, cause.place
-        known = self._kinds.get(kind)
-        self._kinds[kind] = (
-            CountedCause(cause, first, count)
-            if known is None
-            else CountedCause(known.cause, known.first, known.count + count)
-        )
-
-    def add_failures(self, failures: Iterable[Failure]) -> None:
-        """Count the causes of failures that have one."""
-        for failure in failures:
-            if failure.cause is not None:
-                self.add(failure.cause, failure.record.id)
-
-    def add_counted(self, causes: Iterable[CountedCause]) -> None:
-        """Add counts."""
-        for counted in causes:
-            self.add(counted.cause, counted.first, counted.count)
-
-    def counted(self) -> tuple[CountedCause, ...]:
-        """The kinds, in the order in which they came."""
-        return tuple(self._kinds.values())
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Job:
+        """The job that `data` gave."""
+        return cls(**{**data, "plugins": tuple(data["plugins"])})
 
 
-# Forwards per batch above which a run tells its user that sizes cost time.
-_MANY_FORWARDS = 1.5
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The proof that a worker has computed a shard and made its files durable.
 
+    The files are in the folder `attempts/ATTEMPT` of the output, and `record` is the commit record for them. The rows
+    themselves never travel. `device` and `processor` say what computed them, `seconds` where the time went.
+    """
 
-@dataclass(slots=True)
-class Tally:
-    """Counts of images and shards, failures by reason, their causes, and what was noted of images and values."""
-
-    planned: int = 0
-    shards: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    nonfinite: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    causes: Causes = field(default_factory=Causes)
+    run: str
+    shard: int
+    attempt: str
+    worker: str
+    record: Mapping[str, Any]
+    device: str
+    processor: Mapping[str, Any]
+    seconds: Mapping[str, float] = field(default_factory=dict)
     batches: int = 0
     forwards: int = 0
 
-    @property
-    def failed(self) -> int:
-        """Images without a row."""
-        return self.reasons.total()
 
-    @property
-    def kept(self) -> int:
-        """Images with a row."""
-        return self.planned - self.failed
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """What a worker is doing: `images` done so far, at `rate` images per second, the `shard` in progress.
 
-    def count_images(self, planned: int, reasons: Iterable[str]) -> None:
-        """Add images, and the reasons of those among them that failed."""
-        self.planned += planned
-        self.reasons.update(reasons)
+    `error` is what it ended with, in one line, and `code` that error's exit code; `log` is the file with what it
+    printed, where there is one.
+    """
 
-    def count_shard(self, nonfinite: Mapping[str, int], notes: Mapping[str, int]) -> None:
-        """Add a shard whose images have been counted."""
-        self.shards += 1
-        self.nonfinite.update(nonfinite)
-        self.notes.update(notes)
+    worker: str
+    state: WorkerState
+    host: str = ""
+    pid: int = 0
+    device: str = ""
+    shard: int | None = None
+    images: int = 0
+    rate: float = 0.0
+    error: str = ""
+    code: int = 0
+    log: str = ""
 
-    def report(self, info: RunInfo, seconds: float, *, stored: bool) -> Report:
-        """The report of the run whose counts these are."""
-        return Report(
-            planned=self.planned,
-            kept=self.kept,
-            failed=self.failed,
-            shards=self.shards,
-            seconds=seconds,
-            path=info.path,
-            stored=stored,
-            columns=info.columns,
-            reasons=dict(self.reasons),
-            nonfinite=dict(self.nonfinite),
-            notes=dict(self.notes),
-            causes=self.causes.counted(),
-            about=info.about,
-            remarks=self._remarks(),
-        )
 
-    def _remarks(self) -> list[str]:
-        if self.forwards <= _MANY_FORWARDS * self.batches:
-            return []
-        return [
-            f"images of one batch had different sizes: a batch took {self.forwards / self.batches:.1f} forwards on "
-            "average; a smaller batch_size, or a preprocessor that resizes, costs less"
-        ]
+class Profile(pydantic.BaseModel):
+    """The switches that change values a little; by default none does: values are those of the plain loop."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    memory_format: Literal["contiguous", "channels_last"] = Field(
+        "contiguous", description="the memory layout of the model's input and weights"
+    )
+    resize: Literal["exact", "tensor"] = Field(
+        "exact", description="the preprocessor's own filter, or torch's on bytes, which is off by one level, rarely two"
+    )
+    decode: Literal["whole", "scaled"] = Field(
+        "whole",
+        description="JPEGs at full size, or at a half, a quarter or an eighth where that is enough (a few percent off)",
+    )
+    tf32: bool | None = Field(None, description="whether NVIDIA GPUs may round to TF32; null keeps torch's setting")
+
+
+PROFILES = {
+    "exact": Profile(),
+    "fast": Profile(memory_format="channels_last", resize="tensor", decode="scaled", tf32=True),
+}

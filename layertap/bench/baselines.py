@@ -31,8 +31,7 @@ from layertap.pipeline.forward import ForwardPass, model_guard
 from layertap.pipeline.prepare import Prepared
 from layertap.pipeline.shards import to_numpy
 from layertap.plugins import Plugins
-from layertap.profile import PROFILES
-from layertap.records import ImageRecord
+from layertap.records import PROFILES, ImageRecord
 
 # It holds all its images, and the model's outputs for them, at once.
 MOST_IN_TUTORIAL = 256

@@ -18,7 +18,7 @@ from layertap.images.batches import default_workers
 from layertap.pipeline import malloc
 from layertap.pipeline.forward import OutOfMemory
 from layertap.pipeline.prepare import Prepared, prepared
-from layertap.profile import PROFILES
+from layertap.records import PROFILES
 
 Setting: TypeAlias = tuple[str, int | str]
 Values: TypeAlias = Mapping[str, Tensor]

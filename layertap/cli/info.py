@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from layertap.cli.format import causes_text, printable, weights_text
-from layertap.records import Tally
 from layertap.store.commits import Commits
 from layertap.store.dtypes import numpy_dtype
 from layertap.store.manifest import Manifest
+from layertap.store.tally import Tally
 
 
 def summary_text(path: Path, manifest: Manifest) -> str:

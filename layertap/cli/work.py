@@ -18,7 +18,7 @@ from layertap.errors import ConfigError, UnsafeError
 from layertap.pipeline.malloc import uncollected
 
 if TYPE_CHECKING:
-    from layertap.jobs import Job
+    from layertap.records import Job
 
 
 def work(

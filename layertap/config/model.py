@@ -34,7 +34,7 @@ from layertap.images.decoding.bounds import MEMORY
 from layertap.images.decoding.formats import STANDARD
 from layertap.images.limits import MAX_IMAGE_PIXELS
 from layertap.plugins import Plugins, Registered, guard
-from layertap.profile import PROFILES, Profile
+from layertap.records import PROFILES, Profile
 from layertap.store.paths import refusal, variables
 from layertap.taps.grammar import Spec, Tap
 

@@ -9,7 +9,7 @@ from typing import Any
 from layertap.config.model import MODEL_PREPROCESSOR, PARTS, RunConfig
 from layertap.errors import PluginError
 from layertap.plugins import Plugins, guard
-from layertap.profile import PROFILES, Profile
+from layertap.records import PROFILES, Profile
 from layertap.taps.grammar import Tap
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

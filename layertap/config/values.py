@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from layertap.images.decoding.formats import Format
-from layertap.profile import PROFILES, Profile
+from layertap.records import PROFILES, Profile
 from layertap.store.paths import expanded
 from layertap.taps.grammar import Spec, Tap, Taps
 

@@ -10,11 +10,10 @@ from typing import Any
 from layertap.contracts import FileSink
 from layertap.errors import FOREIGN, StoreError, within
 from layertap.images.plan import digest_of
-from layertap.jobs import Job, Receipt
 from layertap.pipeline.prepare import Prepared
 from layertap.pipeline.writer import Destination
 from layertap.plugins import guard
-from layertap.records import Batch, Gathered, Planned
+from layertap.records import Batch, Gathered, Job, Planned, Receipt
 from layertap.store.attempts import Attempts
 from layertap.store.board import Board, Task
 from layertap.store.commits import Commit

@@ -19,17 +19,17 @@ from layertap.contracts import Engine
 from layertap.errors import ImageError, LayertapError
 from layertap.images.plan import Plan
 from layertap.images.sent import sent
-from layertap.jobs import Job, Receipt, WorkerReport
 from layertap.pipeline import limits
 from layertap.pipeline.first_images import LOOK
 from layertap.pipeline.walk import Walk
 from layertap.plugins import guard
-from layertap.records import Failure, ImageRecord, RunInfo, Tally
+from layertap.records import Failure, ImageRecord, Job, Receipt, RunInfo, WorkerReport
 from layertap.store import replace
 from layertap.store.attempts import Attempts
 from layertap.store.board import Board
 from layertap.store.commits import Commit
 from layertap.store.store import Store
+from layertap.store.tally import Tally
 
 # How long what is ready may wait for more.
 _COMMIT_SECONDS = 0.1

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from layertap.contracts import Engine
-from layertap.jobs import Job, Receipt, WorkerReport
 from layertap.pipeline.handout import Handout
+from layertap.records import Job, Receipt, WorkerReport
 
 
 class Crew(ABC):

@@ -16,8 +16,7 @@ from layertap.hookspecs import hookimpl
 from layertap.plugins import guard
 
 if TYPE_CHECKING:
-    from layertap.jobs import WorkerReport
-    from layertap.records import ImageRecord, Report, RunInfo
+    from layertap.records import ImageRecord, Report, RunInfo, WorkerReport
 
 _EVENTS = tuple(name for name in vars(Observer) if not name.startswith("_"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from layertap.errors import BUG, FOREIGN, LayertapError, PluginError
-from layertap.jobs import Job, Receipt, WorkerReport
+from layertap.records import Job, Receipt, WorkerReport
 from layertap.store.attempts import Attempts
 from layertap.store.board import Board, Claim
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from layertap.config.model import RunConfig
 from layertap.errors import ImageError
 from layertap.pipeline.shards import nonfinite
-from layertap.records import Activations, Failure, RunInfo, Tally
+from layertap.records import Activations, Failure, RunInfo
+from layertap.store.tally import Tally
 
 # A share of a small plan would stop a run at its first bad file.
 _FEWEST_FAILURES = 100

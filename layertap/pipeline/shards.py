@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layertap.records import Activations, Batch, Causes, Column, Failure, Gathered, ImageRecord, Shard
+from layertap.records import Activations, Batch, Column, Failure, Gathered, ImageRecord, Shard
 from layertap.store.dtypes import numpy_dtype
+from layertap.store.tally import Causes
 
 # Large enough that a commit's fsyncs cost little in comparison, small enough that two of them need little memory.
 _SHARD_BYTES = 64_000_000

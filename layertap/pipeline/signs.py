@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from layertap.errors import BUG, FOREIGN, LayertapError
-from layertap.jobs import WorkerReport, WorkerState
 from layertap.pipeline.attempting import RunOver
+from layertap.records import WorkerReport, WorkerState
 from layertap.store.board import Board
 
 _SECONDS = 1.0

@@ -17,7 +17,8 @@ from layertap.pipeline.shards import gather
 from layertap.pipeline.work import Work
 from layertap.pipeline.writer import Destination, Writer
 from layertap.plugins import guard
-from layertap.records import Activations, Batch, Report, RunInfo, Tally
+from layertap.records import Activations, Batch, Report, RunInfo
+from layertap.store.tally import Tally
 from layertap.timing import Stopwatch
 
 

@@ -19,7 +19,6 @@ from layertap.contracts import FileSink, Source
 from layertap.errors import FOREIGN, StoreError, within
 from layertap.images.plan import Plan
 from layertap.images.sent import SentPlan, received
-from layertap.jobs import Job, Receipt
 from layertap.pipeline import fingerprint, malloc
 from layertap.pipeline.attempting import AttemptDestination, RunOver
 from layertap.pipeline.prepare import prepared
@@ -27,7 +26,7 @@ from layertap.pipeline.shards import gather
 from layertap.pipeline.signs import Signs
 from layertap.pipeline.writer import Writer
 from layertap.plugins import Plugins, guard
-from layertap.records import Activations, Batch, Planned
+from layertap.records import Activations, Batch, Job, Planned, Receipt
 from layertap.store.board import Board, SentRecord, Task
 from layertap.store.manifest import FILES, Manifest
 from layertap.timing import Stopwatch

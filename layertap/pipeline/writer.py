@@ -12,8 +12,9 @@ from layertap.contracts import Sink
 from layertap.errors import within
 from layertap.images.plan import Plan
 from layertap.plugins import guard
-from layertap.records import Gathered, Tally
+from layertap.records import Gathered
 from layertap.store.store import Store
+from layertap.store.tally import Tally
 from layertap.timing import Stopwatch
 
 

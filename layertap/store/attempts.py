@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from layertap.errors import StoreError
-from layertap.jobs import Receipt
+from layertap.records import Receipt
 from layertap.store import durable, safe_files
 from layertap.store.commits import Commit, durable_facts
 from layertap.store.manifest import Count, Facts, FileFacts, parsed

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 
 from layertap.errors import FOREIGN, StoreError
-from layertap.jobs import Job, Receipt, WorkerReport
+from layertap.records import Job, Receipt, WorkerReport
 from layertap.store import durable, safe_files
 from layertap.store.attempts import new_attempt
 from layertap.store.manifest import Facts, parsed

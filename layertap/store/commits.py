@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from pydantic import Field, JsonValue
 
 from layertap.errors import FOREIGN, StoreError
-from layertap.records import Gathered, Tally
+from layertap.records import Gathered
 from layertap.store import durable, safe_files
 from layertap.store.manifest import CauseFacts, Count, Counts, Digest, Facts, FileFacts, FileName, ShardFacts, parsed
+from layertap.store.tally import Tally
 
 PARTS, COMMITS = "parts", "commits"
 

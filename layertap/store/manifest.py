@@ -15,8 +15,9 @@ import pydantic
 from pydantic import AfterValidator, ConfigDict, Field
 
 from layertap.errors import FOREIGN, StoreError, faults_of
-from layertap.records import Cause, Causes, CountedCause, Dtype, Tally
+from layertap.records import Cause, CountedCause, Dtype
 from layertap.store import safe_files
+from layertap.store.tally import Causes, Tally
 
 _PLAIN = re.compile(r"[A-Za-z0-9_%~-][A-Za-z0-9._%~-]*")
 

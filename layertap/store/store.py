@@ -24,12 +24,13 @@ from typing import Any, Literal
 from layertap.contracts import FileSink
 from layertap.errors import FOREIGN, LOCKED, StoreError, within
 from layertap.plugins import guard
-from layertap.records import Gathered, Tally
+from layertap.records import Gathered
 from layertap.store import durable, place, replace, safe_files
 from layertap.store.commits import COMMITS, PARTS, Commit, Commits, add_meta_types, durable_facts
 from layertap.store.listings import FAILURES, INDEX, listings
 from layertap.store.lock import Lock
 from layertap.store.manifest import FILES, MANIFEST, FileFacts, Manifest, Owner, read_manifest
+from layertap.store.tally import Tally
 
 
 class Store:

@@ -14,7 +14,8 @@ from torch import nn
 
 import layertap
 from layertap.cli.main import main
-from layertap.records import Cause, Causes
+from layertap.records import Cause
+from layertap.store.tally import Causes
 from tests.conftest import TINY
 from tests.pipeline.test_pipeline import config, contents
 

@@ -17,7 +17,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from layertap import ImageError
 from layertap.images.decoding.decode import decode
-from layertap.profile import PROFILES
+from layertap.records import PROFILES
 from layertap_plugins.preprocessors.imagenet import ImageNet
 
 MODES = ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "PA", "RGBX", "I;16"]

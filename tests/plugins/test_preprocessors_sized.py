@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 import layertap
 from layertap import ImageError
 from layertap.images.decoding.decode import decode
-from layertap.profile import PROFILES
+from layertap.records import PROFILES
 from layertap_plugins.preprocessors.identity import Identity
 from layertap_plugins.preprocessors.imagenet import ImageNet
 from layertap_plugins.preprocessors.letterbox import Letterbox

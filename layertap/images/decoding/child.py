@@ -25,7 +25,7 @@ from layertap.contracts import Preprocessor
 from layertap.images.causes import cause_of, check_form, reason_of
 from layertap.images.decoding import decode, wire
 from layertap.images.decoding.bounds import Bounds
-from layertap.profile import Profile
+from layertap.records import Profile
 
 READY = b"ready\n"
 """What a process says once it can work."""
