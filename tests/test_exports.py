@@ -19,7 +19,20 @@ import layertap
 FUNCTIONS = {"tap", "extract", "run", "open", "layers"}
 DATA = {"RunInfo", "Report", "Failure"}
 DATA |= {"Tap", "TapInfo", "TappedModel", "RunConfig", "ImageRecord", "Batch", "Activations", "Shard", "LoadedModel"}
-BASES = {"Params", "ModelProvider", "Source", "Preprocessor", "Reducer", "Sink", "FileSink", "Observer"}
+DATA |= {"Job", "Receipt", "Worker", "WorkerReport"}
+BASES = {
+    "Params",
+    "ModelProvider",
+    "Source",
+    "Preprocessor",
+    "Reducer",
+    "Sink",
+    "FileSink",
+    "Observer",
+    "Engine",
+    "Crew",
+}
+BASES |= {"CrewEngine"}
 ERRORS = {"ConfigError", "PluginError", "TapError", "WeightsError", "ImageError", "StoreError", "UnsafeError"}
 SHARED = {"file_stamp", "open_regular", "plain_value", "exif_orientation", "missing_extra"}
 LIMITS = {"MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"}

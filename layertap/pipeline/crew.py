@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from layertap.contracts import Engine
-from layertap.pipeline.handout import Handout
 from layertap.records import Job, Receipt, WorkerReport
 
 
@@ -44,5 +43,8 @@ class CrewEngine(Engine):
 
     def run(self, job: Job, numbers: Iterator[int]) -> Iterator[Receipt | WorkerReport]:
         """Hand out the shards through the folder, and collect the receipts there."""
+        # A plugin's module may subclass this one, and is imported to list it: numpy would cost that a second.
+        from layertap.pipeline.handout import Handout
+
         with self.crew(job) as crew:
             yield from Handout(Path(job.folder), job, numbers, crew, self.patience)
