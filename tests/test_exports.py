@@ -32,7 +32,7 @@ BASES = {
     "Engine",
     "Crew",
 }
-BASES |= {"CrewEngine"}
+BASES |= {"Engine", "Crew", "CrewEngine"}
 ERRORS = {"ConfigError", "PluginError", "TapError", "WeightsError", "ImageError", "StoreError", "UnsafeError"}
 SHARED = {"file_stamp", "open_regular", "plain_value", "exif_orientation", "missing_extra"}
 LIMITS = {"MAX_IMAGE_BYTES", "MAX_IMAGE_PIXELS"}

@@ -7,6 +7,7 @@ import json
 import pytest
 
 import layertap
+from layertap.cli.format import forecast_text
 from layertap.cli.plan import forecast
 from tests.conftest import TINY
 from tests.pipeline.test_pipeline import config, run
@@ -14,8 +15,8 @@ from tests.pipeline.test_pipeline import config, run
 TAPS = {"map": "features.0", "pooled": {"layer": "features.1", "reduce": ["mean_pool"], "dtype": "float16"}}
 
 
-def plan(*args, **changes):
-    return forecast(config(*args, **changes), plugins=[TINY])
+def plan(*args, measure=False, **changes):
+    return forecast(config(*args, **changes), plugins=[TINY], measure=measure)
 
 
 def test_forecast_is_what_the_run_then_does(photos, tmp_path):
@@ -47,6 +48,27 @@ def test_forecast_says_where_the_forward_stops_and_what_that_saves(photos):
 def test_forecast_of_a_wrong_tap_is_the_error_of_the_run(photos, tmp_path):
     with pytest.raises(layertap.TapError, match="did you mean 'classifier'"):
         plan(photos, tmp_path / "out", taps=["clasifier"])
+
+
+def test_forecast_of_an_engine_says_what_its_workers_do(photos, tmp_path):
+    found = plan(photos, tmp_path / "out", shard_rows=4, engine={"type": "local", "devices": 2}, measure=True)
+    assert (found.engine, found.workers, found.shards) == ("local", 2, 5)
+    assert found.rate > 0
+    # One of the workers has three shards of four images.
+    assert found.seconds == pytest.approx(12 / found.rate)
+    assert not list(tmp_path.iterdir())
+    lines = forecast_text(found).splitlines()
+    assert f"engine  local: 2 workers, 5 shards, {found.bytes // 2 / 1e3:.1f} kB each" in lines
+    assert any(line.startswith("rate    ") and " images/s per worker: " in line for line in lines)
+    joined = plan(photos, tmp_path / "out", engine="folder", measure=True)
+    assert (joined.workers, joined.seconds, joined.rate > 0) == (None, None, True)
+
+
+def test_rate_of_one_process_is_measured_from_the_second_batch(photos, tmp_path):
+    found = plan(photos, tmp_path / "out", measure=True)
+    assert found.seconds == pytest.approx(20 / found.rate)
+    with pytest.raises(layertap.ConfigError, match="batch_size: a rate needs more than one batch of 64 images"):
+        plan(photos, tmp_path / "out", batch_size=64, measure=True)
 
 
 def test_plan_on_the_command_line(photos, tmp_path, capsys, monkeypatch):

@@ -9,6 +9,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import layertap
+from layertap.config.loading import load_config
+from layertap.pipeline.pipeline import run_loaded
+from layertap.plugins import Plugins, Registered
 from tests.conftest import TINY
 from tests.pipeline.test_pipeline import config
 
@@ -78,6 +81,29 @@ def test_finished_run_is_reported_in_full(photos, path, tmp_path):
     assert info["device"] == "cpu"
     assert len(info["run"]) == 32
     assert os.listdir(path.parent) == [path.name]
+
+
+def test_workers_of_an_engine_are_labels(photos, path, tmp_path):
+    class Reports(layertap.Engine):
+        """An engine whose worker is in this process, and says what it does."""
+
+        def run(self, job, numbers):
+            yield layertap.WorkerReport("gpu-1", "computing", host="node1", device="cuda:1", images=20, rate=7.5)
+            yield layertap.WorkerReport("gpu-2", "waiting", host="node1", device="cuda:2", images=3, rate=5.0)
+            with layertap.Worker(job, "gpu-1") as worker:
+                yield from worker.compute(numbers)
+
+    plugins = Plugins.load([TINY])
+    plugins.add(Registered("engine", "reports", Reports, "here", "here", "0", "-"))
+    observers = [{"type": "metrics", "path": str(path)}]
+    settings = config(photos, tmp_path / "out", observers=observers, shard_rows=4, engine="reports")
+    run_loaded(load_config(settings, None, plugins), plugins)
+    found = samples(path.read_text())
+    one, two = ((("device", f"cuda:{n}"), ("host", "node1"), ("worker", f"gpu-{n}")) for n in (1, 2))
+    assert found["layertap_worker_images", *one] == 20
+    assert found["layertap_worker_images", *two] == 3
+    assert found["layertap_worker_images_per_second", *one] == 7.5
+    assert found["layertap_worker_images_per_second", *two] == 0
 
 
 def test_file_is_whole_during_the_run(photos, path, tmp_path):

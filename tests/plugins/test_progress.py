@@ -182,6 +182,41 @@ def test_the_bar_is_closed_when_a_run_fails(monkeypatch):
     assert "\x1b[?25h" in shown.decode()
 
 
+def worker(number, **facts):
+    return layertap.WorkerReport(f"local-{number}", **{"state": "computing", "host": "node1", "rate": 30.0, **facts})
+
+
+def test_workers_of_an_engine_are_counted_in_lines(clock, lines):
+    bar = Progress.of()
+    bar.run_started(replace(RUN, device="local"))
+    for number in range(2):
+        bar.worker_reported(RUN, worker(number))
+    clock.now += 10
+    bar.batch_done(RUN, 500)
+    bar.worker_reported(RUN, worker(1, state="lost", log="out.logs/1.log"))
+    bar.worker_reported(RUN, worker(1, state="lost", log="out.logs/1.log"))
+    bar.worker_reported(RUN, worker(2, state="refused", error="another\nversion"))
+    bar.run_finished(RUN, None, None)
+    assert lines() == [
+        "extracting 2000 images on local, batch size 64",
+        "500 of 2000 images done, 60.0 images/s, 25 s left, 2 workers",
+        "worker local-1 on node1 lost (what it printed is in out.logs/1.log)",
+        r"worker local-2 on node1 refused: another\nversion",
+    ]
+
+
+def test_a_terminal_gets_a_line_for_each_worker(monkeypatch):
+    with terminal(monkeypatch) as shown:
+        bar = Progress.of()
+        bar.run_started(RUN)
+        bar.worker_reported(RUN, worker(0, device="cuda:0", shard=12, images=4_096))
+        bar.worker_reported(RUN, worker(1, state="waiting"))
+        bar._display._progress.refresh()
+        bar.run_finished(RUN, None, None)
+    assert "  local-0  cuda:0  shard 12  30.0 images/s  4096 images" in shown.decode()
+    assert "  local-1  waiting  30.0 images/s  0 images" in shown.decode()
+
+
 def test_a_process_without_stderr_runs(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", None)
     bar = Progress.of()
