@@ -233,7 +233,10 @@ def test_plugin_whose_name_says_another_type_displaces_none(install, enumerated_
     install("usurper", SOURCE.format(name="folder") + "    register('x', Own)\n")
     plugins = Plugins.load()
     if enumerated_first:
-        assert [r.distribution for r in plugins if r.type_name == "folder"] == ["layertap", "usurper"]
+        assert [r.distribution for r in plugins if (r.kind, r.type_name) == ("source", "folder")] == [
+            "layertap",
+            "usurper",
+        ]
     assert plugins.find("source", "x").distribution == "usurper"
     assert plugins.find("source", "folder").distribution == "layertap"
     (fault,) = plugins.faults()

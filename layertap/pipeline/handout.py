@@ -59,6 +59,8 @@ class Handout:
         said = 0.0
         while True:
             self._board.beat()
+            # First, so that what a worker left before it ended is seen.
+            ended = self._workers.ended()
             claims = self._board.claims()
             for receipt in self._attempts.receipts(self._seen):
                 self._seen.add(receipt.attempt)
@@ -68,7 +70,7 @@ class Handout:
                     self._board.withdraw(receipt.shard)
                 yield receipt
             reports = self._reports()
-            self._notice(reports, claims)
+            self._notice(ended, reports, claims)
             if time.monotonic() - said >= _REPORT_SECONDS:
                 said = time.monotonic()
                 yield from reports.values()
@@ -109,11 +111,10 @@ class Handout:
             )
         return found
 
-    def _notice(self, reports: Mapping[str, WorkerReport], claims: list[Claim]) -> None:
+    def _notice(self, new: Mapping[str, str], reports: Mapping[str, WorkerReport], claims: list[Claim]) -> None:
         """Hand out again what workers had taken that have ended since the last time."""
-        now, mine = time.monotonic(), set(self._workers.names)
-        ended = dict(self._workers.ended())
-        mine.update(ended)
+        now, ended = time.monotonic(), dict(new)
+        mine = {*self._workers.names, *ended}
         for name, report in reports.items():
             if report.state == "failed" and name in mine:
                 raise _error(report)

@@ -30,7 +30,7 @@ def operations_of(case: Case, root: Path) -> tuple[int, int]:
 
 
 def worker_killed(case: Case, tmp_path: Path, faults: Iterable[Fault]) -> int:
-    """The first worker killed at each operation: the run goes on without it."""
+    """The first worker killed at each operation: the run continues without it."""
     started, broken, count = time.monotonic(), Broken(), 0
     for fault in faults:
         count += 1

@@ -110,7 +110,8 @@ class _Processes(layertap.Crew):
         visible, name = self._places[place], f"local-{os.getpid()}-{self._started}"
         self._started += 1
         command = [sys.executable, "-m", "layertap", "work", self._job.folder, "--name", name, "--attached"]
-        command += ["--workers", str(max(1, _cores() // len(self._places)))]
+        if self._job.config.get("workers") is None:
+            command += ["--workers", str(max(1, _cores() // len(self._places)))]
         command += ["--device", "cuda" if visible else "cpu"]
         command += [word for own in self._job.plugins for word in ("--plugin", own)]
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
