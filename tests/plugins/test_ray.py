@@ -246,6 +246,14 @@ def test_a_cluster_without_a_place_for_a_worker_is_refused(cluster, images, tmp_
         extract(config(images, tmp_path / "out", address=cluster.address, gpus_per_worker=1))
 
 
+def test_a_cluster_that_gives_no_place_is_warned_of(cluster, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("layertap_plugins.engines.ray._ROOM_SECONDS", 0.5)
+    written = config(images, tmp_path / "out", address=cluster.address, workers=1, cpus_per_worker=50)
+    # A warning is an error in tests.
+    with pytest.raises(layertap.PluginError, match="Ray has found no place for a worker"):
+        extract(written)
+
+
 def test_a_cluster_of_its_own_ends_with_the_run(images, expected, tmp_path, capfd):
     extract(config(images, tmp_path / "out", address="local", workers=2))
     assert contents(tmp_path / "out") == contents(expected("npy"))

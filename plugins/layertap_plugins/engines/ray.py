@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -45,7 +45,11 @@ class Ray(layertap.CrewEngine):
         )
 
     params: Params
-    extra = "ray"
+    extra: ClassVar[str | None] = "ray"
+
+    def workers(self) -> int | None:
+        """The actors, where their number is configured."""
+        return self.params.workers
 
     def threads(self) -> int | None:
         """The cores of a worker."""
