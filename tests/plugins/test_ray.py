@@ -246,6 +246,11 @@ def test_a_cluster_without_a_place_for_a_worker_is_refused(cluster, images, tmp_
         extract(config(images, tmp_path / "out", address=cluster.address, gpus_per_worker=1))
 
 
+def test_an_address_without_a_cluster_is_refused(images, tmp_path):
+    with pytest.raises(layertap.ConfigError, match=r"127.0.0.1:9: there is no Ray cluster .*address=local"):
+        extract(config(images, tmp_path / "out", address="127.0.0.1:9"))
+
+
 def test_a_cluster_that_gives_no_place_is_warned_of(cluster, images, tmp_path, monkeypatch):
     monkeypatch.setattr("layertap_plugins.engines.ray._ROOM_SECONDS", 0.5)
     written = config(images, tmp_path / "out", address=cluster.address, workers=1, cpus_per_worker=50)

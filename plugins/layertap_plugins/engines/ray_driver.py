@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import socket
 import sys
 import threading
 import traceback
@@ -22,7 +24,7 @@ from typing import Any
 
 import layertap
 
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS, _CONNECT_SECONDS = 0.1, 10.0
 _REFUSED = 6
 # Nothing goes through Ray's object store; this is about the least that Ray accepts.
 _OBJECT_STORE = 80_000_000
@@ -126,8 +128,9 @@ def _connected(params: Mapping[str, Any]) -> int:
         )
     else:
         try:
+            _try(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
             ray.init(address=address, log_to_driver=False)
-        except ConnectionError as error:
+        except OSError as error:
             raise layertap.ConfigError(
                 f"address={address}: there is no Ray cluster ({_line(str(error))}); start one with `ray start --head`, "
                 "or set address=local"
@@ -138,6 +141,12 @@ def _connected(params: Mapping[str, Any]) -> int:
     if not room and (address == "local" or params["workers"] is None):
         raise layertap.ConfigError(f"no node of the Ray cluster has {cpus} CPUs and {gpus:g} GPUs, as a worker needs")
     return int(params["workers"] or room)
+
+
+def _try(address: str) -> None:
+    """Raise `OSError` if nothing answers at HOST:PORT: Ray would try for minutes."""
+    if found := re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address):
+        socket.create_connection((found[1], int(found[2])), _CONNECT_SECONDS).close()
 
 
 def _room(resources: Mapping[str, float], cpus: int, gpus: float) -> int:
