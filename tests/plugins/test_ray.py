@@ -151,7 +151,7 @@ def logs(path: Path) -> list[str]:
 
 
 def wait_until(condition) -> None:
-    until = time.monotonic() + 100
+    until = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < until, "has waited in vain"
         time.sleep(0.05)
