@@ -128,7 +128,7 @@ def plan(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what `run` would do: taps, shapes, bytes, workers, and where the forward stops. Images are read only to measure."""
+    """Show what `run` would do: taps, shapes, bytes, workers, where the forward stops. Reads images only to measure."""
     from layertap.cli.plan import forecast
     from layertap.config.loading import parse_overrides
 
