@@ -17,9 +17,11 @@ and layertap. `plugin` must give a new instance every time it is called.
     SinkSuite           accepts a repeated and an empty shard (a sink without a folder)
     FileSinkSuite       gives the same bits back: from parts, merged, killed and resumed
     ModelProviderSuite  the same weights every time, facts that JSON can hold
+    EngineSuite         the same bytes as one process, errors in one line, nothing left behind
     ObserverSuite       watches a run and changes nothing
 """
 
+from layertap.testing.engines import EngineSuite
 from layertap.testing.file_sinks import FileSinkSuite
 from layertap.testing.models import ModelProviderSuite
 from layertap.testing.observers import ObserverSuite
@@ -29,6 +31,7 @@ from layertap.testing.sinks import SinkSuite
 from layertap.testing.sources import SourceSuite
 
 __all__ = [
+    "EngineSuite",
     "FileSinkSuite",
     "ModelProviderSuite",
     "ObserverSuite",

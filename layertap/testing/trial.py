@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layertap.config.loading import load_config
-from layertap.contracts import LoadedModel, ModelProvider, Plugin, Preprocessor, Source
+from layertap.contracts import Engine, LoadedModel, ModelProvider, Plugin, Preprocessor, Source
+from layertap.hookspecs import hookimpl
 from layertap.pipeline.pipeline import run_loaded
 from layertap.plugins import Plugins, Registered
 from layertap.records import ImageRecord, Report, RunInfo
@@ -16,9 +17,12 @@ from layertap.records import ImageRecord, Report, RunInfo
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
+    from torch.nn import Module
 
 TESTED = "tested"
 _KIT = "layertap.testing"
+FAILS = f"{_KIT}.fails"
+FAULT = "this model takes no images"
 
 BATCH = 2
 IMAGES = 11
@@ -69,6 +73,28 @@ class Pools(ModelProvider):
         return LoadedModel(module, Small(), {"name": "pools", "weights": "none", "layout": "NCHW"})
 
 
+class Fails(Pools):
+    """The same, but it raises for every drawn image. These are grey, as what a model is probed with is not."""
+
+    def load(self) -> LoadedModel:
+        loaded = super().load()
+        loaded.module.register_forward_pre_hook(_fail)
+        return loaded
+
+
+@hookimpl
+def register_models(register: Callable[[str, type[ModelProvider]], None]) -> None:
+    """For the workers of an engine, which find this module by its name."""
+    register(_KIT, Pools)
+    register(FAILS, Fails)
+
+
+@hookimpl
+def register_sources(register: Callable[[str, type[Source]], None]) -> None:
+    """For the workers of an engine, too."""
+    register(_KIT, Drawn)
+
+
 def tables(**tested: type[Plugin]) -> Plugins:
     """The installed plugins, this module's parts and the classes under test, which are named after their kind."""
     plugins = Plugins.load()
@@ -76,6 +102,13 @@ def tables(**tested: type[Plugin]) -> Plugins:
     own = [("source", _KIT, Drawn), ("model", _KIT, Pools), *((kind, TESTED, cls) for kind, cls in tested.items())]
     for kind, name, cls in own:
         plugins.add(Registered(kind, name, cls, name, name, "0", "-"))
+    return plugins
+
+
+def tables_of_an_engine(engine: type[Engine]) -> Plugins:
+    """The installed plugins, the engine under test and this module, which workers load by its name."""
+    plugins = Plugins.load([__name__])
+    plugins.add(Registered("engine", TESTED, engine, TESTED, TESTED, "0", "-"))
     return plugins
 
 
@@ -119,6 +152,12 @@ def _drawn(number: int) -> Image.Image:
     from PIL import Image
 
     return Image.linear_gradient("L").rotate(90 * (number % 4)).point(lambda value: value * (number + 1) % 256)
+
+
+def _fail(module: Module, args: tuple[Tensor, ...]) -> None:
+    pixels = args[0]
+    if pixels.min() < pixels.max() and pixels[:, 0].equal(pixels[:, 1]):
+        raise RuntimeError(FAULT)
 
 
 def _unreadable() -> bytes:
