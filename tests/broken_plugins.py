@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -533,3 +535,62 @@ def tensor(image):
 
     width, height = image.size
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(height, width, 3).permute(2, 0, 1)
+
+
+# --- engines
+
+
+class Here(layertap.Engine):
+    """Keeps every promise: a worker in this process."""
+
+    def run(self, job, numbers):
+        with layertap.Worker(job, "here") as worker:
+            yield from worker.compute(numbers)
+
+
+class AnyThreads(Here):
+    numbers = itertools.count(1)
+
+    def threads(self):
+        return next(self.numbers)
+
+
+class LeavesALog(Here):
+    def run(self, job, numbers):
+        (Path(job.folder) / "engine.log").write_text("started")
+        yield from super().run(job, numbers)
+
+
+class NeverTwice(Here):
+    """Takes a number that comes again for a mistake."""
+
+    def __init__(self, params=None):
+        super().__init__(params)
+        self.done = set()
+
+    def run(self, job, numbers):
+        yield from super().run(job, self.once(numbers))
+
+    def once(self, numbers):
+        for number in numbers:
+            if number not in self.done:
+                self.done.add(number)
+                yield number
+
+
+class HidesTheCause(Here):
+    def run(self, job, numbers):
+        try:
+            yield from super().run(job, numbers)
+        except layertap.LayertapError:
+            raise layertap.PluginError("a worker has failed") from None
+
+
+class LeavesAProcess(Here):
+    left: ClassVar[list] = []
+
+    def run(self, job, numbers):
+        process = subprocess.Popen(["sleep", "60"])
+        self.left.append(process)
+        yield layertap.WorkerReport("asleep", "computing", host=socket.gethostname(), pid=process.pid)
+        yield from super().run(job, numbers)

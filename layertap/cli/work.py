@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +21,9 @@ from layertap.pipeline.malloc import uncollected
 if TYPE_CHECKING:
     from layertap.records import Job
 
+# How often a worker looks whether its run has begun.
+_LOOK_SECONDS = 0.2
+
 
 def work(
     context: typer.Context,
@@ -31,6 +35,7 @@ def work(
     patience: Annotated[
         float, typer.Option("--patience", min=5, help="Seconds without a sign of the coordinator before giving up.")
     ] = 120.0,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for the run to begin.")] = 0.0,
     attached: Annotated[bool, typer.Option("--attached", hidden=True)] = False,
 ) -> None:
     """Join a run that is in progress, from any machine that sees its folder: compute shards until it is over."""
@@ -43,7 +48,7 @@ def work(
         name = checked(name or f"{socket.gethostname()}-{os.getpid()}")
     except ValueError as error:
         raise ConfigError(f"--name: {error}") from None
-    job = _job(user_path(output))
+    job = _job(user_path(output), wait)
     _refuse_unnamed(job, own_plugins(context, plugin))
     with uncollected():
         from layertap.pipeline.worker import Worker
@@ -53,13 +58,19 @@ def work(
     typer.echo(f"the run is over; this worker has computed {done} shards", err=True)
 
 
-def _job(path: Path) -> Job:
-    """The job in the folder of an output, or in that of the one which is to replace it."""
+def _job(path: Path, wait: float) -> Job:
+    """The job in the folder of an output, or in that of the one which is to replace it.
+
+    Raises `StoreError` (6) where there is none after `wait` seconds.
+    """
     from layertap.store.board import Board
     from layertap.store.replace import staging
 
-    beside = Board(staging(path))
-    return (beside if beside.pulse() is not None else Board(path)).job()[0]
+    until = time.monotonic() + wait
+    beside, here = Board(staging(path)), Board(path)
+    while (found := beside if beside.pulse() is not None else here).pulse() is None and time.monotonic() < until:
+        time.sleep(_LOOK_SECONDS)
+    return found.job()[0]
 
 
 def _refuse_unnamed(job: Job, own: Sequence[str]) -> None:

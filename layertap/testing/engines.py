@@ -111,9 +111,7 @@ class EngineSuite(Suite[Engine]):
             "compute shards with layertap.Worker, in processes with the threads of the job",
         )
 
-    def _run(
-        self, where: Path, seen: list[Receipt | WorkerReport], lost: int | None = None, **changes: Any
-    ) -> Report:
+    def _run(self, where: Path, seen: list[Receipt | WorkerReport], lost: int | None = None, **changes: Any) -> Report:
         engine = self.plugin()
         plugins = trial.tables_of_an_engine(_watched(type(engine), seen, lost))
         (where / "out").parent.mkdir(exist_ok=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, ClassVar
 
@@ -9,6 +14,7 @@ import pytest
 
 from layertap.plugins import Plugins
 from layertap.testing import (
+    EngineSuite,
     FileSinkSuite,
     ModelProviderSuite,
     ObserverSuite,
@@ -16,6 +22,7 @@ from layertap.testing import (
     ReducerSuite,
     SinkSuite,
     SourceSuite,
+    trial,
 )
 from tests.plugins.storing import WAYS, pictures
 
@@ -45,6 +52,7 @@ REDUCERS: Cases = [
 SINKS: Cases = [("memory", {}), ("discard", {})]
 FILE_SINKS: Cases = [(name, {"path": "out"}) for name in ("npy", "safetensors", "parquet", "hdf5", "zarr", "lance")]
 MODELS: Cases = [("torchvision", {"name": "squeezenet1_1", "weights": "random"})]
+ENGINES: Cases = [("local", {"devices": 2}), ("folder", {}), ("slurm", {"cluster": "local", "workers": 2, "cpus": 1})]
 OBSERVERS: Cases = [("progress", {}), ("metrics", {"path": "PROM"})]
 
 # Their files contain a unique identity, so that their values are compared.
@@ -123,6 +131,35 @@ class TestModels(Tested, ModelProviderSuite):
     word = "model"
 
 
+@each(ENGINES)
+class TestEngines(Tested, EngineSuite):
+    word = "engine"
+
+    def joining(self, output):
+        return joined(output) if self.type_name == "folder" else super().joining(output)
+
+
+@contextmanager
+def joined(output):
+    """A worker that somebody starts, and starts again where it fails."""
+    command = f"{sys.executable} -m layertap work {output} --wait 60 --plugin {trial.__name__}"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    workers = subprocess.Popen(
+        ["sh", "-c", f"{command} || {command} || {command}"],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield
+        workers.wait(60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(workers.pid, signal.SIGKILL)
+        workers.wait()
+
+
 @each(OBSERVERS)
 class TestObservers(Tested, ObserverSuite):
     word = "observer"
@@ -131,6 +168,7 @@ class TestObservers(Tested, ObserverSuite):
 def test_no_first_party_plugin_is_left_out(stored):
     tested = {("source", stored(way)["type"]) for way in SOURCES} | ELSEWHERE
     kinds = {"preprocessor": PREPROCESSORS, "reducer": REDUCERS, "model": MODELS, "observer": OBSERVERS}
+    kinds |= {"engine": ENGINES}
     for kind, cases in {**kinds, "sink": SINKS + FILE_SINKS}.items():
         tested |= {(kind, type_name) for type_name, _ in cases}
     assert {(r.kind, r.type_name) for r in installed() if r.distribution == "layertap"} - tested == set()

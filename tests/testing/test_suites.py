@@ -8,6 +8,7 @@ import inspect
 import pytest
 
 import layertap.testing
+from layertap.testing import engines
 from tests import broken_plugins as broken
 
 SUITES = {name: getattr(layertap.testing, name) for name in layertap.testing.__all__}
@@ -36,6 +37,7 @@ SOUND = {
     "FileSinkSuite": broken.Raw,
     "ModelProviderSuite": broken.Net,
     "ObserverSuite": broken.Quiet,
+    "EngineSuite": broken.Here,
 }
 
 
@@ -126,22 +128,31 @@ BROKEN = [
     ("ObserverSuite", broken.Raises, "run_with_it_is_the_run_without_it", "Raises raised OSError: no such socket"),
     ("ObserverSuite", broken.NeedsAReport, "run_that_ends_in_an_error_is_watched_to_its_end", "AttributeError"),
     ("ObserverSuite", broken.NeedsAStart, "end_may_come_without_a_start", "after run_finished alone"),
+    ("EngineSuite", broken.AnyThreads, "number_of_threads_is_fixed", "threads.. gives 1, then 2"),
+    ("EngineSuite", broken.LeavesALog, "run_with_it_is_the_run_without_it", "leaves .'engine.log'. in the output"),
+    ("EngineSuite", broken.NeverTwice, "shard_whose_receipt_is_lost_is_computed_again", "shard 2 is missing"),
+    ("EngineSuite", broken.HidesTheCause, "worker_error_is_one_line", "ends the run with 'a worker has failed'"),
+    ("EngineSuite", broken.LeavesAProcess, "workers_end_with_the_run", "still running .* after their run"),
     ("ObserverSuite", broken.Prints, "stdout_is_left_alone", "prints '2.* to stdout"),
 ]
 
 
 @pytest.mark.parametrize(("suite", "cls", "test", "said"), BROKEN, ids=[f"{c[1].__name__}-{c[2]}" for c in BROKEN])
-def test_broken_promise_is_found_and_named(suite, cls, test, said, request, tmp_path):
+def test_broken_promise_is_found_and_named(suite, cls, test, said, request, tmp_path, monkeypatch):
     params = {"path": "anywhere"} if issubclass(cls, layertap.FileSink) else {}
     if cls is broken.Opens:
         (tmp_path / "images").mkdir()
         (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG")
         params = {"path": str(tmp_path / "images")}
+    monkeypatch.setattr(engines, "_GRACE", 0.5)
     with pytest.raises((AssertionError, FileNotFoundError) if said is None else AssertionError, match=said) as caught:
         check(suite, cls, test, params, request)
     if said is not None:
         assert str(caught.value).startswith("broken promise: ")
         assert "What to do: " in str(caught.value)
+    for process in broken.LeavesAProcess.left:
+        process.kill()
+        process.wait()
 
 
 def test_every_promise_of_a_kind_has_a_plugin_that_breaks_it():
