@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _ASK_SECONDS = {"slurm": 10.0, "local": 0.2}
 
 # How long a task that has started early waits for the run's folder, and this process for those on this machine to end.
-_WAIT_SECONDS, _PATIENCE = 60, 5.0
+_WAIT_SECONDS, _PATIENCE = 60, 30.0
 
 _MOST_RESTARTS = 1_000
 _REFUSED = 6
@@ -131,7 +131,7 @@ class _Tasks(layertap.Crew):
             with clean_env(), self._executor.batch():
                 jobs = [self._executor.submit(self._work) for _ in range(count)]
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            raise layertap.PluginError(f"SLURM has refused the tasks: {_last_line(error)}", code=7) from error
+            raise layertap.ConfigError(f"SLURM has refused the tasks: {_last_line(error)}") from error
         for job in jobs:
             task = _Task(job, self._params.cluster)
             self._running.append(task)
