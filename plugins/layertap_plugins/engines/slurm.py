@@ -126,10 +126,13 @@ class _Tasks(layertap.Crew):
             return
         from submitit.helpers import clean_env
 
+        # A run may itself be a task of SLURM, whose variables are not for the tasks that it submits. This one is.
+        place = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
         try:
-            # A run may itself be a task of SLURM, whose variables are not for the tasks that it submits.
-            with clean_env(), self._executor.batch():
-                jobs = [self._executor.submit(self._work) for _ in range(count)]
+            with clean_env():
+                os.environ.update(place)
+                with self._executor.batch():
+                    jobs = [self._executor.submit(self._work) for _ in range(count)]
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
             raise layertap.ConfigError(f"SLURM has refused the tasks: {_last_line(error)}") from error
         for job in jobs:
