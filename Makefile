@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 PROSE := README.md CHANGELOG.md SECURITY.md docs configs layertap plugins tests/comparison tests/benchmark
 
-.PHONY: help setup demo test lint soak bench
+.PHONY: help setup demo test lint soak bench cluster
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -26,6 +26,9 @@ soak: setup  ## Run the endurance tests at full size: kills, full disks, power c
 
 bench: setup  ## Measure the published cases and write their page, tests/benchmark/README.md
 	$(BIN)/python -m tests.benchmark.publish
+
+cluster: setup  ## Run on a real SLURM that is set up on this machine (needs root, installs Debian's packages)
+	$(BIN)/python -m tests.cluster.run
 
 lint: setup  ## Run only the checks: style, types, imports, spelling, plain English
 	$(BIN)/ruff check

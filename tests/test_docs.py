@@ -248,7 +248,7 @@ def test_every_command_and_option_is_in_the_reference():
         for command in (*commands.values(), *commands["new"].commands.values())
         for parameter in command.params
         for option in parameter.opts
-        if option.startswith("--")
+        if option.startswith("--") and not parameter.hidden
     }
     assert {option for option in options - {"--help"} if f"`{option}" not in text} == set()
 

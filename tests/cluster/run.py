@@ -53,7 +53,7 @@ def main() -> None:
 def _engine(config: Path, output: Path) -> None:
     engine = "engine={type: slurm, workers: 3, cpus: 1, time: 10, partition: main}"
     run = subprocess.Popen(_command(config, output, engine))
-    _until(lambda: _computing(output))
+    _until(lambda: _computing(output) or run.poll() is not None)
     # The name of a worker is `slurm-ARRAY_TASK-RESTARTS`.
     task = _computing(output)[0].split("-")[1]
     _say(f"scancel --signal=KILL {task}")

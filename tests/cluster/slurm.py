@@ -80,6 +80,8 @@ def install() -> None:
 @contextmanager
 def cluster(folder: Path) -> Iterator[None]:
     """A controller and a node that take jobs for as long as the block lasts; SLURM_CONF leads to them."""
+    if any(map(_listens, (_DATABASE, _ACCOUNTS, _CONTROLLER, _NODE))):
+        raise OSError("a cluster of these tests is running already")
     _configure(folder)
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     with ExitStack() as running:
