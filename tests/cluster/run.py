@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -43,26 +44,48 @@ def main() -> None:
         _layertap(config, folder / "one")
         with slurm.cluster(folder / "slurm"):
             _say("the engine slurm, one of three tasks killed")
-            _engine(config, folder / "engine")
-            _compare(folder, "engine")
+            _killed(config, folder / "killed")
+            _compare(folder, "killed")
+            _say("the engine slurm, its only task queued again")
+            _requeued(config, folder / "requeued")
+            _compare(folder, "requeued")
             _say(f"{SCRIPT.name}, one of its workers killed")
             _script(config, folder / "script")
             _compare(folder, "script")
 
 
-def _engine(config: Path, output: Path) -> None:
-    engine = "engine={type: slurm, workers: 3, cpus: 1, time: 10, partition: main}"
+def _killed(config: Path, output: Path) -> None:
+    with _started(config, output, "workers: 3") as task:
+        _say(f"scancel --signal=KILL {task}")
+        subprocess.run(["scancel", "--signal=KILL", task], check=True)
+    states = _states()
+    _refuse(len(states) == 4, "the killed task has not been replaced")
+
+
+def _requeued(config: Path, output: Path) -> None:
+    with _started(config, output, "workers: 1") as task:
+        _say(f"scontrol requeue {task}")
+        subprocess.run(["scontrol", "requeue", task], check=True)
+    states = _states("--duplicates", f"--jobs={task}")
+    _refuse(len(states) == 2, "the task has not been queued again, or it has been replaced")
+
+
+@contextmanager
+def _started(config: Path, output: Path, workers: str) -> Iterator[str]:
+    """A run with the engine, and a task that computes."""
+    engine = f"engine={{type: slurm, {workers}, cpus: 1, time: 10, partition: main}}"
     run = subprocess.Popen(_command(config, output, engine))
     _until(lambda: _computing(output) or run.poll() is not None)
-    # The name of a worker is `slurm-ARRAY_TASK-RESTARTS`.
-    task = _computing(output)[0].split("-")[1]
-    _say(f"scancel --signal=KILL {task}")
-    subprocess.run(["scancel", "--signal=KILL", task], check=True)
+    # The name of a worker is `slurm-TASK-RESTARTS`.
+    yield _computing(output)[0].split("-")[1]
     _finished(run.wait(_SECONDS))
-    states = _printed(["sacct", "-X", "-n", "-P", "-o", "JobID,State"]).splitlines()
-    _say(f"sacct: {', '.join(states)}")
-    _refuse(len(states) == 4, "the killed task has not been replaced")
     _until(lambda: not _printed(["squeue", "-h"]).strip())
+
+
+def _states(*which: str) -> list[str]:
+    found = _printed(["sacct", "-X", "-n", "-P", "-o", "JobID,State", *which]).splitlines()
+    _say(f"sacct: {', '.join(found)}")
+    return found
 
 
 def _script(config: Path, output: Path) -> None:
