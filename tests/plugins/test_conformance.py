@@ -58,7 +58,7 @@ OBSERVERS: Cases = [("progress", {}), ("metrics", {"path": "PROM"})]
 # Their files contain a unique identity, so that their values are compared.
 NOT_THE_SAME_BYTES = {"lance"}
 # These are slow to build, and have their own tests.
-ELSEWHERE = {("model", "timm"), ("model", "transformers"), ("model", "open_clip")}
+ELSEWHERE = {("model", "timm"), ("model", "transformers"), ("model", "open_clip"), ("engine", "ray")}
 
 
 @cache
