@@ -254,13 +254,14 @@ class Job:
     """A run, as data from which a worker builds it again.
 
     `run` is the id of the run that began the output, `folder` the path of the output, which every worker must see under
-    this name, and `directory` the working directory that relative paths refer to. `manifest` holds what a worker must
-    meet: the fingerprint, the batch size, the rows of a shard. `threads` is torch's number of threads. `plugins` names
-    the user's own plugin files.
+    this name, `logs` the folder for what workers print, and `directory` the working directory of relative paths.
+    `manifest` holds what a worker must meet: the fingerprint, the batch size, the rows of a shard. `threads` is torch's
+    number of threads. `plugins` names the user's own plugin files.
     """
 
     run: str
     folder: str
+    logs: str
     directory: str
     config: Mapping[str, Any]
     manifest: Mapping[str, Any]

@@ -95,6 +95,7 @@ class Coordinated(Walk):
         return Job(
             run=manifest.run,
             folder=os.path.realpath(self.store.path),
+            logs=f"{os.path.realpath(this.info.path or self.store.path)}.logs",
             directory=os.getcwd(),
             config=config,
             manifest=manifest.model_dump(mode="json"),

@@ -68,7 +68,7 @@ class _Processes(layertap.Crew):
     def __init__(self, job: layertap.Job, places: Sequence[str]) -> None:
         self._job = job
         self._places = places
-        self._logs = Path(f"{job.folder}.logs")
+        self._logs = Path(job.logs)
         self._logs.mkdir(exist_ok=True)
         self._running: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}
         self._started = 0

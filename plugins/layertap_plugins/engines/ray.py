@@ -73,7 +73,7 @@ class _Actors(layertap.Crew):
 
     def __init__(self, job: layertap.Job) -> None:
         self._job = job
-        self._logs = Path(f"{job.folder}.logs")
+        self._logs = Path(job.logs)
         self._logs.mkdir(exist_ok=True)
         self._log = self._logs / f"ray-{os.getpid()}.log"
         self._names: set[str] = set()

@@ -43,7 +43,7 @@ class Actor:
 
     def serve(self) -> tuple[int, str]:
         """Compute until the run is over; the exit code, and the error. What is printed goes into the worker's log."""
-        _print_into(Path(f"{self._job.folder}.logs") / f"{self._name}.log")
+        _print_into(Path(self._job.logs) / f"{self._name}.log")
         try:
             with layertap.Worker(self._job, self._name, device=self._device, workers=self._workers) as worker:
                 for _ in worker.serve(_WORKER_PATIENCE):

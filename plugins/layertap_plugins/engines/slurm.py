@@ -84,7 +84,7 @@ class _Tasks(layertap.Crew):
         self._running: list[_Task] = []
         self._asked = time.monotonic()
         self._work = _Work(job.folder, tuple(job.plugins), params.cpus, "cuda" if params.gpus else "cpu")
-        self._executor = _executor(f"{job.folder}.logs", params)
+        self._executor = _executor(job.logs, params)
         self._submit(params.workers)
 
     @property
