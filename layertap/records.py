@@ -173,7 +173,8 @@ class TapInfo:
 
     `shape` is one image's value as the layer returned it (no batch axis), `axes` names the axes with the batch first
     (`NC`, `NCHW`, `NHWC`, `NLC`; empty where they are not known), `about` are the model's facts, `reduce` the types of
-    the reducers it goes through.
+    the reducers it goes through, `op` and `index` the operation of the layer if it is the value of one, and `derived`
+    whether that was computed from what the operation was given.
     """
 
     name: str
@@ -186,6 +187,9 @@ class TapInfo:
     axes: str
     about: Mapping[str, Any] = field(default_factory=dict)
     reduce: tuple[str, ...] = ()
+    op: str | None = None
+    index: int | None = None
+    derived: bool = False
 
 
 @dataclass(frozen=True, slots=True)

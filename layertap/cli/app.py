@@ -12,10 +12,13 @@ import typer
 from layertap.cli.compare import compare
 from layertap.cli.format import (
     LAYER_COLUMNS,
+    OPERATION_COLUMNS,
     forecast_data,
     forecast_text,
     layer_data,
     layer_rows,
+    operation_data,
+    operation_rows,
     print_table,
     printable,
     report_data,
@@ -23,7 +26,7 @@ from layertap.cli.format import (
     verdict_data,
     verdict_text,
 )
-from layertap.cli.options import Json, Overrides, Own, own_plugins, print_json
+from layertap.cli.options import Json, Ops, Overrides, Own, own_plugins, print_json
 from layertap.cli.search import search
 from layertap.cli.work import work
 from layertap.errors import SOME_FAILED, STORAGE, ConfigError
@@ -102,13 +105,22 @@ def layers(
     target: Annotated[str, typer.Argument(metavar="CONFIG_OR_MODEL", help="A YAML file, or TYPE/NAME.")],
     overrides: Overrides = None,
     plugin: Own = None,
+    ops: Ops = None,
     as_json: Json = False,
 ) -> None:
     """List every layer: output, calls per forward, size, share of compute, parameters, and what the taps match."""
-    from layertap.cli.layers import look_at
+    from layertap.cli.layers import look_at, operations_in
     from layertap.config.loading import parse_overrides
 
-    found = look_at(target, parse_overrides(overrides or []), own_plugins(context, plugin))
+    changes, own = parse_overrides(overrides or []), own_plugins(context, plugin)
+    if ops is not None:
+        rows = operations_in(target, ops, changes, own)
+        if as_json:
+            print_json([operation_data(row) for row in rows])
+        else:
+            print_table(OPERATION_COLUMNS, operation_rows(rows))
+        return
+    found = look_at(target, changes, own)
     if as_json:
         print_json([layer_data(found, layer) for layer in found.layers])
     else:
@@ -123,20 +135,27 @@ def plan(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file.")],
     overrides: Overrides = None,
     plugin: Own = None,
+    ops: Ops = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="Compute a few batches, and say how long all takes.")
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Show what `run` would do: taps, shapes, bytes, workers, where the forward stops. Reads images only to measure."""
+    from layertap.cli.layers import operations_in
     from layertap.cli.plan import forecast
     from layertap.config.loading import parse_overrides
 
-    found = forecast(config, parse_overrides(overrides or []), own_plugins(context, plugin), measure=measure)
+    changes, own = parse_overrides(overrides or []), own_plugins(context, plugin)
+    found = forecast(config, changes, own, measure=measure)
+    rows = operations_in(config, ops, changes, own) if ops is not None else []
     if as_json:
-        print_json(forecast_data(found))
-    else:
-        typer.echo(forecast_text(found))
+        listed = {} if ops is None else {"operations": [operation_data(row) for row in rows]}
+        print_json(forecast_data(found) | listed)
+        return
+    typer.echo(forecast_text(found))
+    if ops is not None:
+        print_table(OPERATION_COLUMNS, operation_rows(rows))
 
 
 @app.command()

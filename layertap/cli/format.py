@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layertap.cli.layers import Anatomy
+    from layertap.cli.layers import Anatomy, OperationRow
     from layertap.cli.plan import Forecast
     from layertap.errors import LayertapError
     from layertap.pipeline.verify import Verdict
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 LAYER_COLUMNS = ["layer", "type", "output", "dtype", "calls", "MB per image", "compute", "parameters", "tap"]
+OPERATION_COLUMNS = ["operation", "output", "dtype"]
 PLUGIN_COLUMNS = ["kind", "type", "distribution", "version", "file"]
 
 
@@ -232,6 +233,17 @@ def layer_rows(found: Anatomy) -> list[list[str]]:
     return [_layer_row(found, layer) for layer in found.layers]
 
 
+def operation_data(found: OperationRow) -> dict[str, Any]:
+    """One operation as data for JSON."""
+    shapes = {path: list(shape) for path, shape in found.shapes.items()}
+    return {"tap": found.tap, "shapes": shapes, "dtypes": dict(found.dtypes)}
+
+
+def operation_rows(found: Sequence[OperationRow]) -> list[list[str]]:
+    """The cells of `OPERATION_COLUMNS`, one row per operation."""
+    return [[each.tap, _shapes(each.shapes), " ".join(dict.fromkeys(each.dtypes.values()))] for each in found]
+
+
 def printable(text: str) -> str:
     """The text on one line: a name or message is data, and neither begins a line nor steers the terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
@@ -265,7 +277,7 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
 
 def _layer_row(found: Anatomy, layer: LayerInfo) -> list[str]:
     depth = 0 if layer.name == "." else layer.name.count(".") + 1
-    shapes = " ".join(f"{path}{_shape(shape)}" for path, shape in found.shapes[layer.name].items())
+    shapes = _shapes(found.shapes[layer.name])
     taps = ", ".join(found.taps.get(layer.name, []))
     return [
         "  " * depth + layer.name,
@@ -284,8 +296,14 @@ def _tap_text(name: str, column: Column) -> str:
     raw, stored = _shape(("N", *column.tap.shape)), _shape(("N", *column.shape))
     way = [raw, *column.tap.reduce, stored] if column.tap.reduce else [stored]
     axes = f" {column.tap.axes}" if column.tap.axes else ""
-    where = "" if name == column.tap.layer else f" = {column.tap.layer}"
+    tap = column.tap
+    op = "" if tap.op is None else f"@{tap.op}" + ("" if tap.index is None else f":{tap.index}")
+    where = "" if name in (tap.layer, f"{tap.layer}{op}") else f" = {tap.layer}{op}"
     return f"{name}{where}: {' -> '.join(way)}{axes} {column.dtype}"
+
+
+def _shapes(shapes: Mapping[str, Sequence[int | str]]) -> str:
+    return " ".join(f"{path}{_shape(shape)}" for path, shape in shapes.items())
 
 
 def _shape(shape: Sequence[int | str]) -> str:

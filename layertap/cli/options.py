@@ -17,6 +17,9 @@ Overrides = Annotated[
     typer.Argument(metavar="[KEY=VALUE]...", help="Values that override CONFIG's, as in batch_size=32."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Ops = Annotated[
+    str | None, typer.Option("--ops", metavar="LAYER", help="List the operations of this layer, or of a pattern.")
+]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="An output folder.")]
 
 

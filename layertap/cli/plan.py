@@ -138,10 +138,12 @@ def _stop(this: Prepared) -> tuple[str | None, float | None]:
     compute = {name: layer.compute for layer in layers for name in (layer.name, *layer.aliases)}
     assert forward.tapped.last is not None
     tap, call = forward.tapped.last
+    where = tap.layer if tap.op is None else str(tap)
     if not any(compute.values()):
-        return tap.layer, None
+        return where, None
     began, done = compute[tap.layer][call]
-    return tap.layer, began if tap.side == "input" else done
+    # Inside a layer it is not known how much is done: at most all of it.
+    return where, began if tap.side == "input" and tap.op is None else done
 
 
 def _existing(path: Path) -> Path:

@@ -56,8 +56,9 @@ def run_info(manifest: Manifest, path: Path, resumed: int) -> RunInfo:
 
 def _column(name: str, tap: TapFacts, about: Mapping[str, Any]) -> Column:
     raw, select, reduce = tap.raw, tuple(tap.select), tuple(tap.reduce)
-    info = TapInfo(name, tap.layer, tap.side, tap.call, select, tuple(raw.shape), raw.dtype, raw.axes, about, reduce)
-    return Column(info, tuple(tap.shape), tap.dtype, tap.file)
+    operation = (tap.op, tap.index, tap.derived)
+    facts = (tap.layer, tap.side, tap.call, select, tuple(raw.shape), raw.dtype, raw.axes, about, reduce, *operation)
+    return Column(TapInfo(name, *facts), tuple(tap.shape), tap.dtype, tap.file)
 
 
 def _configured(source: Manifest, chosen: Mapping[str, TapFacts]) -> list[Any]:

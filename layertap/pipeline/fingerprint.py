@@ -45,7 +45,11 @@ def manifest(this: Prepared) -> Manifest:
         model=_plain(info.about),
         versions=_versions(this.config, this.plugins),
         taps={name: _tap_facts(column) for name, column in info.columns.items()},
-        unfused=unfused(this.forward.tapped.module, [column.tap.layer for column in info.columns.values()]),
+        unfused=unfused(
+            this.forward.tapped.module,
+            [column.tap.layer for column in info.columns.values()],
+            [column.tap.layer for column in info.columns.values() if column.tap.op is not None],
+        ),
         planned=info.planned,
         batch_size=info.batch_size,
         shard_rows=info.shard_rows,
@@ -166,6 +170,9 @@ def _tap_facts(column: Column) -> TapFacts:
         reduce=list(tap.reduce),
         raw=RawFacts(shape=list(tap.shape), dtype=tap.dtype, axes=tap.axes),
         nonfinite=None,
+        op=tap.op,
+        index=tap.index,
+        derived=tap.derived,
     )
 
 

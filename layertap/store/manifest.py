@@ -86,6 +86,9 @@ class TapFacts(Facts):
     reduce: list[str]
     raw: RawFacts
     nonfinite: Count | None = Field(description="values that are NaN or infinite; null while the run is in progress")
+    op: str | None = Field(None, description="the operation of the layer whose value it is; null for the layer's own")
+    index: Count | None = Field(None, description="which run of that operation in one call of the layer")
+    derived: bool = Field(False, description="whether it was computed from what the operation was given")
 
 
 class FileFacts(Facts):

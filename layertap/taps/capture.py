@@ -193,10 +193,14 @@ class Capture:
                 f"layer {layer!r}: the latest forward did not finish, so the number of its calls is not known; "
                 f"only a numbered call can be read, such as {self._string(0)}"
             )
-        if not self._kept:
-            last = self.calls - 1
-            return TapError(f"{str(self.tap)!r}: layer {layer!r} runs {self.calls} times: its calls are 0 to {last}")
-        return None
+        return self._absence()
+
+    def _absence(self) -> TapError | None:
+        """What is missing where a call that was asked for has no value."""
+        if self._kept:
+            return None
+        calls, last = self.calls, self.calls - 1
+        return TapError(f"{str(self.tap)!r}: layer {self.tap.layer!r} runs {calls} times: its calls are 0 to {last}")
 
     def _wants(self, call: int, expected: int | None) -> bool:
         wanted = self.tap.call
@@ -303,6 +307,8 @@ class Capture:
             axes=axes_of(tensor, self.layer, forward.evidence, forward.about),
             about=forward.about,
             reduce=tuple(spec.type for spec in self.tap.reduce),
+            op=self.tap.op,
+            index=self.tap.index,
         )
 
 

@@ -10,6 +10,7 @@ from layertap.errors import ConfigError, LayertapError, TapError, Where, combine
 from layertap.taps.capture import Capture, Forward
 from layertap.taps.grammar import Tap
 from layertap.taps.layers import find_layers
+from layertap.taps.operation_capture import OperationCapture
 
 
 def find_captures(root: nn.Module, taps: Sequence[tuple[Tap, Where]], forward: Forward) -> dict[str, Capture]:
@@ -34,4 +35,5 @@ def _add(captures: dict[str, Capture], root: nn.Module, tap: Tap, where: Where, 
         if name in captures:
             raise TapError(f"two taps are named {name!r}: give one of them another `name`")
         pattern = tap if layer != tap.layer else None
-        captures[name] = Capture(found, name, module, forward, pattern=pattern, where=where)
+        kind = Capture if found.op is None else OperationCapture
+        captures[name] = kind(found, name, module, forward, pattern=pattern, where=where)

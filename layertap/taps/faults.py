@@ -35,6 +35,8 @@ def refuse_idle_patterns(captures: Collection[Capture], hint: Hint) -> None:
         if all(capture.is_silent for capture in found):
             layers = [capture.tap.layer for capture in found]
             what = f"no layer of {str(pattern)!r} ran ({_listing(layers)}); {hint(layers[0])}"
+            if pattern.op is not None:
+                what = f"{str(pattern)!r}: {pattern.op!r} runs in none of these layers: {_listing(layers)}"
             raise TapError(what, where=found[0].where)
 
 

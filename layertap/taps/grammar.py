@@ -1,9 +1,10 @@
 r"""Tap strings and mappings -> `Tap`; nothing here knows a model.
 
-    tap := ['<'] layer [':' call] ('[' key ']')*
+    tap := ['<'] layer [':' call] ['@' op [':' index]] ('[' key ']')*
 
 `layer` is an exact path, `.` (the model itself), a glob (`*` within one part of the path, `**` for any number of
-parts), or `re:` and a regular expression that matches the whole path and takes the rest of the string.
+parts), or `re:` and a regular expression that matches the whole path and takes the rest of the string. `op` is a
+function that the layer itself calls, by its name without underscores around it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,25 @@ ROOT = "."
 # No leading zero, so that a string says the same after it was read; nine digits are more calls than any forward has.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _CALL = re.compile(rf"{_NUMBER.pattern}|last|all")
+_OP = re.compile(r"[A-Za-z](?:\w*[A-Za-z0-9])?", re.ASCII)
 
 
 def _call(value: Any) -> Any:
     if value is None or value in ("last", "all") or _is_index(value):
         return value
     raise ValueError(f"must be a call number (from 0), `last` or `all`, not {value!r}")
+
+
+def _index(value: Any) -> Any:
+    if value is None or _is_index(value):
+        return value
+    raise ValueError(f"must be a number (from 0), not {value!r}")
+
+
+def _op(value: Any) -> Any:
+    if isinstance(value, str) and not _OP.fullmatch(value):
+        raise ValueError(f"must be the name of a function, without underscores around it, not {value!r}")
+    return value
 
 
 def _key(value: Any) -> Any:
@@ -50,8 +64,10 @@ def _text(value: Any) -> Any:
 
 
 Call: TypeAlias = Annotated[NonNegativeInt | Literal["last", "all"] | None, BeforeValidator(_call)]
+Index: TypeAlias = Annotated[NonNegativeInt | None, BeforeValidator(_index)]
 Key: TypeAlias = Annotated[NonNegativeInt | StrictStr, BeforeValidator(_key)]
 Text: TypeAlias = Annotated[StrictStr, Field(min_length=1), BeforeValidator(_text)]
+Op: TypeAlias = Annotated[Text | None, BeforeValidator(_op)]
 TapsLike: TypeAlias = (
     "str | Tap | Iterable[str | Tap | Mapping[str, Any]] | Mapping[str, str | Tap | Mapping[str, Any]]"
 )
@@ -82,6 +98,7 @@ class Spec(pydantic.BaseModel):
 class Tap(pydantic.BaseModel):
     """A listening point on a layer: which side, call and part of its values, how they are reduced, stored and named.
 
+    With `op` it listens to one of the operations that the layer itself runs, not to those of the layers inside it.
     `Tap.model_validate("features.*")` reads the string form, which `str(tap)` gives back; keyword arguments are the
     long form, in which `layer` is taken whole (`:`, `[` and `<` mean nothing in it).
     """
@@ -91,6 +108,8 @@ class Tap(pydantic.BaseModel):
     layer: Text = Field(description="an exact module path, `.`, a glob, or `re:` and a pattern")
     side: Literal["output", "input"] = Field("output", description="listen to what the layer returns or receives")
     call: Call = Field(None, description="which call of a layer that runs several times, `last`, or `all`")
+    op: Op = Field(None, description="a function that the layer itself calls, such as `add`")
+    index: Index = Field(None, description="which run of `op` in one call of the layer, from 0")
     select: tuple[Key, ...] = Field((), description="the path to one tensor in a structure")
     name: Text | None = Field(None, description="the values' name; the tap's string by default")
     reduce: tuple[Spec, ...] = Field((), description="reducers, applied in order on the device")
@@ -106,6 +125,8 @@ class Tap(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _checked(self) -> Tap:
         check(self.layer)
+        if self.index is not None and self.op is None:
+            raise ValueError("`index` numbers the runs of an operation: it needs `op`")
         return self
 
     @property
@@ -120,7 +141,9 @@ class Tap(pydantic.BaseModel):
 
     def __str__(self) -> str:
         call = "" if self.call is None else f":{self.call}"
-        return ("<" if self.side == "input" else "") + self.layer + call + "".join(f"[{key}]" for key in self.select)
+        op = "" if self.op is None else f"@{self.op}" + ("" if self.index is None else f":{self.index}")
+        keys = "".join(f"[{key}]" for key in self.select)
+        return ("<" if self.side == "input" else "") + self.layer + call + op + keys
 
 
 def parse_taps(taps: TapsLike) -> tuple[Tap, ...]:
@@ -204,21 +227,17 @@ def _parsed(text: str) -> dict[str, Any]:
         if len(text) == at + len(REGEX):
             raise _fault(text, at + len(REGEX), f"expected a regular expression after `{REGEX}`")
         return {"layer": text[at:], "side": side}
-    end = min((i for i in (text.find(":", at), text.find("[", at)) if i >= 0), default=len(text))
-    layer, call, select = text[at:end], None, []
+    end = min((i for i in map(text.find, ":@[", (at, at, at)) if i >= 0), default=len(text))
+    layer, select = text[at:end], []
     if not layer or layer != layer.strip() or "]" in layer:
         raise _fault(text, at, "expected a layer's path")
     if layer != ROOT and "" in layer.split("."):
         raise _fault(text, at, f"the path {layer!r} has an empty part")
-    at = end
-    if text.startswith("::", at):
-        raise _fault(text, at, "`::` is reserved")
-    if text.startswith(":", at):
-        found = _CALL.match(text, at + 1)
-        if found is None:
-            raise _fault(text, at + 1, "expected a call number, `last` or `all` after `:`")
-        call = found[0] if found[0] in ("last", "all") else int(found[0])
-        at = found.end()
+    if text.startswith("::", end):
+        raise _fault(text, end, "`::` is reserved")
+    call, at = _after(":", _CALL, text, end, "a call number, `last` or `all`")
+    op, at = _after("@", _OP, text, at, "the name of a function, without underscores around it,")
+    index, at = _after(":", _NUMBER, text, at, "a number (from 0)") if op is not None else (None, at)
     while text.startswith("[", at):
         end = text.find("]", at)
         key = text[at + 1 : end] if end >= 0 else ""
@@ -228,7 +247,17 @@ def _parsed(text: str) -> dict[str, Any]:
         at = end + 1
     if at < len(text):
         raise _fault(text, at, "expected the end or `[key]`")
-    return {"layer": layer, "side": side, "call": call, "select": select}
+    return {"layer": layer, "side": side, "call": call, "op": op, "index": index, "select": select}
+
+
+def _after(mark: str, pattern: re.Pattern[str], text: str, at: int, what: str) -> tuple[int | str | None, int]:
+    """What follows a mark at this character, and the character after it; None where the mark is not there."""
+    if not text.startswith(mark, at):
+        return None, at
+    found = pattern.match(text, at + 1)
+    if found is None:
+        raise _fault(text, at + 1, f"expected {what} after `{mark}`")
+    return int(found[0]) if _NUMBER.fullmatch(found[0]) else found[0], found.end()
 
 
 def _fault(text: str, at: int, what: str) -> ValueError:

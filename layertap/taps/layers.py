@@ -33,14 +33,35 @@ def find_layers(root: nn.Module, tap: Tap) -> Sequence[tuple[str, nn.Module]]:
     return found
 
 
-def unfused(root: nn.Module, layers: Iterable[str]) -> list[str]:
-    """The transformer blocks that leave torch's fused inference path because one of these layers is tapped.
+def unfused(root: nn.Module, layers: Iterable[str], operated: Iterable[str] = ()) -> list[str]:
+    """The layers that leave torch's fused inference path because they are tapped; the last bits then change.
 
-    torch does this automatically for a block with hooks on it or in it; the last bits of its values then change.
+    torch does this automatically for a transformer block with hooks on it or in it, and for attention in which
+    operations are tapped. `operated` are those of `layers` of which operations are tapped.
     """
+    operated = list(operated)
+    hooked = {block for layer in operated for block in blocks_of(root if layer == ROOT else root.get_submodule(layer))}
     tapped = [f"{layer}." for layer in layers]
-    blocks = [path for path, module in root.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    return [path or ROOT for path in blocks if any(layer.startswith(f"{path}." if path else "") for layer in tapped)]
+    found = []
+    for path, module in root.named_modules():
+        is_block = isinstance(module, nn.TransformerEncoderLayer)
+        inside = is_block and any(layer.startswith(f"{path}." if path else "") for layer in tapped)
+        is_operated = isinstance(module, nn.MultiheadAttention) and (path or ROOT) in operated
+        if inside or is_operated or (is_block and module in hooked):
+            found.append(path or ROOT)
+    return found
+
+
+def blocks_of(layer: nn.Module) -> list[nn.Module]:
+    """The nearest layers inside it that hold others and are called: those that hold none run too briefly to pause."""
+    found: list[nn.Module] = []
+    for child in layer.children():
+        # A list or dict of layers is never called.
+        if type(child).forward is nn.Module.forward:
+            found += blocks_of(child)
+        elif next(child.children(), None) is not None:
+            found.append(child)
+    return found
 
 
 def why_silent(root: nn.Module, layer: str) -> str | None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from layertap.taps.capture import Capture
+from layertap.taps.grammar import Tap
 
 
 class Listener:
     """One side of one module: counts its calls and offers each value to its taps."""
 
-    def __init__(self, module: nn.Module, side: str) -> None:
+    def __init__(self, module: nn.Module, captures: Sequence[Capture]) -> None:
         self.module = module
-        self.side = side
-        self.captures: list[Capture] = []
+        self.captures = captures
+        self.side = captures[0].tap.side
         self.calls = 0
+        self._compared = False
         self.expected: int | None = None
         """How often the first forward of `run()` called it; None before that."""
         self.expected_at_stop = 0
@@ -25,20 +27,35 @@ class Listener:
         self.needed = 0
         """After how many calls every tap of this listener has what it wants."""
 
-    def receive(self, value: Any, expected: int | None) -> None:
+    def begin(self, *, compared: bool) -> None:
+        """A forward begins; whether it is compared with the first one. Nothing of the latest one may be read in it."""
+        self.calls, self._compared = 0, compared
+        for capture in self.captures:
+            capture.forget()
+
+    def receive(self, value: Any) -> None:
+        """The value of the next call."""
         call, self.calls = self.calls, self.calls + 1
         for capture in self.captures:
-            capture.offer(call, value, expected)
+            capture.offer(call, value, self.expected if self._compared else None)
 
-    def expect(self, calls: int) -> None:
-        self.expected, self.expected_at_stop = calls, 0
-        self.needed = min(calls, max(capture.calls_needed(calls) for capture in self.captures))
+    def expect(self) -> None:
+        """Later forwards must be as the latest one."""
+        self.expected, self.expected_at_stop = self.calls, 0
+        self.needed = min(self.calls, max(capture.calls_needed(self.calls) for capture in self.captures))
 
+    def last(self) -> tuple[Tap, int]:
+        """The tap that gets its value last of those before the stop, and the call of the layer in which it does."""
+        return self.captures[0].tap, self.expected_at_stop - 1
 
-def listeners_of(captures: Iterable[Capture]) -> list[Listener]:
-    """One listener for each side of each module that has captures, in their order."""
-    found: dict[tuple[int, str], Listener] = {}
-    for capture in captures:
-        listener = found.setdefault((id(capture.layer), capture.tap.side), Listener(capture.layer, capture.tap.side))
-        listener.captures.append(capture)
-    return list(found.values())
+    def difference(self, *, stopped: bool) -> str | None:
+        """How the latest forward differs from the first one, up to the stop if it was stopped; None if it does not."""
+        expected = self.expected_at_stop if stopped else self.expected or 0
+        return None if self.calls == expected else self._difference(self.calls, expected, stopped=stopped)
+
+    def _difference(self, calls: int, expected: int, *, stopped: bool) -> str:
+        return (
+            f"layer {self.captures[0].tap.layer!r} ran {calls} times in this forward and {expected} times in the "
+            f"first one{' up to the same tap' if stopped else ''}: a tap needs a layer that runs the same way every "
+            "time"
+        )

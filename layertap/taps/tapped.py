@@ -21,7 +21,10 @@ from layertap.taps.captures import find_captures
 from layertap.taps.faults import hint, refuse_faults, refuse_idle_patterns
 from layertap.taps.grammar import Tap, TapsLike, parse_taps, where_of
 from layertap.taps.hooks import ATTACHING, Hook, refuse_unhookable
-from layertap.taps.listener import Listener, listeners_of
+from layertap.taps.listener import Listener
+from layertap.taps.listeners import listeners_of
+from layertap.taps.operation_listener import OperationListener
+from layertap.taps.operations import Operations, drop_dead
 from layertap.taps.place import Place
 from layertap.taps.stop import Stop, is_stop_of
 
@@ -69,7 +72,8 @@ class TappedModel(Mapping[str, Tensor]):
         self._forward = Forward(module, detach, dict(about or {}), plugins, Evidence(module))
         asked = [(tap, where_of(taps, number, tap)) for number, tap in enumerate(parse_taps(taps))]
         self._captures = find_captures(module, asked, self._forward)
-        self._listeners = listeners_of(self._captures.values())
+        self._listeners = listeners_of(self._captures.values(), self._is_counted, self._received)
+        self._operations = Operations()
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._entry: object = None
         self._place: Place | None = None
@@ -100,6 +104,7 @@ class TappedModel(Mapping[str, Tensor]):
     def close(self) -> None:
         """Remove this object's hooks, and no others. Values stay readable. May be called twice."""
         self._calls_of_root.clear()
+        self._operations.stop()
         self._forward.evidence.detach()
         while self._handles:
             self._handles.pop().remove()
@@ -179,8 +184,10 @@ class TappedModel(Mapping[str, Tensor]):
         # hooks, and its beginning comes before a tap on the root's input.
         root = self.module
         self._handles.append(root.register_forward_hook(Hook(root, self._on_root_done, self._is_here), prepend=True))
-        for listener in self._listeners:
+        watchers = [listener for listener in self._listeners if isinstance(listener, OperationListener)]
+        for listener in self._listeners[: len(self._listeners) - len(watchers)]:
             self._handles.append(self._listen(listener))
+        self._operations.attach(watchers, self._is_here, self._handles)
         self._handles.append(root.register_forward_pre_hook(Hook(root, self._on_root, self._is_here), prepend=True))
         self._forward.evidence.attach(self._is_here)
 
@@ -209,22 +216,28 @@ class TappedModel(Mapping[str, Tensor]):
             self._place = Place()
 
     def _receive(self, listener: Listener, value: Any) -> None:
-        if not (self._running or self._calls_of_root):
-            # A call of a single layer is not a forward; a call inside a method of the model may be part of one.
-            if hooks.is_method_running(self.module):
-                for capture in listener.captures:
-                    capture.ran_in_method = True
-            return
-        # Only run() compares the later forwards with the counts of the first.
-        listener.receive(value, listener.expected if self._running else None)
-        if not self._running:
-            return
-        if listener.expected is None:
+        if self._is_counted(listener):
+            listener.receive(value)
+            self._received(listener)
+
+    def _is_counted(self, listener: Listener) -> bool:
+        """Whether a call of the listener's layer that happens now is part of a forward."""
+        if self._running or self._calls_of_root:
+            return True
+        # A call of a single layer is not a forward; a call inside a method of the model may be part of one.
+        if hooks.is_method_running(self.module):
+            for capture in listener.captures:
+                capture.ran_in_method = True
+        return False
+
+    def _received(self, listener: Listener) -> None:
+        """Stop the forward if everything has been received now."""
+        if self._running and listener.expected is None:
             self._in_order.append(listener)
-            return
-        self._waiting -= listener.calls == listener.needed
-        if self._early_stop and not self._waiting:
-            raise Stop(self)
+        elif self._running:
+            self._waiting -= listener.calls == listener.needed
+            if self._early_stop and not self._waiting:
+                raise Stop(self)
 
     def _on_root(self, args: Any) -> None:
         # run() has begun the forward itself: its entry may call the root more than once, or never.
@@ -257,7 +270,7 @@ class TappedModel(Mapping[str, Tensor]):
 
     def _walk(self, entry: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
         """One forward; whether it was stopped after the last tap."""
-        self._begin()
+        self._begin(compared=True)
         self._running = True
         try:
             entry(*args, **kwargs)
@@ -265,22 +278,24 @@ class TappedModel(Mapping[str, Tensor]):
         except (Stop, Exception) as error:
             if not is_stop_of(self, error):
                 raise
+            drop_dead()
             stopped = True
         finally:
             self._running = False
+            self._operations.stop()
         self._forward.finished = True
         self._forward.evidence.detach()
         return stopped
 
-    def _begin(self) -> None:
+    def _begin(self, *, compared: bool = False) -> None:
         self._forward.began, self._forward.finished = True, False
         self._calls_of_root.clear()
         self._in_order.clear()
+        self._operations.stop()
         self._waiting = self._count_waiting()
         for listener in self._listeners:
-            listener.calls = 0
-            for capture in listener.captures:
-                capture.forget()
+            # Only run() compares the later forwards with the counts of the first.
+            listener.begin(compared=compared)
 
     def _forget(self, entry: object) -> None:
         self._entry = entry
@@ -293,7 +308,7 @@ class TappedModel(Mapping[str, Tensor]):
         refuse_idle_patterns(self._captures.values(), self._hint)
         self.silent = [c.name for c in self._captures.values() if c.is_silent]
         for listener in self._listeners:
-            listener.expect(listener.calls)
+            listener.expect()
         # Replay the same calls up to the point where later forwards stop.
         waiting = self._count_waiting()
         for listener in self._in_order:
@@ -301,7 +316,7 @@ class TappedModel(Mapping[str, Tensor]):
                 break
             listener.expected_at_stop += 1
             waiting -= listener.expected_at_stop == listener.needed
-            self.last = (listener.captures[0].tap, listener.expected_at_stop - 1)
+            self.last = listener.last()
 
     def _count_waiting(self) -> int:
         """How many listeners wait for a value at the beginning of a forward whose calls are known."""
@@ -309,14 +324,8 @@ class TappedModel(Mapping[str, Tensor]):
 
     def _compare(self, stopped: bool) -> None:
         for listener in self._listeners:
-            expected = listener.expected_at_stop if stopped else listener.expected
-            if listener.calls != expected:
-                raise TapError(
-                    f"layer {listener.captures[0].tap.layer!r} ran {listener.calls} times in this forward and "
-                    f"{expected} times in the first one{' up to the same tap' if stopped else ''}: a tap needs a layer "
-                    "that runs the same way every time",
-                    where=listener.captures[0].where,
-                )
+            if (what := listener.difference(stopped=stopped)) is not None:
+                raise TapError(what, where=listener.captures[0].where)
 
     def _values_by_name(self) -> dict[str, Callable[[], Tensor]]:
         values: dict[str, Callable[[], Tensor]] = {}

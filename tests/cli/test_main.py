@@ -389,6 +389,19 @@ def test_layers_as_json(layertap_, place):
     assert layers["."]["parameters"] == 5 * 28 + 2 * (5 * 9 + 1) + 6
 
 
+def test_layers_list_the_operations_of_a_layer(layertap_, place):
+    code, out, err = layertap_("layers", "tiny/net", "--ops", "features.*", "--plugin", TINY)
+    assert (code, err) == (0, "")
+    rows = [re.split(r"\s{2,}", line) for line in out.splitlines()]
+    assert rows[0] == ["operation", "output", "dtype"]
+    assert rows[1] == ["features.0@conv2d", "(N, 4, 6, 6)", "float32"]
+    _, out, _ = layertap_("layers", "tiny/net", "--ops", "features.1", "--plugin", TINY, "--json")
+    assert json.loads(out) == [{"tap": "features.1@relu", "shapes": {"": ["N", 4, 6, 6]}, "dtypes": {"": "float32"}}]
+    code, _, err = layertap_("layers", "tiny/net", "--ops", "feature", "--plugin", TINY)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the model has no layer 'feature'" in err
+
+
 def test_layers_of_a_config_file_of_any_name(layertap_, place):
     Path("c.yaml").rename("c.conf")
     assert layertap_("layers", "c.conf", "--plugin", TINY)[0] == 0

@@ -88,3 +88,22 @@ def test_plan_on_the_command_line(photos, tmp_path, capsys, monkeypatch):
     assert lines["output"] == f"{tmp_path / 'out'}: new"
     assert "pooled = features.1: (N, 8, 14, 14) -> mean_pool -> (N, 8) NCHW float16" in text
     assert json.loads("{" + data)["taps"]["pooled"]["shape"] == [8]
+
+
+def test_plan_of_operations(photos, tmp_path, capsys, monkeypatch):
+    from layertap.cli.main import main
+
+    first, second, head = 3 * 9 * 8 * 14 * 14, 8 * 9 * 8 * 5 * 5, 8 * 5 * 5 * 10
+    found = plan(photos, None, taps=["features.0@conv2d"])
+    assert found.stop == "features.0@conv2d"
+    assert found.compute == pytest.approx(first / (first + second + head))
+    (tmp_path / "c.yaml").write_text(json.dumps(config(photos, tmp_path / "out", taps={"sum": "features.0@conv2d"})))
+    monkeypatch.setattr(
+        "sys.argv", ["layertap", "plan", str(tmp_path / "c.yaml"), "--plugin", TINY, "--ops", "features.*"]
+    )
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert not done.value.code
+    out = capsys.readouterr().out
+    assert "sum = features.0@conv2d: (N, 8, 14, 14) NCHW float32" in out
+    assert "\nfeatures.1@relu " in out
