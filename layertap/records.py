@@ -172,7 +172,7 @@ class TapInfo:
     """A tap as the probe found it.
 
     `shape` is one image's value as the layer returned it (no batch axis), `axes` names the axes with the batch first
-    (`NC`, `NCHW`, `NHWC`, `NLC`; empty where they are not known), `about` are the model's facts, `reduce` the types of
+    (`NC`, `NCHW`, `NHWC`, `NLC`, `NHQK`; empty if unknown), `about` are the model's facts, `reduce` the types of
     the reducers it goes through, `op` and `index` the operation of the layer if it is the value of one, and `derived`
     whether that was computed from what the operation was given.
     """

@@ -258,7 +258,7 @@ class Capture:
             kept = tensor.detach() if self._forward.detach else tensor
             way = self._way(call, kept)
             for number, reducer in enumerate(way.reducers):
-                with within("reduce", number), guard(reducer), _without_autocast(kept.device.type):
+                with within("reduce", number), guard(reducer), without_autocast(kept.device.type):
                     kept = _reduced(reducer, kept)
             cast = self._cast(kept)
             # A cast is a copy that nothing else holds. Anything else may be a view of the layer's memory, or a buffer
@@ -312,7 +312,7 @@ class Capture:
         )
 
 
-def _without_autocast(device: str) -> AbstractContextManager[object]:
+def without_autocast(device: str) -> AbstractContextManager[object]:
     """Autocast is how the model computes; a reducer computes in the dtype that it is given."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext()

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, set_within
+from layertap.taps.attention import ATTENTION
+from layertap.taps.attention_capture import AttentionCapture
 from layertap.taps.capture import Capture, Forward
 from layertap.taps.grammar import Tap
 from layertap.taps.layers import find_layers
@@ -30,10 +32,18 @@ def find_captures(root: nn.Module, taps: Sequence[tuple[Tap, Where]], forward: F
 
 def _add(captures: dict[str, Capture], root: nn.Module, tap: Tap, where: Where, forward: Forward) -> None:
     for layer, module in find_layers(root, tap):
+        if tap.op == ATTENTION and layer != tap.layer and isinstance(module, nn.Softmax):
+            # The weights of the layer around it.
+            continue
         found = tap.model_copy(update={"layer": layer}) if layer != tap.layer else tap
         name = found.label
         if name in captures:
             raise TapError(f"two taps are named {name!r}: give one of them another `name`")
         pattern = tap if layer != tap.layer else None
-        kind = Capture if found.op is None else OperationCapture
-        captures[name] = kind(found, name, module, forward, pattern=pattern, where=where)
+        captures[name] = _kind(found)(found, name, module, forward, pattern=pattern, where=where)
+
+
+def _kind(tap: Tap) -> type[Capture]:
+    if tap.op is None:
+        return Capture
+    return AttentionCapture if tap.op == ATTENTION else OperationCapture

@@ -127,6 +127,8 @@ class Tap(pydantic.BaseModel):
         check(self.layer)
         if self.index is not None and self.op is None:
             raise ValueError("`index` numbers the runs of an operation: it needs `op`")
+        if self.op == "attention" and (self.side == "input" or self.select):
+            raise ValueError(f"{str(self)!r}: `@attention` gives one tensor, and has no input")
         return self
 
     @property

@@ -11,7 +11,10 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class Operation:
-    """One operation that a layer itself runs: run number `index` of this name in call number `call` of the layer."""
+    """One operation that a layer itself runs: run number `index` of this name in call number `call` of the layer.
+
+    `is_inner` is one of a softmax layer directly inside it, which is of interest as its attention only.
+    """
 
     name: str
     index: int
@@ -19,6 +22,7 @@ class Operation:
     func: Callable[..., Any]
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
+    is_inner: bool = False
     result: Any = None
 
     @property

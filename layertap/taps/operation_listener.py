@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from layertap.taps.attention import attends
+from layertap.taps.attention_capture import AttentionCapture
 from layertap.taps.grammar import Tap
 from layertap.taps.listener import Listener
 from layertap.taps.operation import Operation, listed
-from layertap.taps.operation_capture import OperationCapture
+from layertap.taps.operation_capture import Event, OperationCapture, names
 
 
 class OperationListener(Listener):
@@ -28,13 +30,16 @@ class OperationListener(Listener):
         super().__init__(module, captures)
         self._is_counted = is_counted
         self._received = received
+        self._operated = captures
+        self._attention = [capture for capture in captures if isinstance(capture, AttentionCapture)]
         self._by_name: dict[str, list[OperationCapture]] = {}
-        self._happened: list[tuple[int, str]] = []
-        self._first: list[tuple[int, str]] = []
-        self._ran: list[list[str]] = []
+        self._happened: list[Event] = []
+        self._first: list[Event] = []
+        self._ran: list[list[Event]] = []
         for capture in captures:
-            self._by_name.setdefault(str(capture.tap.op), []).append(capture)
             capture.ran = self._ran
+            if capture not in self._attention:
+                self._by_name.setdefault(str(capture.tap.op), []).append(capture)
         self._last = captures[0]
 
     def begin(self, *, compared: bool) -> None:
@@ -45,12 +50,12 @@ class OperationListener(Listener):
     def expect(self) -> None:
         self.expected, self.expected_at_stop = self.calls, 0
         self._first = list(self._happened)
-        needed = {capture.event_needed(self._first): capture for some in self._by_name.values() for capture in some}
+        needed = {capture.event_needed(self._first): capture for capture in self._operated}
         self.needed = max(needed)
         self._last = needed[self.needed]
 
     def last(self) -> tuple[Tap, int]:
-        return self._last.tap, self._first[self.expected_at_stop - 1][0]
+        return self._last.tap, self._first[self.expected_at_stop - 1].call
 
     def difference(self, *, stopped: bool) -> str | None:
         expected = self._first[: self.expected_at_stop] if stopped else self._first
@@ -62,8 +67,8 @@ class OperationListener(Listener):
                 where = f"layer {self._last.tap.layer!r}" + (f" in its call {call}" if len(before) > 1 else "")
                 return (
                     f"{where} ran other operations in this forward than in the first one"
-                    f"{' up to the same tap' if stopped else ''}: {listed(self._ran[call]) or 'none'}; in the first "
-                    f"one: {listed(before[call]) or 'none'}"
+                    f"{' up to the same tap' if stopped else ''}: {_listed(self._ran[call])}; in the first "
+                    f"one: {_listed(before[call])}"
                 )
         return self._difference(len(self._ran), len(before), stopped=stopped)
 
@@ -75,7 +80,7 @@ class OperationListener(Listener):
         self._ran.append([])
         for capture in self.captures:
             capture.calls = call + 1
-        self._count(call, "")
+        self._count(Event(call, ""))
         return call
 
     def before(self, operation: Operation) -> None:
@@ -89,8 +94,16 @@ class OperationListener(Listener):
         for capture in self._by_name.get(operation.name, ()):
             if capture.tap.side == "output" and capture.wants(operation):
                 capture.offer(operation.call, operation.value, self._expected_calls)
-        self._ran[operation.call].append(operation.name)
-        self._count(operation.call, operation.name)
+        event = Event(operation.call, operation.name, bool(self._attention) and attends(operation), operation.is_inner)
+        if event.is_inner and not event.attends:
+            return
+        if event.attends:
+            index = sum(each.attends for each in self._ran[event.call])
+            for capture in self._attention:
+                if (capture.tap.index or 0) == index:
+                    capture.offer(event.call, operation, self._expected_calls)
+        self._ran[event.call].append(event)
+        self._count(event)
 
     def withdraw(self, operation: Operation) -> None:
         """Drop what was offered of an operation that raised, or that made no tensor."""
@@ -102,18 +115,22 @@ class OperationListener(Listener):
     def _expected_calls(self) -> int | None:
         return len(_by_call(self._first)) if self._compared and self.expected is not None else None
 
-    def _count(self, call: int, name: str) -> None:
-        self._happened.append((call, name))
+    def _count(self, event: Event) -> None:
+        self._happened.append(event)
         self.calls += 1
         self._received(self)
 
 
-def _by_call(happened: Sequence[tuple[int, str]]) -> list[list[str]]:
+def _by_call(happened: Sequence[Event]) -> list[list[Event]]:
     """The operations of each call."""
-    calls: list[list[str]] = []
-    for call, name in happened:
-        if name:
-            calls[call].append(name)
+    calls: list[list[Event]] = []
+    for event in happened:
+        if event.name:
+            calls[event.call].append(event)
         else:
             calls.append([])
     return calls
+
+
+def _listed(events: Sequence[Event]) -> str:
+    return listed(names(events)) or "none"

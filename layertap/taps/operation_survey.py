@@ -52,6 +52,8 @@ class _Watcher:
         """Nothing: it was not counted."""
 
     def after(self, operation: Operation) -> None:
+        if operation.is_inner:
+            return
         tensors = list(tensors_of(operation.value))
         found = {path: (tuple(tensor.shape), dtype_name(tensor)) for path, tensor in tensors}
         # Only its name is needed later: its arguments would keep their memory.

@@ -129,10 +129,14 @@ class Operations(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         call = self._calls[-1] if self._calls else None
-        if call is None or call.watcher is None or call.counts is None or not _is_own(call.frame):
+        if call is None or call.watcher is None or call.counts is None:
             return func(*args, **kwargs)
         name = name_of(func)
-        operation = Operation(name, call.counts.get(name, 0), call.number, func, args, kwargs)
+        is_own = _is_own(call.frame)
+        is_inner = name == "softmax" and not is_own and _is_own(call.frame, but_for=nn.Softmax)
+        if not (is_own or is_inner):
+            return func(*args, **kwargs)
+        operation = Operation(name, call.counts.get(name, 0), call.number, func, args, kwargs, is_inner)
         call.watcher.before(operation)
         try:
             operation.result = func(*args, **kwargs)
@@ -140,7 +144,7 @@ class Operations(TorchFunctionMode):
             call.watcher.withdraw(operation)
             raise
         if operation.makes_tensors:
-            call.counts[name] = operation.index + 1
+            call.counts[name] = operation.index + is_own
             call.watcher.after(operation)
         else:
             call.watcher.withdraw(operation)
@@ -163,11 +167,16 @@ def _frame_of_call() -> FrameType:
     return frame
 
 
-def _is_own(call: FrameType) -> bool:
-    """Whether the operation that is about to run is called by this call itself, and not by a layer inside it."""
+def _is_own(call: FrameType, but_for: type[nn.Module] | None = None) -> bool:
+    """Whether the operation that is about to run is called by this call itself, and not by a layer inside it.
+
+    One layer of the type `but_for` may be between them.
+    """
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame is not call:
         if frame.f_code in _OTHERS:
-            return False
+            if but_for is None or not isinstance(frame.f_locals.get("self"), but_for):
+                return False
+            but_for = None
         frame = frame.f_back
     return frame is not None

@@ -16,7 +16,7 @@ from layertap.testing.promises import Suite, promise
 _ROWS = 5
 # A processor may round the values at the end of an array differently from those in its middle.
 _ROUNDING = 1e-5
-_SHAPES = {"NC": (24,), "NLC": (17, 8), "NCHW": (8, 6, 6), "NHWC": (6, 6, 8)}
+_SHAPES = {"NC": (24,), "NLC": (17, 8), "NCHW": (8, 6, 6), "NHWC": (6, 6, 8), "NHQK": (2, 17, 17)}
 
 
 class ReducerSuite(Suite[Reducer]):

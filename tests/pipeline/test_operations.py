@@ -107,3 +107,16 @@ def test_extract_takes_operations():
     with torch.no_grad():
         expected = model(torch.stack([prepared(image) for image in images]))
     assert torch.equal(batch.values["1@linear"], expected)
+
+
+def test_attention_is_marked_as_derived(photos, tmp_path):
+    tap = {"layer": "blocks.*.attn", "op": "attention", "reduce": ["mean_heads", "from_cls"]}
+    model = {"type": "timm", "name": "test_vit", "weights": "random"}
+    report = run(photos, tmp_path / "out", model=model, taps=[tap, "blocks.0@add:0"], limit=4)
+    assert report.kept == 4
+    found = layertap.open(tmp_path / "out")
+    facts = found.manifest["taps"]["blocks.0.attn@attention"]
+    assert (facts["op"], facts["derived"], facts["raw"]["axes"]) == ("attention", True, "NHQK")
+    assert facts["shape"] == [10, 10]
+    assert not found.manifest["taps"]["blocks.0@add:0"]["derived"]
+    assert not verify(tmp_path / "out", plugins=[TINY]).faults

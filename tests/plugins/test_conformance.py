@@ -46,6 +46,8 @@ REDUCERS: Cases = [
     ("grid_pool", {}),
     ("cls_token", {}),
     ("mean_patch", {}),
+    ("mean_heads", {}),
+    ("from_cls", {}),
     ("l2_normalise", {}),
     ("random_projection", {"dim": 4}),
 ]
