@@ -17,6 +17,8 @@ from layertap.errors import ConfigError, LayertapError, TapError, Where, combine
 from layertap.plugins import Plugins, guard
 from layertap.records import TapInfo, dtype_name
 from layertap.taps.axes import Evidence, axes_of
+from layertap.taps.choosing import choices, first, where
+from layertap.taps.gradients import Gradients
 from layertap.taps.grammar import Tap
 from layertap.taps.layers import why_empty
 from layertap.taps.nested import Received, item_of, tensors_of
@@ -34,6 +36,7 @@ class Forward:
     about: Mapping[str, Any]
     plugins: Plugins | None
     evidence: Evidence
+    grad: bool = False
     began: bool = False
     finished: bool = False
 
@@ -87,6 +90,7 @@ class Capture:
         self._dtype: torch.dtype | None = getattr(torch, tap.dtype) if tap.dtype else None
         self._kept: dict[int, Tensor] = {}
         self._error: Exception | None = None
+        self.gradients = Gradients() if forward.grad else None
 
     def forget(self) -> None:
         """Drop everything of the latest forward: none of it may be read as a value of the next."""
@@ -95,6 +99,8 @@ class Capture:
         self.ran_elsewhere = False
         self._kept = {}
         self._error = None
+        if self.gradients is not None:
+            self.gradients.forget()
 
     def offer(self, call: int, value: Any, expected: int | None) -> None:
         """Keep call number `call`'s value if this tap wants it; `expected` is how many there will be, if known."""
@@ -157,6 +163,13 @@ class Capture:
         if fault is not None:
             raise fault
         return self._kept[call] if call is not None else next(iter(self._kept.values()))
+
+    def gradient(self, hint: Hint, name: str) -> Tensor:
+        """The gradient of the value of that name. Raises as `value` does, and `TapError` if it has none."""
+        self.values(hint)[name]()
+        if self.gradients is None:
+            raise TapError("gradients are not kept: open the taps with `layertap.tap(..., grad=True)`")
+        return self.gradients.of(next(call for call in self._kept if self._name_of(call) == name), name)
 
     def fault(self, hint: Hint) -> Exception | None:
         """What is wrong with the values of the latest forward, if anything is."""
@@ -231,27 +244,29 @@ class Capture:
             args, kwargs = value
             value = Received({**dict(enumerate(args)), **kwargs})
             if not keys:
-                return _first(value, self.tap)
+                return first(value, self.tap)
         for done, key in enumerate(keys):
             try:
                 value = item_of(value, key)
             except (LookupError, AttributeError):
-                cure = why_empty(self._forward.model, self.layer, keys) or _choices(value, self.tap, done)
-                raise TapError(f"{_where(self.tap, done)} has no [{key}]{cure}") from None
+                cure = why_empty(self._forward.model, self.layer, keys) or choices(value, self.tap, done)
+                raise TapError(f"{where(self.tap, done)} has no [{key}]{cure}") from None
         tensors = [tensor for _, tensor in tensors_of(value)]
         if len(tensors) == 1:
             return tensors[0]
         if not tensors:
             cure = why_empty(self._forward.model, self.layer, keys)
-            raise TapError(f"{_where(self.tap, len(keys))} holds no tensor but {type(value).__name__}{cure}")
-        choices = _choices(value, self.tap, len(keys))
-        raise TapError(f"{_where(self.tap, len(keys))} holds {len(tensors)} tensors{choices}")
+            raise TapError(f"{where(self.tap, len(keys))} holds no tensor but {type(value).__name__}{cure}")
+        found = choices(value, self.tap, len(keys))
+        raise TapError(f"{where(self.tap, len(keys))} holds {len(tensors)} tensors{found}")
 
     def _keep(self, call: int, tensor: Tensor) -> Tensor:
         """The tensor, reduced and cast, in memory that nothing else changes or keeps."""
         if tensor.is_nested:
             raise TapError(f"tap {self.name!r}: its value is a nested tensor, whose rows differ in shape")
         grad = torch.is_grad_enabled() and not self._forward.detach
+        if self.gradients is not None:
+            self.gradients.watch(call, tensor)
         # Inside inference mode a copy would be an inference tensor, which cannot train a probe later. Leaving that
         # mode turns gradients on, even inside no_grad.
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
@@ -328,22 +343,3 @@ def _reduced(reducer: Reducer, value: Tensor) -> Tensor:
     if version is not None and value._version != version:
         raise ValueError("it changed the activation in place, which the model still uses")
     return reduced
-
-
-def _first(received: Received, tap: Tap) -> Tensor:
-    for _, tensor in tensors_of(received):
-        return tensor
-    raise TapError(f"layer {tap.layer!r} receives no tensor")
-
-
-def _where(tap: Tap, keys: int) -> str:
-    return f"tap {_chosen(tap, keys)!r}"
-
-
-def _chosen(tap: Tap, keys: int) -> str:
-    return str(tap.model_copy(update={"select": tap.select[:keys]}))
-
-
-def _choices(value: Any, tap: Tap, keys: int) -> str:
-    paths = [_chosen(tap, keys) + path for path, _ in tensors_of(value)]
-    return f"; choose {', '.join(paths[:8])}{' ...' if len(paths) > 8 else ''}" if paths else ""

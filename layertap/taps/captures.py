@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, set_within
 from layertap.taps.attention import ATTENTION
 from layertap.taps.attention_capture import AttentionCapture
-from layertap.taps.capture import Capture, Forward
+from layertap.taps.capture import Capture, Forward, Hint
 from layertap.taps.grammar import Tap
 from layertap.taps.layers import find_layers
 from layertap.taps.operation_capture import OperationCapture
@@ -28,6 +28,18 @@ def find_captures(root: nn.Module, taps: Sequence[tuple[Tap, Where]], forward: F
     if faults:
         raise combined(faults)
     return captures
+
+
+def values_by_name(captures: Iterable[Capture], hint: Hint) -> dict[str, Callable[[], Tensor]]:
+    """Functions that return the values of all captures, by name. Raises `TapError` for a name of two values."""
+    values: dict[str, Callable[[], Tensor]] = {}
+    for capture in captures:
+        for name, value in capture.values(hint).items():
+            if name in values:
+                what = f"two taps are named {name!r}, one of them as a call of `:all`: leave one out"
+                raise TapError(what, where=capture.where)
+            values[name] = value
+    return values
 
 
 def _add(captures: dict[str, Capture], root: nn.Module, tap: Tap, where: Where, forward: Forward) -> None:

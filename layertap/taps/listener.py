@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from layertap.taps.capture import Capture
 from layertap.taps.grammar import Tap
+from layertap.taps.hooks import Hook
 
 
 class Listener:
@@ -26,6 +28,16 @@ class Listener:
         """How many of these calls come before the forward stops."""
         self.needed = 0
         """After how many calls every tap of this listener has what it wants."""
+
+    def attach(
+        self, receive: Callable[[Any], None], is_wanted: Callable[[], bool]
+    ) -> torch.utils.hooks.RemovableHandle:
+        """Pass what this side gives to `receive`, before all existing hooks see it."""
+        if self.side == "input":
+            given = Hook(self.module, lambda args, kwargs: receive((args, kwargs)), is_wanted)
+            return self.module.register_forward_pre_hook(given, prepend=True, with_kwargs=True)
+        made = Hook(self.module, lambda args, output: receive(output), is_wanted)
+        return self.module.register_forward_hook(made, prepend=True)
 
     def begin(self, *, compared: bool) -> None:
         """A forward begins; whether it is compared with the first one. Nothing of the latest one may be read in it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from layertap.errors import TapError
 from layertap.taps.capture import Capture
 from layertap.taps.listener import Listener
 from layertap.taps.operation_capture import OperationCapture
@@ -26,3 +27,10 @@ def listeners_of(
             sides.setdefault((id(capture.layer), capture.tap.side), []).append(capture)
     listeners = [Listener(some[0].layer, some) for some in sides.values()]
     return listeners + [OperationListener(some[0].layer, some, is_counted, received) for some in operations.values()]
+
+
+def refuse_differences(listeners: Iterable[Listener], *, stopped: bool) -> None:
+    """Raise `TapError` if the latest forward differs from the first one, up to the stop if it was stopped."""
+    for listener in listeners:
+        if (what := listener.difference(stopped=stopped)) is not None:
+            raise TapError(what, where=listener.captures[0].where)

@@ -17,12 +17,12 @@ from layertap.records import TapInfo
 from layertap.taps import hooks
 from layertap.taps.axes import Evidence
 from layertap.taps.capture import Forward
-from layertap.taps.captures import find_captures
+from layertap.taps.captures import find_captures, values_by_name
 from layertap.taps.faults import hint, refuse_faults, refuse_idle_patterns
 from layertap.taps.grammar import Tap, TapsLike, parse_taps, where_of
 from layertap.taps.hooks import ATTACHING, Hook, refuse_unhookable
 from layertap.taps.listener import Listener
-from layertap.taps.listeners import listeners_of
+from layertap.taps.listeners import listeners_of, refuse_differences
 from layertap.taps.operation_listener import OperationListener
 from layertap.taps.operations import Operations, drop_dead
 from layertap.taps.place import Place
@@ -44,6 +44,7 @@ class TappedModel(Mapping[str, Tensor]):
         module: any `nn.Module` that runs eagerly.
         taps: a tap string, a list, or a mapping of name to tap.
         detach: cut the values out of the autograd graph.
+        grad: keep the gradients of the layers' own values, for `gradient()`.
         early_stop: let `run()` stop after the last tap, as soon as its first forward has counted the calls.
         about: facts about the model that reducers need, such as `layout` and `num_prefix_tokens`.
         plugins: where reducers are looked up; the installed ones by default.
@@ -58,6 +59,7 @@ class TappedModel(Mapping[str, Tensor]):
         taps: TapsLike,
         *,
         detach: bool = True,
+        grad: bool = False,
         early_stop: bool = True,
         about: Mapping[str, Any] | None = None,
         plugins: Plugins | None = None,
@@ -69,7 +71,7 @@ class TappedModel(Mapping[str, Tensor]):
         self.last: tuple[Tap, int] | None = None
         """The last tap to get a value, and the call of its layer: later forwards of `run()` stop there."""
         self._early_stop = early_stop
-        self._forward = Forward(module, detach, dict(about or {}), plugins, Evidence(module))
+        self._forward = Forward(module, detach, dict(about or {}), plugins, Evidence(module), grad)
         asked = [(tap, where_of(taps, number, tap)) for number, tap in enumerate(parse_taps(taps))]
         self._captures = find_captures(module, asked, self._forward)
         self._listeners = listeners_of(self._captures.values(), self._is_counted, self._received)
@@ -102,12 +104,15 @@ class TappedModel(Mapping[str, Tensor]):
         self.close()
 
     def close(self) -> None:
-        """Remove this object's hooks, and no others. Values stay readable. May be called twice."""
+        """Remove this object's hooks and no others, and free gradients. Values stay readable. May be called twice."""
         self._calls_of_root.clear()
         self._operations.stop()
         self._forward.evidence.detach()
         while self._handles:
             self._handles.pop().remove()
+        for capture in self._captures.values():
+            if capture.gradients is not None:
+                capture.gradients.forget()
 
     def __getitem__(self, name: str) -> Tensor:
         """The value of the latest forward. Raises `TapError` for a tap without a value, or with several candidates."""
@@ -135,6 +140,15 @@ class TappedModel(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         state = "open" if self._handles else "closed"
         return f"<TappedModel of {type(self.module).__name__}, {state}: {', '.join(self._captures)}>"
+
+    def gradient(self, name: str) -> Tensor:
+        """What the latest backward gave the layer's value of the latest forward: its shape is that before reducers.
+
+        It is in memory of its own, and freed with the block. Raises `TapError` if the value has none.
+        """
+        self[name]
+        found = (c for c in self._captures.values() if name in c.values(self._hint))
+        return next(found).gradient(self._hint, name)
 
     @property
     def infos(self) -> dict[str, TapInfo]:
@@ -176,7 +190,7 @@ class TappedModel(Mapping[str, Tensor]):
             stopped = self._walk(entry, *args, **kwargs)
             if counting:
                 self._count()
-            self._compare(stopped)
+            refuse_differences(self._listeners, stopped=stopped)
             return {name: value() for name, value in self._values_by_name().items()}
 
     def _attach(self) -> None:
@@ -186,17 +200,10 @@ class TappedModel(Mapping[str, Tensor]):
         self._handles.append(root.register_forward_hook(Hook(root, self._on_root_done, self._is_here), prepend=True))
         watchers = [listener for listener in self._listeners if isinstance(listener, OperationListener)]
         for listener in self._listeners[: len(self._listeners) - len(watchers)]:
-            self._handles.append(self._listen(listener))
+            self._handles.append(listener.attach(partial(self._receive, listener), partial(self._is_here, listener)))
         self._operations.attach(watchers, self._is_here, self._handles)
         self._handles.append(root.register_forward_pre_hook(Hook(root, self._on_root, self._is_here), prepend=True))
         self._forward.evidence.attach(self._is_here)
-
-    def _listen(self, listener: Listener) -> torch.utils.hooks.RemovableHandle:
-        module, receive, is_here = listener.module, partial(self._receive, listener), partial(self._is_here, listener)
-        if listener.side == "input":
-            hook = Hook(module, lambda args, kwargs: receive((args, kwargs)), is_here)
-            return module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
-        return module.register_forward_hook(Hook(module, lambda args, output: receive(output), is_here), prepend=True)
 
     def _is_here(self, listener: Listener | None = None) -> bool:
         """Whether the caller is where these taps belong; a call of `listener` elsewhere is recorded."""
@@ -322,29 +329,18 @@ class TappedModel(Mapping[str, Tensor]):
         """How many listeners wait for a value at the beginning of a forward whose calls are known."""
         return sum(1 for listener in self._listeners if listener.needed)
 
-    def _compare(self, stopped: bool) -> None:
-        for listener in self._listeners:
-            if (what := listener.difference(stopped=stopped)) is not None:
-                raise TapError(what, where=listener.captures[0].where)
-
     def _values_by_name(self) -> dict[str, Callable[[], Tensor]]:
-        values: dict[str, Callable[[], Tensor]] = {}
-        for capture in self._captures.values():
-            for name, value in capture.values(self._hint).items():
-                if name in values:
-                    what = f"two taps are named {name!r}, one of them as a call of `:all`: leave one out"
-                    raise TapError(what, where=capture.where)
-                values[name] = value
-        return values
+        return values_by_name(self._captures.values(), self._hint)
 
     def _hint(self, layer: str) -> str:
         return hint(self.module, layer, self._captures.values())
 
 
-def tap(module: nn.Module, taps: TapsLike, *, detach: bool = True) -> TappedModel:
+def tap(module: nn.Module, taps: TapsLike, *, detach: bool = True, grad: bool = False) -> TappedModel:
     """Keep what layers of any module give: `with layertap.tap(model, ["classifier.5"]) as taps: model(x)`.
 
     Returns a `TappedModel`: a mapping of tap names to the tensors of the latest forward, in the order asked for, each
-    in memory of its own. With `detach=False` they stay in the autograd graph. Raises `TapError`.
+    in memory of its own. With `detach=False` they stay in the autograd graph. With `grad=True`, after a backward,
+    `taps.gradient("classifier.5")` is the gradient of what the layer gave. Raises `TapError`.
     """
-    return TappedModel(module, taps, detach=detach)
+    return TappedModel(module, taps, detach=detach, grad=grad)
