@@ -8,7 +8,7 @@ import re
 import pydantic
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -52,6 +52,12 @@ def fault_of(taps):
         ("encoder.ln[0]", {"layer": "encoder.ln", "select": [0]}),
         ("encoder[last_hidden_state]", {"layer": "encoder", "select": ["last_hidden_state"]}),
         ("encoder:2[a][0][b]", {"layer": "encoder", "call": 2, "select": ["a", 0, "b"]}),
+        ("layer1.0@add", {"layer": "layer1.0", "op": "add"}),
+        (
+            "<a.*:last@unbind:0[0]",
+            {"layer": "a.*", "side": "input", "call": "last", "op": "unbind", "index": 0, "select": 0},
+        ),
+        ("a@mT", {"layer": "a", "op": "mT"}),
         ("encoder[01]", {"layer": "encoder", "select": ["01"]}),
     ],
 )
@@ -99,7 +105,7 @@ def test_a_single_key_needs_no_list(key):
 
 # A path's part is anything but what the grammar or a pattern uses; blanks may stand inside it.
 parts = st.text(
-    st.characters(exclude_characters=".:[]<* \t\n", exclude_categories=["Zs", "Cs", "Cc", "Zl", "Zp"]), min_size=1
+    st.characters(exclude_characters=".:@[]<* \t\n", exclude_categories=["Zs", "Cs", "Cc", "Zl", "Zp"]), min_size=1
 )
 globs = st.sampled_from(["*", "**", "layer*", "*_norm", "a*b*"])
 layers = st.lists(parts | globs, min_size=1, max_size=4).map(".".join).filter(lambda path: not path.startswith("re:"))
@@ -110,10 +116,15 @@ keys = st.text(st.characters(exclude_characters="[]", exclude_categories=["Cs"])
 selections = st.lists(keys.map("[{}]".format), max_size=3).map("".join)
 
 
-@given(st.sampled_from(["", "<"]), layers | st.just("."), calls, selections)
-@example("", "9", ":0", "[00]")
-def test_a_tap_string_is_given_back_as_it_was_written(side, layer, call, selection):
-    text = side + layer + call + selection
+operations = st.just("") | st.from_regex(r"@[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?(:(0|[1-9][0-9]{0,8}))?", fullmatch=True)
+
+
+@given(st.sampled_from(["", "<"]), layers | st.just("."), calls, operations, selections)
+@example("", "9", ":0", "", "[00]")
+@example("<", "9", ":last", "@add:1", "[0][a]")
+def test_a_tap_string_is_given_back_as_it_was_written(side, layer, call, operation, selection):
+    assume(not operation.startswith("@attention") or (not side and not selection))
+    text = side + layer + call + operation + selection
     assert str(read(text)) == text
     assert read(str(read(text))) == read(text)
 
@@ -156,6 +167,15 @@ def test_any_text_is_read_back_the_same_or_refused(text):
         ("a:1:2", 4, "expected the end"),
         ("a:lastly", 7, "expected the end"),
         ("a[", 2, "quote a tap that holds `[`"),
+        ("@add", 1, "expected a layer's path"),
+        ("a@", 3, "expected the name of a function"),
+        ("a@1", 3, "expected the name of a function"),
+        ("a@_add", 3, "expected the name of a function"),
+        ("a@add_", 6, "expected the end"),
+        ("a@add:", 7, "expected a number (from 0)"),
+        ("a@add:last", 7, "expected a number (from 0)"),
+        ("a:0@add:00", 10, "expected the end"),
+        ("a[0]@add", 5, "expected the end"),
         ("a[]", 2, "expected `[key]`"),
         ("a[[0]]", 2, "expected `[key]`"),
         ("a[0][", 5, "expected `[key]`"),
