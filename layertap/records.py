@@ -172,9 +172,9 @@ class TapInfo:
     """A tap as the probe found it.
 
     `shape` is one image's value as the layer returned it (no batch axis), `axes` names the axes with the batch first
-    (`NC`, `NCHW`, `NHWC`, `NLC`, `NHQK`; empty if unknown), `about` are the model's facts, `reduce` the types of
-    the reducers it goes through, `op` and `index` the operation of the layer if it is the value of one, and `derived`
-    whether that was computed from what the operation was given.
+    (`NC`, `NCHW`, `NHWC`, `NLC`, `NHQK`; empty if unknown), `about` are the model's facts, `reduce` the types of the
+    reducers it goes through, `op` and `index` the operation of the layer if it is the value of one, `derived` whether
+    it was computed from what that was given, and `batch_axis` the axis that was moved to the front.
     """
 
     name: str
@@ -190,6 +190,7 @@ class TapInfo:
     op: str | None = None
     index: int | None = None
     derived: bool = False
+    batch_axis: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +223,11 @@ class RunInfo:
 class Report:
     """How a run ended.
 
-    `planned == kept + failed`. `seconds` is the whole run, `extracting` the part of it from the first image to the
-    finished output; before that the model is loaded and everything is checked. `path` is the output folder, None for a
-    sink that has none (then nothing can be resumed, and `stored` is False). `values` are the arrays of a sink that
-    returns them, such as `memory`; `about` holds the model provider's facts about the model and its weights.
-    `causes` holds, for failures whose code does not say everything, the first of each kind and how many there were.
-    `remarks` are sentences for the user, for instance about what an older output that was resumed did not record.
+    `planned == kept + failed`. `seconds` is the whole run, `extracting` the part of it from the first image on. `path`
+    is the output folder, None for a sink that has none (then nothing can be resumed, and `stored` is False). `values`
+    are the arrays of a sink that returns them, such as `memory`; `about` holds the model provider's facts about the
+    model and its weights. `causes` holds, for failures whose code does not say everything, the first of each kind and
+    how many there were. `remarks` are sentences for the user, for instance about what an older output did not record.
     """
 
     planned: int

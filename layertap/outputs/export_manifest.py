@@ -56,7 +56,7 @@ def run_info(manifest: Manifest, path: Path, resumed: int) -> RunInfo:
 
 def _column(name: str, tap: TapFacts, about: Mapping[str, Any]) -> Column:
     raw, select, reduce = tap.raw, tuple(tap.select), tuple(tap.reduce)
-    operation = (tap.op, tap.index, tap.derived)
+    operation = (tap.op, tap.index, tap.derived, tap.batch_axis)
     facts = (tap.layer, tap.side, tap.call, select, tuple(raw.shape), raw.dtype, raw.axes, about, reduce, *operation)
     return Column(TapInfo(name, *facts), tuple(tap.shape), tap.dtype, tap.file)
 

@@ -173,6 +173,7 @@ def _tap_facts(column: Column) -> TapFacts:
         op=tap.op,
         index=tap.index,
         derived=tap.derived,
+        batch_axis=tap.batch_axis,
     )
 
 

@@ -22,6 +22,7 @@ from layertap.pipeline.transfer import Transfer, Values, transfer_for
 from layertap.plugins import guard
 from layertap.records import Activations, Batch, Column, dtype_name
 from layertap.store.filenames import stems
+from layertap.taps.batch_axes import move_batch_axes
 from layertap.taps.tapped import TappedModel
 from layertap.timing import Stopwatch
 
@@ -48,8 +49,20 @@ class ForwardPass:
     def probe(self) -> dict[str, Column]:
         """Two forwards on zeros, of 2 and of 3 images: the columns that every later forward must give.
 
-        Raises `TapError` for a tap whose values are not one row per image, and `PluginError` where the model raises.
+        A batch axis that is not axis 0 is moved to the front where it is unambiguous. Raises `TapError` for a tap whose
+        values are not one row per image, and `PluginError` where the model raises.
         """
+        try:
+            return self._columns()
+        except OutOfMemory:
+            raise
+        except (TapError, PluginError):
+            # A reducer may refuse or raise because it receives another axis as the batch.
+            if not move_batch_axes(self.tapped, self._look):
+                raise
+        return self._columns()
+
+    def _columns(self) -> dict[str, Column]:
         (few, of_two), (more, of_three) = self._probed(2), self._probed(3)
         places = self.tapped.places
         faults: list[LayertapError] = []
@@ -68,6 +81,9 @@ class ForwardPass:
             raise combined(faults)
         infos, files = self.tapped.infos, stems(more)
         return {n: Column(infos[n], tuple(v.shape[1:]), dtype_name(v), files[n]) for n, v in more.items()}
+
+    def _look(self, tapped: TappedModel, images: int) -> None:
+        dataclasses.replace(self, tapped=tapped)._forward(self.slot.zeros(images))
 
     def refuse_random(self) -> None:
         """Two forwards on the same random images: raise `TapError` for taps whose values differ.

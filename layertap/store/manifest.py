@@ -89,6 +89,7 @@ class TapFacts(Facts):
     op: str | None = Field(None, description="the operation of the layer whose value it is; null for the layer's own")
     index: Count | None = Field(None, description="which run of that operation in one call of the layer")
     derived: bool = Field(False, description="whether it was computed from what the operation was given")
+    batch_axis: Count = Field(0, description="which axis of the layer's value is the image; it was moved to the front")
 
 
 class FileFacts(Facts):

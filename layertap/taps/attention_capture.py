@@ -11,9 +11,9 @@ from torch import Tensor
 from layertap.errors import TapError
 from layertap.records import TapInfo
 from layertap.taps.attention import AXES, KINDS, weights_of
-from layertap.taps.capture import without_autocast
 from layertap.taps.operation import Operation, listed
 from layertap.taps.operation_capture import Event, OperationCapture
+from layertap.taps.reducing import without_autocast
 
 
 class AttentionCapture(OperationCapture):

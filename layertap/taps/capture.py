@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +21,7 @@ from layertap.taps.gradients import Gradients
 from layertap.taps.grammar import Tap
 from layertap.taps.layers import why_empty
 from layertap.taps.nested import Received, item_of, tensors_of
+from layertap.taps.reducing import reduced, without_autocast
 
 Hint = Callable[[str], str]
 """Why a layer that exists may not have run, given its path."""
@@ -85,6 +85,8 @@ class Capture:
         self.ran_elsewhere = False
         """Whether the layer ran in another thread or asyncio task since the latest forward began here."""
         self.layer = layer
+        self.batch_axis = tap.batch_axis or 0
+        """Which axis of its values is the batch; it is moved to the front."""
         self._forward = forward
         self._ways = {0: _Way(self._reducers())}
         self._dtype: torch.dtype | None = getattr(torch, tap.dtype) if tap.dtype else None
@@ -132,6 +134,11 @@ class Capture:
         if isinstance(self.tap.call, int):
             return self.tap.call + 1
         return expected
+
+    def move_batch(self, axis: int) -> None:
+        """Take this axis of its values as the batch from now on."""
+        self.batch_axis = axis
+        self._ways = {0: _Way(self._reducers())}
 
     @property
     def is_silent(self) -> bool:
@@ -270,15 +277,21 @@ class Capture:
         # Inside inference mode a copy would be an inference tensor, which cannot train a probe later. Leaving that
         # mode turns gradients on, even inside no_grad.
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            kept = tensor.detach() if self._forward.detach else tensor
+            kept = self._batch_first(tensor.detach() if self._forward.detach else tensor)
             way = self._way(call, kept)
             for number, reducer in enumerate(way.reducers):
                 with within("reduce", number), guard(reducer), without_autocast(kept.device.type):
-                    kept = _reduced(reducer, kept)
+                    kept = reduced(reducer, kept)
             cast = self._cast(kept)
             # A cast is a copy that nothing else holds. Anything else may be a view of the layer's memory, or a buffer
             # that a reducer uses again; clone() also frees a storage of which only a part is needed.
             return cast if cast is not kept else kept.clone()
+
+    def _batch_first(self, value: Tensor) -> Tensor:
+        axis = self.batch_axis
+        if axis >= max(value.ndim, 1):
+            raise TapError(f"tap {self.name!r}: its value has the shape {tuple(value.shape)}, and no axis {axis}")
+        return value.movedim(axis, 0) if axis else value
 
     def _cast(self, kept: Tensor) -> Tensor:
         if self._dtype is None:
@@ -324,22 +337,5 @@ class Capture:
             reduce=tuple(spec.type for spec in self.tap.reduce),
             op=self.tap.op,
             index=self.tap.index,
+            batch_axis=self.batch_axis,
         )
-
-
-def without_autocast(device: str) -> AbstractContextManager[object]:
-    """Autocast is how the model computes; a reducer computes in the dtype that it is given."""
-    if not torch.amp.is_autocast_available(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
-
-
-def _reduced(reducer: Reducer, value: Tensor) -> Tensor:
-    # Inference tensors do not count their changes.
-    version = None if value.is_inference() else value._version
-    reduced: object = reducer(value)
-    if not isinstance(reduced, Tensor):
-        raise TypeError(f"it returned {type(reduced).__name__}, not a tensor")
-    if version is not None and value._version != version:
-        raise ValueError("it changed the activation in place, which the model still uses")
-    return reduced

@@ -16,7 +16,7 @@ from layertap.plugins import Plugins
 from layertap.records import TapInfo
 from layertap.taps import hooks
 from layertap.taps.axes import Evidence
-from layertap.taps.capture import Forward
+from layertap.taps.capture import Capture, Forward
 from layertap.taps.captures import find_captures, values_by_name
 from layertap.taps.faults import hint, refuse_faults, refuse_idle_patterns
 from layertap.taps.grammar import Tap, TapsLike, parse_taps, where_of
@@ -141,6 +141,11 @@ class TappedModel(Mapping[str, Tensor]):
         state = "open" if self._handles else "closed"
         return f"<TappedModel of {type(self.module).__name__}, {state}: {', '.join(self._captures)}>"
 
+    @property
+    def captures(self) -> list[Capture]:
+        """What keeps the values, one for each layer of each tap, in the order asked for."""
+        return list(self._captures.values())
+
     def gradient(self, name: str) -> Tensor:
         """What the latest backward gave the layer's value of the latest forward: its shape is that before reducers.
 
@@ -163,8 +168,7 @@ class TappedModel(Mapping[str, Tensor]):
     @property
     def places(self) -> dict[str, Where]:
         """Where the tap of each value is among the taps asked for, such as `("taps", 1)`."""
-        captures = self._captures.values()
-        return {name: capture.where for capture in captures for name in capture.values(self._hint)}
+        return {name: capture.where for capture in self.captures for name in capture.values(self._hint)}
 
     def run(self, *args: Any, call: Callable[..., Any] | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """One forward, and the value of every tap, in the order asked for.

@@ -99,13 +99,29 @@ class TokensFirst(nn.Module):
         return self.inner(tokens.reshape(-1, 3, 4) if self.windows else tokens.permute(2, 0, 1))
 
 
-@pytest.mark.parametrize("size", [3, 2])  # as many tokens as the probe has images must not pass either
-def test_value_with_its_tokens_first_is_refused_with_the_axis_seen(photographs, size):
+@pytest.mark.parametrize("size", [3, 2])  # as many tokens as the probe has images must not pass for them
+@pytest.mark.parametrize("reduce", [[], [{"type": "mean_pool", "axes": "NLC"}]], ids=["whole", "reduced"])
+def test_batch_axis_that_is_not_axis_0_is_moved_to_the_front(photographs, size, reduce):
     def prepare(image: Image.Image) -> torch.Tensor:
         return to_tensor(image.resize((1, size)))
 
-    with pytest.raises(layertap.TapError, match=r"axis 0 of its value is not the image: .*; axis 1 is$"):
-        next(layertap.extract(TokensFirst(False), photographs, "inner", preprocess=prepare, device="cpu"))
+    tap = {"layer": "inner", "reduce": reduce}
+    for axis in ({}, {"batch_axis": 1}):
+        (batch,) = layertap.extract(
+            TokensFirst(False), photographs, [{**tap, **axis}], preprocess=prepare, device="cpu", batch_size=64
+        )
+        expected = torch.stack([prepare(image) for image in photographs]).flatten(2).transpose(1, 2)
+        assert torch.equal(batch.values["inner"], expected.mean(1) if reduce else expected)
+
+
+@pytest.mark.parametrize(
+    ("axis", "why"),
+    [(0, r"axis 0 of its value is not the image: .*; axis 1 is$"), (3, r"has the shape .*, and no axis 3$")],
+)
+def test_batch_axis_that_a_tap_names_is_not_looked_for(photographs, axis, why):
+    taps = [{"layer": "inner", "batch_axis": axis}]
+    with pytest.raises(layertap.TapError, match=why):
+        next(layertap.extract(TokensFirst(False), photographs, taps, preprocess=squash, device="cpu"))
 
 
 def test_windows_folded_into_the_batch_are_refused(photographs):

@@ -69,7 +69,7 @@ def test_outputs_from_before_operations_open_and_resume(photos, tmp_path):
     path = tmp_path / "out/manifest.json"
     manifest = json.loads(path.read_text())
     for tap in manifest["taps"].values():
-        assert [tap.pop(key) for key in ("op", "index", "derived")] == [None, None, False]
+        assert [tap.pop(key) for key in ("op", "index", "derived", "batch_axis")] == [None, None, False, 0]
     path.write_text(json.dumps(manifest))
     before = contents(tmp_path / "out")
     assert layertap.open(tmp_path / "out").taps == ["features.0"]
@@ -119,4 +119,15 @@ def test_attention_is_marked_as_derived(photos, tmp_path):
     assert (facts["op"], facts["derived"], facts["raw"]["axes"]) == ("attention", True, "NHQK")
     assert facts["shape"] == [10, 10]
     assert not found.manifest["taps"]["blocks.0@add:0"]["derived"]
+    assert not verify(tmp_path / "out", plugins=[TINY]).faults
+
+
+def test_batch_axis_of_an_operation_is_found_and_recorded(photos, tmp_path):
+    model = {"type": "timm", "name": "test_vit", "weights": "random"}
+    run(photos, tmp_path / "out", model=model, taps=["blocks.0.attn@permute", "blocks.0.attn@unbind[0]"], limit=4)
+    found = layertap.open(tmp_path / "out")
+    facts = found.manifest["taps"]
+    assert facts["blocks.0.attn@permute"]["batch_axis"] == 1
+    assert facts["blocks.0.attn@unbind[0]"]["batch_axis"] == 0
+    assert np.array_equal(found["blocks.0.attn@permute"][:][:, 0], found["blocks.0.attn@unbind[0]"][:])
     assert not verify(tmp_path / "out", plugins=[TINY]).faults
