@@ -13,8 +13,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 def move_batch_axes(tapped: TappedModel, look: Callable[[TappedModel, int], object]) -> bool:
     """Let taps whose axis 0 is not the batch move their batch axis to the front; whether any does.
 
-    `look` runs a forward of some images on a tapped model. The axis must be unambiguous: of all axes only this one
-    differs between 2 and 3 images, for which it has these lengths. An axis that a tap names itself is left alone.
+    `look` takes a tapped model through a forward of some images. The axis must be unambiguous: no other axis differs
+    between 2 and 3 images, for which it has these lengths. An axis that a tap names itself is left alone.
     """
     captures = [capture for capture in tapped.captures if not capture.is_silent]
     plain = [capture.tap.model_copy(update={"reduce": (), "dtype": None, "batch_axis": None}) for capture in captures]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,13 +53,19 @@ class _Call:
     counts: dict[str, int] | None = None
 
 
+class _Here(threading.local):
+    """Whether the mode is on in the current thread: each has a stack of modes of its own."""
+
+    is_on = False
+
+
 class Operations(TorchFunctionMode):
     """Watches the operations of layers by their hooks: on only while one of them runs, and none of its blocks."""
 
     def __init__(self) -> None:
         super().__init__()
         self._calls: list[_Call] = []
-        self._is_on = False
+        self._here = _Here()
 
     def attach(
         self,
@@ -80,8 +87,8 @@ class Operations(TorchFunctionMode):
             handles.append(watcher.module.register_forward_hook(leave, prepend=True, always_call=True))
 
     def stop(self) -> None:
-        """Forget the running calls, and turn it off in this thread."""
-        if self._calls or self._is_on:
+        """Forget the running calls, and turn it off in this thread. If it is on in another, it does nothing there."""
+        if self._calls or self._here.is_on:
             self._calls.clear()
             self._turn_off(anyway=True)
 
@@ -113,16 +120,16 @@ class Operations(TorchFunctionMode):
             self._turn_off(anyway=not self._calls)
 
     def _turn_on(self) -> None:
-        if not self._is_on:
+        if not self._here.is_on:
             modes.push(self)
-            self._is_on = True
+            self._here.is_on = True
 
     def _turn_off(self, *, anyway: bool = False) -> None:
         """Leave torch's stack of modes, in which only the last can be removed without disturbing another's `with`."""
-        on = modes.active() if self._is_on else ()
+        on = modes.active() if self._here.is_on else ()
         if self in on and (anyway or on[-1] is self):
             modes.remove(self)
-            self._is_on = False
+            self._here.is_on = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None

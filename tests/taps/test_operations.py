@@ -440,6 +440,20 @@ def test_forwards_in_other_threads_are_separate():
     assert seen[0] == []
 
 
+def test_interrupt_in_one_thread_leaves_another_ones_forward_right():
+    model = nn.Sequential(Failing(KeyboardInterrupt))
+    found = []
+    with layertap.tap(model, "0@mul") as taps:
+        with pytest.raises(KeyboardInterrupt):
+            model(torch.ones(1))
+        thread = threading.Thread(target=lambda: found.append(taps.run(torch.zeros(1))["0@mul"].item()))
+        thread.start()
+        thread.join()
+        assert (torch.ones(1) + 1).item() == 2
+    assert found == [6]
+    assert not modes()
+
+
 def test_models_own_function_modes_keep_their_order():
     class OnDevice(nn.Module):
         def __init__(self) -> None:
@@ -548,3 +562,11 @@ def test_operations_of_hugging_faces_vit():
         found = run(model, [f"<{path}@add:0", f"{path}@add:0"], x)
     attended = expected[0] if isinstance(expected, tuple) else expected
     assert torch.equal(found[f"{path}@add:0"], attended + tokens)
+
+
+def test_layertap_is_right_in_every_case_of_the_comparison():
+    from tests.comparison.operations import cases, word
+
+    assert {case.title: word(case, "layertap") for case in cases()} == dict.fromkeys(
+        (case.title for case in cases()), "right"
+    )
