@@ -15,13 +15,14 @@ from layertap.contracts import Reducer
 from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, faults_of, set_within, within
 from layertap.plugins import Plugins, guard
 from layertap.records import TapInfo, dtype_name
-from layertap.taps.axes import Evidence, axes_of
+from layertap.taps.axes import NHWC, Evidence, axes_of
 from layertap.taps.choosing import choices, first, where
 from layertap.taps.gradients import Gradients
 from layertap.taps.grammar import Tap
 from layertap.taps.layers import why_empty
 from layertap.taps.nested import Received, item_of, tensors_of
 from layertap.taps.reducing import reduced, without_autocast
+from layertap.taps.windows import merged
 
 Hint = Callable[[str], str]
 """Why a layer that exists may not have run, given its path."""
@@ -277,7 +278,7 @@ class Capture:
         # Inside inference mode a copy would be an inference tensor, which cannot train a probe later. Leaving that
         # mode turns gradients on, even inside no_grad.
         with torch.inference_mode(False), torch.set_grad_enabled(grad):
-            kept = self._batch_first(tensor.detach() if self._forward.detach else tensor)
+            kept = self._by_image(tensor.detach() if self._forward.detach else tensor)
             way = self._way(call, kept)
             for number, reducer in enumerate(way.reducers):
                 with within("reduce", number), guard(reducer), without_autocast(kept.device.type):
@@ -287,7 +288,10 @@ class Capture:
             # that a reducer uses again; clone() also frees a storage of which only a part is needed.
             return cast if cast is not kept else kept.clone()
 
-    def _batch_first(self, value: Tensor) -> Tensor:
+    def _by_image(self, value: Tensor) -> Tensor:
+        """The value with one row per image."""
+        if self.tap.windows is not None:
+            return merged(value, self._forward.model, self.tap.layer)
         axis = self.batch_axis
         if axis >= max(value.ndim, 1):
             raise TapError(f"tap {self.name!r}: its value has the shape {tuple(value.shape)}, and no axis {axis}")
@@ -332,7 +336,7 @@ class Capture:
             select=self.tap.select,
             shape=tuple(tensor.shape[1:]),
             dtype=dtype_name(tensor),
-            axes=axes_of(tensor, self.layer, forward.evidence, forward.about),
+            axes=NHWC if self.tap.windows is not None else axes_of(tensor, self.layer, forward.evidence, forward.about),
             about=forward.about,
             reduce=tuple(spec.type for spec in self.tap.reduce),
             op=self.tap.op,

@@ -111,6 +111,7 @@ class Tap(pydantic.BaseModel):
     op: Op = Field(None, description="a function that the layer itself calls, such as `add`")
     index: Index = Field(None, description="which run of `op` in one call of the layer, from 0")
     batch_axis: Index = Field(None, description="which axis of the value is the batch; it is moved to the front")
+    windows: Literal["merge"] | None = Field(None, description="put windows together again to the map of each image")
     select: tuple[Key, ...] = Field((), description="the path to one tensor in a structure")
     name: Text | None = Field(None, description="the values' name; the tap's string by default")
     reduce: tuple[Spec, ...] = Field((), description="reducers, applied in order on the device")
