@@ -23,7 +23,7 @@ from layertap.store.dtypes import numpy_dtype
 from layertap.store.paths import user_path
 from layertap.taps.grammar import Spec
 from layertap.taps.layers import find_layers, why_silent
-from layertap.taps.operation_survey import OperationInfo, survey_operations
+from layertap.taps.operations.survey import OperationInfo, survey_operations
 from layertap.taps.survey import LayerInfo, survey
 
 T = TypeVar("T")

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import Tensor, nn
 
 from layertap.errors import ConfigError, LayertapError, TapError, Where, combined, set_within
-from layertap.taps.attention import ATTENTION
-from layertap.taps.attention_capture import AttentionCapture
 from layertap.taps.capture import Capture, Forward, Hint
 from layertap.taps.grammar import Tap
 from layertap.taps.layers import find_layers
-from layertap.taps.operation_capture import OperationCapture
+from layertap.taps.operations.attention import ATTENTION
+from layertap.taps.operations.attention_capture import AttentionCapture
+from layertap.taps.operations.capture import OperationCapture
 
 
 def find_captures(root: nn.Module, taps: Sequence[tuple[Tap, Where]], forward: Forward) -> dict[str, Capture]:

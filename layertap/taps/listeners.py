@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from layertap.errors import TapError
 from layertap.taps.capture import Capture
 from layertap.taps.listener import Listener
-from layertap.taps.operation_capture import OperationCapture
-from layertap.taps.operation_listener import OperationListener
+from layertap.taps.operations.capture import OperationCapture
+from layertap.taps.operations.listener import OperationListener
 
 
 def listeners_of(

@@ -23,8 +23,8 @@ from layertap.taps.grammar import Tap, TapsLike, parse_taps, where_of
 from layertap.taps.hooks import ATTACHING, Hook, refuse_unhookable
 from layertap.taps.listener import Listener
 from layertap.taps.listeners import listeners_of, refuse_differences
-from layertap.taps.operation_listener import OperationListener
-from layertap.taps.operations import Operations, drop_dead
+from layertap.taps.operations.listener import OperationListener
+from layertap.taps.operations.mode import Operations, drop_dead
 from layertap.taps.place import Place
 from layertap.taps.stop import Stop, is_stop_of
 

@@ -14,8 +14,8 @@ from layertap.taps.hooks import ATTACHING, refuse_unhookable
 from layertap.taps.layers import find_layers
 from layertap.taps.mode import eval_mode
 from layertap.taps.nested import tensors_of
-from layertap.taps.operation import Operation
-from layertap.taps.operations import Operations
+from layertap.taps.operations.mode import Operations
+from layertap.taps.operations.operation import Operation
 from layertap.taps.place import Place
 
 

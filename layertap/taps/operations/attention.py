@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layertap.errors import TapError
-from layertap.taps.operation import Operation
+from layertap.taps.operations.operation import Operation
 
 ATTENTION = "attention"
 """The operation for whatever computes attention weights."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layertap.errors import TapError
 from layertap.taps.capture import Capture, Hint
-from layertap.taps.operation import Operation, listed
+from layertap.taps.operations.operation import Operation, listed
 
 
 class Event(NamedTuple):

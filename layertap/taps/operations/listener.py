@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from layertap.taps.attention import attends
-from layertap.taps.attention_capture import AttentionCapture
 from layertap.taps.grammar import Tap
 from layertap.taps.listener import Listener
-from layertap.taps.operation import Operation, listed
-from layertap.taps.operation_capture import Event, OperationCapture, names
+from layertap.taps.operations.attention import attends
+from layertap.taps.operations.attention_capture import AttentionCapture
+from layertap.taps.operations.capture import Event, OperationCapture, names
+from layertap.taps.operations.operation import Operation, listed
 
 
 class OperationListener(Listener):

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from layertap.taps import hooks, modes
+from layertap.taps import hooks
 from layertap.taps.capture import Capture
 from layertap.taps.hooks import Hook
 from layertap.taps.layers import blocks_of
-from layertap.taps.operation import Operation, name_of
+from layertap.taps.operations import stack
+from layertap.taps.operations.operation import Operation, name_of
 
 _CALL = nn.Module._call_impl.__code__
 # What a layer inside the tapped one does, and what layertap does with a value, is not the tapped layer's own work.
@@ -121,14 +122,14 @@ class Operations(TorchFunctionMode):
 
     def _turn_on(self) -> None:
         if not self._here.is_on:
-            modes.push(self)
+            stack.push(self)
             self._here.is_on = True
 
     def _turn_off(self, *, anyway: bool = False) -> None:
         """Leave torch's stack of modes, in which only the last can be removed without disturbing another's `with`."""
-        on = modes.active() if self._here.is_on else ()
+        on = stack.active() if self._here.is_on else ()
         if self in on and (anyway or on[-1] is self):
-            modes.remove(self)
+            stack.remove(self)
             self._here.is_on = False
 
     def __torch_function__(
@@ -160,7 +161,7 @@ class Operations(TorchFunctionMode):
 
 def drop_dead() -> None:
     """Turn off what a forward that was stopped left on in this thread, for the taps of others too."""
-    for mode in modes.active():
+    for mode in stack.active():
         if isinstance(mode, Operations):
             mode.drop_dead()
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from layertap.errors import TapError
 from layertap.records import TapInfo
-from layertap.taps.attention import AXES, KINDS, weights_of
-from layertap.taps.operation import Operation, listed
-from layertap.taps.operation_capture import Event, OperationCapture
+from layertap.taps.operations.attention import AXES, KINDS, weights_of
+from layertap.taps.operations.capture import Event, OperationCapture
+from layertap.taps.operations.operation import Operation, listed
 from layertap.taps.reducing import without_autocast
 
 
