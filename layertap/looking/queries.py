@@ -82,9 +82,9 @@ def _computed(
     from layertap.records import Planned
 
     known = Plugins.load(own)
-    source, config, dtype = given(asked, known), _as_then(features, overrides, known), Vectors(features, tap).dtype
+    source, config, dtype = given(asked, known), as_then(features, overrides, known), Vectors(features, tap).dtype
     with prepared(config, known, source=source) as this:
-        _refuse_another(features, this, tap)
+        refuse_another(features, this, tap)
         shape = tuple(features.facts(tap).shape)
         stream = this.batches(Planned(record) for record in source.records())
         with closing(stream), closing(this.forward.activations(stream, this.info.columns)) as computed:
@@ -112,28 +112,32 @@ def given(asked: Any, plugins: Plugins) -> Source:
     return Given.of()
 
 
-def _as_then(features: Output, overrides: Mapping[str, Any] | None, plugins: Plugins) -> RunConfig:
-    """The configuration of the manifest, for any images."""
+def as_then(
+    features: Output, overrides: Mapping[str, Any] | None, plugins: Plugins, **changes: Any
+) -> RunConfig:
+    """The configuration of the manifest, for any images, with some keys changed."""
     from layertap.config.loading import load_config
     from layertap.config.model import RunConfig
 
     manifest = features.manifest
     here = {"batch_size": manifest["batch_size"], "observers": [], "limit": None, "engine": None}
-    changed = {**(overrides or {}), **here}
     matter: Iterable[str] = set(RunConfig.model_fields) - {"source"}
-    return load_config(dict(manifest["config"]), changed, plugins, of=tuple(matter))
+    return load_config(dict(manifest["config"]), {**(overrides or {}), **here, **changes}, plugins, of=tuple(matter))
 
 
-def _refuse_another(features: Output, this: Any, tap: str) -> None:
-    """Raise `StoreError` where the model, its weights or its preprocessing are not those of the output."""
+def refuse_another(features: Output, this: Any, tap: str | None = None, besides: Sequence[str] = ()) -> None:
+    """Raise `StoreError` if model, weights or preprocessing are not the output's; keys in `besides` do not count.
+
+    The images may have other sizes than those of the run where only the values of `tap` are needed.
+    """
     from layertap.images.batches import Slot
     from layertap.pipeline import fingerprint
     from layertap.store.manifest import Manifest
 
     written, now = Manifest.model_validate(features.manifest), fingerprint.manifest(this)
-    besides = (*fingerprint.soft(written, now), *fingerprint.OF_IMAGES)
+    besides = (*fingerprint.soft(written, now), *fingerprint.OF_IMAGES, *besides)
     sized = Slot.of(this.forward.preprocessor, this.forward.device).other is not None
-    if sized and written.taps[tap].dtype == now.taps[tap].dtype:
+    if tap and sized and written.taps[tap].dtype == now.taps[tap].dtype:
         besides = (*besides, "columns")  # their shapes are those of the images that are asked for
     if changed := written.different(now, besides=besides):
         raise StoreError(

@@ -66,7 +66,7 @@ def sample(outputs: Sequence[Output], taps: Sequence[Sequence[str]], most: int) 
         for output, names, these in zip(outputs, taps, rows, strict=True)
         for tap in names
     ]
-    finite = np.all([_finite(tap) for tap in found], axis=0)
+    finite = np.all([finite_rows(tap) for tap in found], axis=0)
     if finite.sum() < _FEWEST:
         raise ConfigError(
             f"compare: {finite.sum()} images are in all outputs with finite values in all taps; {_FEWEST} are needed"
@@ -87,7 +87,7 @@ def _joined(outputs: Sequence[Output], most: int) -> tuple[list[NDArray[np.int64
     return rows, len(ids)
 
 
-def _finite(tap: Tap) -> NDArray[np.bool_]:
+def finite_rows(tap: Tap) -> NDArray[np.bool_]:
     """Which rows of the sample hold finite values alone."""
     finite = np.ones(len(tap.rows), bool)
     if tap.features.facts(tap.tap).nonfinite == 0:  # counted by its run

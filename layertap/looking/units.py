@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,21 +79,33 @@ class Units:
 
 def units(features: Output, tap: str, k: int, by: str | None) -> Units:
     """The units of a tap, in one pass over its rows. Raises `ConfigError`."""
+    found, associations = survey(features, tap, k, [by] if by else [])
+    return replace(found, **_associated(associations[0])) if associations else found
+
+
+def survey(features: Output, tap: str, k: int, columns: Sequence[str]) -> tuple[Units, list[Association]]:
+    """The units of a tap, and how they go with several columns of metadata, in one pass. Raises `ConfigError`."""
     if k < 1:
         raise ConfigError(f"k is a whole number from 1, not {k}")
     vectors, axis = Vectors(features, tap), _channel_axis(features.facts(tap))
     count = vectors.length if axis is None else vectors.rows.shape[axis]
     moments, top, least = Moments(count), Extremes(k, count), Extremes(k, count)
-    association = Association(features, by, count) if by else None
+    associations = [Association(features, column, count) for column in columns]
     for start, values in _chunks(vectors, axis):
         moments.add(values.reshape(-1, count))
         largest = _largest(values)
         top.add(start, largest)
         least.add(start, -largest)
-        if association:
+        for association in associations:
             association.add(start, largest)
-    found = _statistics(moments) | _extremes(top, least) | _associated(association)
-    return Units(tap, vectors.count, axis is not None, **found)
+    found = _statistics(moments) | _extremes(top, least)
+    return Units(tap, vectors.count, axis is not None, **found), associations
+
+
+def unit_values(features: Output, tap: str) -> Iterator[tuple[int, Floats]]:
+    """The first row's number, and the value of each unit for each image (rows x units); NaN where none is finite."""
+    for start, values in _chunks(Vectors(features, tap), _channel_axis(features.facts(tap))):
+        yield start, _largest(values)
 
 
 def _largest(values: Floats) -> Floats:
@@ -145,9 +157,7 @@ def _extremes(top: Extremes, least: Extremes) -> dict[str, Any]:
     }
 
 
-def _associated(association: Association | None) -> dict[str, Any]:
-    if association is None:
-        return {}
+def _associated(association: Association) -> dict[str, Any]:
     found = association.correlations
     if association.counts is None:
         return {"correlation": found[0]}

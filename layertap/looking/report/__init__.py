@@ -1,0 +1,1 @@
+"""`layertap report`: a page that shows an output, from its disk, without a network."""
