@@ -57,14 +57,16 @@ class Pairs(Sequence[Pair]):
         return self.found[key]
 
 
-def alike(features: Output, tap: str, above: float, most: int = MOST) -> Pairs:
-    """All pairs of rows whose cosine is at least `above`, computed in float64.
+def alike(
+    features: Output, tap: str, above: float, most: int = MOST, chosen: NDArray[np.int64] | None = None
+) -> Pairs:
+    """All pairs of rows whose cosine is at least `above`, computed in float64; with `chosen`, among these rows alone.
 
     Raises `ConfigError` for more than `most` pairs, as soon as there are so many.
     """
     if not -1 <= above <= 1:
         raise ConfigError(f"a cosine is between -1 and 1, and pairs above {above} are asked for")
-    vectors = Vectors(features, tap)
+    vectors = Vectors(features, tap, chosen)
     squares = _squares(vectors)
     usable = np.isfinite(squares) & (squares > 0)
     left_out = {"nonfinite": int((~np.isfinite(squares)).sum()), "zero": int((squares == 0).sum())}
@@ -82,7 +84,8 @@ def alike(features: Output, tap: str, above: float, most: int = MOST) -> Pairs:
     values, rows, others = (np.concatenate(column) for column in zip(_NONE, *kept, strict=True))
     order = np.lexsort((others, rows, -values))
     ids = features.ids if len(order) else []
-    columns = (column[order].tolist() for column in (values, rows, others))
+    numbers = np.arange(vectors.count) if chosen is None else chosen
+    columns = (column.tolist() for column in (values[order], numbers[rows[order]], numbers[others[order]]))
     pairs = tuple(Pair(value, row, other, ids[row], ids[other]) for value, row, other in zip(*columns, strict=True))
     return Pairs(tap, above, pairs, vectors.count, left_out)
 

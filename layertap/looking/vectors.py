@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from layertap.errors import ConfigError
 from layertap.outputs.output import Output
+from layertap.outputs.rows import Rows
 
 _STRETCH_BYTES = 32_000_000
 
@@ -22,12 +23,13 @@ class Vectors:
     """The rows of a tap of an output as `count` vectors of `length` values; a map is flattened.
 
     `dtype` is the one to compute products in, float32 or float64: it holds every stored value exactly, except for
-    integers beyond 2**53. Raises `ConfigError` for a tap of complex numbers, or without values.
+    integers beyond 2**53. With `chosen`, only these rows, in memory. Raises `ConfigError` for a tap of complex numbers,
+    or without values.
     """
 
-    def __init__(self, features: Output, tap: str) -> None:
+    def __init__(self, features: Output, tap: str, chosen: NDArray[np.int64] | None = None) -> None:
         self.tap = tap
-        self.rows = features[tap]
+        self.rows: Rows | NDArray[Any] = features[tap] if chosen is None else features[tap][chosen]
         self.count = len(self.rows)
         self.length = math.prod(self.rows.shape[1:])
         self.dtype: np.dtype[Any] = np.dtype(np.float32 if self.rows.dtype.name in _IN_FLOAT32 else np.float64)

@@ -110,9 +110,7 @@ def _computed(
 ) -> Activations:
     from layertap.pipeline.prepare import prepared
 
-    originals = Originals(
-        features, rows, overrides=_of_source(overrides), plugins=plugins, remote=remote
-    )
+    originals = Originals(features, rows, overrides=_of_source(overrides), plugins=plugins, remote=remote)
     there = [original for original in originals if original.record is not None]
     if not there:
         raise LayertapError("none of the images is there any more")

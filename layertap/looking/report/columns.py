@@ -18,7 +18,7 @@ _NUMBERS = ("int", "float")
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of metadata: `numbers`, NaN where there is none, or the `labels` and the code of each image, -1 for none.
+    """A column of metadata: `numbers`, NaN where there is none, or `labels` and the code of each image, -1 for none.
 
     `counts` are the images of each label among all rows of the output.
     """

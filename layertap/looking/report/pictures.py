@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,8 +55,8 @@ class Pictures:
         states = np.full(images, _NOT_DRAWN, np.uint8)
         return cls(states, np.full(images, -1, np.int32), are_sprites, add_block, add_sprite)
 
-    def take(self, numbered: Iterable[tuple[int, Thumbnail]]) -> Iterator[None]:
-        """Take thumbnails with the numbers of their images, one per step."""
+    def take(self, numbered: Iterable[tuple[int, Thumbnail]]) -> None:
+        """Take thumbnails with the numbers of their images."""
         for number, thumbnail in numbered:
             if thumbnail.data is None:
                 self.states[number] = self._reason(thumbnail.reason or "gone")
@@ -67,7 +67,6 @@ class Pictures:
                 self._waiting.append(thumbnail.data)
                 if len(self._waiting) == self._together:
                     self._flush()
-            yield
         if self._waiting:
             self._flush()
 

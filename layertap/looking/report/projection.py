@@ -62,7 +62,7 @@ def _pca(features: Output, tap: str, rows: NDArray[np.int64]) -> Projection:
     if len(sample.rows) < 2:
         return Projection("pca", places, whole, len(sample.rows), (0.0, 0.0), parameters)
     vectors = sample.vectors
-    products_of_all, sums = kernel(sample)
+    products_of_all, _ = kernel(sample)
     found, scores, total = _components(products_of_all)
     del products_of_all
     if np.array_equal(sample.rows, rows):
