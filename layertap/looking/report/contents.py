@@ -78,8 +78,8 @@ class Contents:
         self._near: list[Near] = []
         self._pairs: list[Duplicates] = []
         self._picked: list[Rows] = []
-        self.mapped: list[str] = []
-        """The taps whose activation maps are on the page, known after `blocks`."""
+        self.mapped: dict[str, dict[str, Any]] = {}
+        """How many channels of each tap have `maps` on the page, and `why` there are none; known after `blocks`."""
 
     def survey(self) -> Shown:
         """What needs all rows: units, neighbours, pairs. Gives what the page shows of them."""
@@ -156,7 +156,7 @@ class Contents:
             overrides=asked.overrides, plugins=Plugins.load(asked.plugins), remote=asked.remote,
         )  # fmt: skip
         numbers = shown.numbers(np.array(found.rows, np.int64))
-        self.mapped = list(found.maps)
+        self.mapped = {tap: {"maps": len(found.maps.get(tap, [[]])[0]), "why": found.why} for tap in taps}
         for tap, maps in found.maps.items():
             yield f"maps-{self.taps.index(tap)}", {**block(maps, numbers), **self._layer(tap, found)}
         yield "views", {str(place): view_text(view) for place, view in zip(numbers, found.views, strict=False)}

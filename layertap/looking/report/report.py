@@ -101,7 +101,7 @@ def _facts(features: Features, shown: Shown, contents: Contents, pictures: Pictu
         "of": contents.count,
         "rows": packed(shown.rows.astype(np.int32)) if len(shown.rows) < contents.count else None,
         "together": _TOGETHER,
-        "taps": [{"name": tap, "maps": tap in contents.mapped} for tap in contents.taps],
+        "taps": [{"name": tap, **contents.mapped.get(tap, {"maps": 0, "why": None})} for tap in contents.taps],
         "columns": [{"name": column.name} for column in shown.columns],
         "scale": scale(),
         "pictures": pictures.facts(),

@@ -17,7 +17,6 @@ sections.map = (() => {
     figure.on_event("selectiongeometry", event => event.final && select(event.geometry));
     figure.on_event("reset", () => choose([], ""));
     $("colour").addEventListener("change", colour);
-    $("legend").addEventListener("change", only);
     $("copy").addEventListener("click", async () => copyLines(await namesOf(chosen)));
     $("save").addEventListener("click", async () => saveCsv("chosen.csv", [imageHeader(), ...await imageRows(chosen)]));
     $("clear").addEventListener("click", () => choose([], ""));
@@ -73,7 +72,8 @@ sections.map = (() => {
 
   async function colour() {
     const name = $("colour").value, x = unpack(points.x), c = new Float32Array(x.length);
-    $("legend").hidden = $("legend").parentElement.hidden = true;
+    $("legend").replaceChildren();
+    $("odd").hidden = true;
     if (!name) {
       mapper.setv({ palette: [inks().accent], low: -1, high: 1 });
     } else {
@@ -83,33 +83,68 @@ sections.map = (() => {
         c.set(values);
         const [low, high] = [sorted[0] ?? 0, sorted[sorted.length - 1] ?? 1];
         mapper.setv({ palette: report.scale, low, high: high > low ? high : low + 1, nan_color: GREY });
-        $("map-plot").dataset.colours = digits(low) + " to " + digits(high);
+        range(low, high);
       } else {
         for (let at = 0; at < c.length; at++) c[at] = values[at] < 0 ? NaN : values[at] % PALETTE.length;
         mapper.setv({ palette: PALETTE, low: -.5, high: PALETTE.length - .5, nan_color: GREY });
         legend(column);
+        if (column.labels.length > 1) await odd(column);
       }
     }
     source.data = { ...source.data, c };
     $("map-plot").dataset.colour = name;
   }
 
+  /** The labels with their colours; a click chooses the images of one. */
   function legend(column) {
-    const shown = column.labels.map((label, code) => [code, label, column.counts[code]]);
-    if (shown.length > 1000) return;
-    const short = text => text.length > 60 ? text.slice(0, 60) + "..." : text;
-    options($("legend"), [["", "all labels"], ...shown.map(([code, label, count]) => [code, short(label) + " (" + whole(count) + ")"])], "");
-    for (const option of [...$("legend").options].slice(1)) option.style.color = PALETTE[option.value % PALETTE.length];
-    $("legend").hidden = $("legend").parentElement.hidden = false;
+    const most = 40, order = column.labels.map((_, code) => code);
+    if (order.length > most) order.sort((one, other) => column.counts[other] - column.counts[one]);
+    const chips = order.slice(0, most).map(code => {
+      const mark = element("span", { class: "mark" });
+      mark.style.background = PALETTE[code % PALETTE.length];
+      return element("button", { type: "button", class: "chip", "data-label": code, onclick: () => only(column, code) },
+        mark, isolated(column.labels[code].slice(0, 200)), element("span", { class: "count" }, whole(column.counts[code])));
+    });
+    const rest = order.length - chips.length;
+    $("legend").replaceChildren(...chips, ...(rest > 0 ? [element("span", { class: "small" }, "and " + whole(rest) + " other labels")] : []));
   }
 
-  async function only() {
-    const code = $("legend").value;
-    if (code === "") return choose([], "");
-    const [column] = await columnsOf([$("colour").value]);
+  function range(low, high) {
+    const bar = element("span", { class: "scale" });
+    bar.style.background = "linear-gradient(to right," + report.scale.filter((_, at) => at % 17 === 0).join(",") + ")";
+    $("legend").replaceChildren(element("span", {}, digits(low)), bar, element("span", {}, digits(high)));
+  }
+
+  async function only(column, code) {
     const values = unpack(column.values), found = [];
-    for (let at = 0; at < values.length; at++) if (values[at] === +code) found.push(at);
+    for (let at = 0; at < values.length; at++) if (values[at] === code) found.push(at);
     await choose(found, "label");
+  }
+
+  /** The images whose nearest neighbours have other labels: the first place to look for wrong ones. */
+  async function odd(column) {
+    const rows = unpack(near.rows), all = unpack(near.near), values = unpack(column.values), width = near.near.shape[1];
+    const found = [];
+    for (let at = 0; at < rows.length; at++) {
+      const own = values[rows[at]];
+      let [same, known] = [0, 0];
+      for (let k = at * width; k < at * width + width; k++) {
+        if (all[k] < 0 || values[all[k]] < 0) continue;
+        known++;
+        same += values[all[k]] === own;
+      }
+      if (own >= 0 && known && 2 * same < known) found.push([rows[at], same, known]);
+    }
+    found.sort((one, other) => one[1] / one[2] - other[1] / other[2]);
+    const listed = found.slice(0, 60);
+    $("odd").hidden = false;
+    $("odd").dataset.count = found.length;
+    $("odd-title").textContent = found.length ? whole(found.length) + " unlike their neighbours" : "None unlike its neighbours";
+    $("odd-says").replaceChildren("Images most of whose nearest neighbours have another ", isolated($("colour").value),
+      listed.length < found.length ? ": the first " + listed.length + "." : ".");
+    await fill($("odd-list"), tiles(listed.map(one => one[0]), place => [
+      element("span", { class: "value" }, listed[place][1] + " of " + listed[place][2] + " alike"),
+      isolated(cell(column, listed[place][0]), "quiet")]));
   }
 
   async function hover(number) {

@@ -3,7 +3,7 @@
 sections.maps = (() => {
   let found, views, current = -1, channel = 0, begun = false;
 
-  const has = () => report.taps[tap].maps;
+  const has = () => report.taps[tap].maps > 0;
 
   async function draw() {
     if (!begun) {
@@ -17,7 +17,8 @@ sections.maps = (() => {
     for (const control of document.querySelectorAll("#maps .bar input, #maps .bar button")) control.disabled = !has();
     if (!has()) {
       current = -1;
-      $("maps-says").textContent = "The layer of this tap returns no maps with height and width.";
+      const why = report.taps[tap].why;
+      $("maps-says").replaceChildren(...(why ? ["The model was not run again: ", isolated(why)] : ["The layer of this tap returns no maps with height and width."]));
       return $("overlays").replaceChildren();
     }
     if (current === tap) return;

@@ -113,7 +113,7 @@ sections.units = (() => {
     $("unit").value = number;
     $("unit-detail").dataset.unit = number;
     $("unit-detail").dataset.tap = report.taps[current].name;
-    $("unit-title").replaceChildren(name + number + " of ", isolated(report.taps[current].name), ...(sections.maps.has() ? [" ",
+    $("unit-title").replaceChildren(name + number + " of ", isolated(report.taps[current].name), ...(report.taps[current].maps === found.count ? [" ",
       element("button", { type: "button", id: "to-maps", onclick: () => sections.maps.show(number) }, "Where in the image")] : []));
     const facts = [["mean", "mean"], ["std", "std"], ["min", "smallest"], ["max", "largest"], ["kurtosis", "kurtosis"]].map(([key, text]) => [text, digits(unpack(found[key])[at])]);
     facts.push(["zeros", share(unpack(found.zeros)[at])]);
