@@ -27,6 +27,7 @@ from layertap.cli.format import (
     verdict_text,
 )
 from layertap.cli.options import Json, Ops, Overrides, Own, own_plugins, print_json
+from layertap.cli.report import report
 from layertap.cli.search import search
 from layertap.cli.work import work
 from layertap.errors import SOME_FAILED, STORAGE, ConfigError
@@ -227,6 +228,7 @@ def export(
 
 app.command()(search)
 app.command()(compare)
+app.command()(report)
 
 
 @app.command()
