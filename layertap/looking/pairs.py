@@ -57,9 +57,7 @@ class Pairs(Sequence[Pair]):
         return self.found[key]
 
 
-def alike(
-    features: Output, tap: str, above: float, most: int = MOST, chosen: NDArray[np.int64] | None = None
-) -> Pairs:
+def alike(features: Output, tap: str, above: float, most: int = MOST, chosen: NDArray[np.int64] | None = None) -> Pairs:
     """All pairs of rows whose cosine is at least `above`, computed in float64; with `chosen`, among these rows alone.
 
     Raises `ConfigError` for more than `most` pairs, as soon as there are so many.

@@ -112,9 +112,7 @@ def given(asked: Any, plugins: Plugins) -> Source:
     return Given.of()
 
 
-def as_then(
-    features: Output, overrides: Mapping[str, Any] | None, plugins: Plugins, **changes: Any
-) -> RunConfig:
+def as_then(features: Output, overrides: Mapping[str, Any] | None, plugins: Plugins, **changes: Any) -> RunConfig:
     """The configuration of the manifest, for any images, with some keys changed."""
     from layertap.config.loading import load_config
     from layertap.config.model import RunConfig

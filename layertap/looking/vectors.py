@@ -15,6 +15,9 @@ from layertap.outputs.rows import Rows
 
 _STRETCH_BYTES = 32_000_000
 
+# What has been read of a mapped file counts as memory of this process until the file is closed.
+_MAPPED_BYTES = 256_000_000
+
 # What float32 holds exactly; everything else is computed in float64 from the start.
 _IN_FLOAT32 = {"float32", "float16", "bfloat16", "uint8", "int8", "uint16", "int16", "bool"}
 
@@ -29,6 +32,7 @@ class Vectors:
 
     def __init__(self, features: Output, tap: str, chosen: NDArray[np.int64] | None = None) -> None:
         self.tap = tap
+        self._features = features
         self.rows: Rows | NDArray[Any] = features[tap] if chosen is None else features[tap][chosen]
         self.count = len(self.rows)
         self.length = math.prod(self.rows.shape[1:])
@@ -49,8 +53,15 @@ class Vectors:
         """
         fitting = _STRETCH_BYTES // (self.length * self.rows.dtype.itemsize)
         step = max(1, min(most, fitting))
+        mapped = 0
         for first in range(start, self.count, step):
-            yield first, self._flat(self.rows[first : first + step])
+            values = self.rows[first : first + step]
+            mapped += values.nbytes if _is_mapped(values) else 0
+            yield first, self._flat(values)
+            del values
+            if mapped > _MAPPED_BYTES:
+                self._features.close()
+                mapped = 0
 
     def row(self, number: int) -> NDArray[Any]:
         """One row, in `dtype`."""
@@ -63,6 +74,14 @@ class Vectors:
 
     def _flat(self, values: NDArray[Any]) -> NDArray[Any]:
         return values.reshape(len(values), self.length)
+
+
+def _is_mapped(values: Any) -> bool:
+    while isinstance(values, np.ndarray):
+        if isinstance(values, np.memmap):
+            return True
+        values = values.base
+    return False
 
 
 def one_tap(features: Output, tap: str | None) -> str:

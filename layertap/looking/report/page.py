@@ -73,6 +73,7 @@ def replacing(target: Path, output: Output) -> Iterator[Path]:
     Raises `ConfigError` if `target` is in the output, or is something else than an older report.
     """
     refuse_inside(target / PAGE, output)
+    _refuse_among_images(target, output)
     _refuse_others(target)
     new = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -88,6 +89,18 @@ def replacing(target: Path, output: Output) -> Iterator[Path]:
             shutil.rmtree(new, ignore_errors=True)
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def _refuse_among_images(target: Path, output: Output) -> None:
+    """Raise `ConfigError` for a folder among the images, whose pictures the next run would take for images."""
+    source = output.manifest["config"]["source"]
+    path = source.get("path") if isinstance(source, dict) else None
+    if isinstance(path, str) and os.path.isdir(path) and Path(os.path.realpath(path)) in _real_parents(target):
+        raise ConfigError(f"{target}: is inside the folder of the images, {path!r}; choose a path outside it with --to")
+
+
+def _real_parents(path: Path) -> tuple[Path, ...]:
+    return tuple(Path(os.path.realpath(path)).parents)
 
 
 def _refuse_others(target: Path) -> None:

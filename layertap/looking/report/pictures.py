@@ -89,7 +89,7 @@ class Pictures:
 
     def _reason(self, reason: str) -> int:
         if reason not in self.reasons:
-            if len(self.reasons) == _MOST_REASONS:
+            if len(self.reasons) >= _MOST_REASONS:
                 reason = "cannot be shown"
             if reason not in self.reasons:
                 self.reasons.append(reason)

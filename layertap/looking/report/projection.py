@@ -30,6 +30,8 @@ _SPARE = 10
 _ROUNDS = 300
 _STEADY = 1e-12
 
+_BLOCK = 512
+
 Floats = NDArray[np.float64]
 
 
@@ -90,12 +92,20 @@ def _finite_sample(features: Output, tap: str, rows: NDArray[np.int64], most: in
     return Tap(tap, features, tap, drawn[finite_rows(sample)])
 
 
-def _components(lower: Floats) -> tuple[Floats, Floats, float]:
-    """The two largest eigenvalues of the centred products, the scores of the rows, and the sum of all eigenvalues."""
-    matrix = np.tril(lower)
-    matrix += np.tril(matrix, -1).T
+def _components(products_of_all: Floats) -> tuple[Floats, Floats, float]:
+    """The two largest eigenvalues of the centred products, the scores of the rows, and the sum of all eigenvalues.
+
+    The products, whose lower triangle holds, are centred in place.
+    """
+    matrix = products_of_all
+    for top in range(0, len(matrix), _BLOCK):
+        here = slice(top, top + _BLOCK)
+        corner = np.tril(matrix[here, here])
+        matrix[here, here] = corner + np.tril(corner, -1).T
+        matrix[:top, here] = matrix[here, :top].T
     means = matrix.mean(axis=0)
-    matrix += means.mean() - means[:, None] - means
+    matrix -= means
+    matrix -= (means - means.mean())[:, None]
     total = float(np.trace(matrix))
     values, vectors = _leading(matrix, 2)
     scores = vectors * np.sqrt(values)
