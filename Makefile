@@ -6,7 +6,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 PROSE := README.md CHANGELOG.md SECURITY.md docs configs layertap plugins tests/comparison tests/benchmark
 
-.PHONY: help setup demo test lint soak bench cluster
+.PHONY: help setup demo test browser lint soak bench cluster
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -17,9 +17,14 @@ setup: .venv/installed  ## Make .venv and install layertap into it
 demo: setup  ## Extract features from real photographs and show what they mean
 	$(BIN)/layertap run configs/quickstart.yaml
 	$(BIN)/python configs/quickstart.py quickstart/
+	$(BIN)/layertap report quickstart/ --quiet
+	@echo "The report of these features is $(CURDIR)/quickstart.report/index.html: open it in a browser"
 
 test: setup lint  ## Run every check and test
 	$(BIN)/python -m pytest -n auto
+
+browser: setup  ## Run the tests of pages in a real Chromium (apt-get install chromium)
+	$(BIN)/python -m pytest -m browser
 
 soak: setup  ## Run the endurance tests at full size: kills, full disks, power cuts, bad files (half an hour)
 	$(BIN)/python -m pytest -m soak -s

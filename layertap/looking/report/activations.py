@@ -169,8 +169,8 @@ def _small(values: Tensor, axes: str) -> Maps:
     import torch
 
     ordered = values.to(torch.float32).permute([axes.index(axis) for axis in "NCHW"])
-    sides = [min(side, _MOST_ACROSS) for side in ordered.shape[2:]]
-    maps: Maps = torch.nn.functional.adaptive_avg_pool2d(ordered, sides).numpy()
+    height, width = (min(side, _MOST_ACROSS) for side in ordered.shape[2:])
+    maps: Maps = torch.nn.functional.adaptive_avg_pool2d(ordered, (height, width)).numpy()
     return maps
 
 

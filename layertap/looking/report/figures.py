@@ -35,7 +35,7 @@ def figures() -> dict[str, Any]:
 
     empty: dict[str, list[float]] = {"x": [], "y": [], "c": []}
     tools = "pan,wheel_zoom,box_zoom,lasso_select,box_select,tap,reset"
-    plain = {
+    plain: dict[str, Any] = {
         "sizing_mode": "stretch_both",
         "background_fill_alpha": 0,
         "border_fill_alpha": 0,
@@ -68,4 +68,4 @@ def figures() -> dict[str, Any]:
     )
     bars.yaxis.axis_label = "images"
     bars.xaxis.axis_label = "value"
-    return {"map": json_item(places), "histogram": json_item(bars)}  # type: ignore[no-untyped-call]
+    return {"map": json_item(places), "histogram": json_item(bars)}

@@ -14,7 +14,6 @@ from layertap.looking.page import refuse_inside, rendered
 from layertap.looking.report.figures import library
 from layertap.looking.report.packing import json_text
 from layertap.outputs.output import Output
-from layertap.outputs.tables import needing
 
 PAGE = "index.html"
 SECTIONS = ("Run", "Map", "Units", "Maps", "Layers", "Duplicates")
@@ -50,8 +49,7 @@ class PageFolder:
 
     def finish(self, **values: Any) -> None:
         """Write the page itself."""
-        with needing("markupsafe", "report"):
-            from markupsafe import Markup
+        from markupsafe import Markup
 
         # Both are made of safe characters alone: see `json_text` and `library`.
         blocks = [(name, Markup(text)) for name, text in self._inside]

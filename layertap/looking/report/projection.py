@@ -139,7 +139,8 @@ def _directions(sample: Tap, scores: Floats, values: Floats) -> Floats:
 
 
 def _mean(sample: Tap) -> Floats:
-    return _weighted(sample, np.full((len(sample.rows), 1), 1 / len(sample.rows)))[0]
+    mean: Floats = _weighted(sample, np.full((len(sample.rows), 1), 1 / len(sample.rows)))[0]
+    return mean
 
 
 def _weighted(sample: Tap, weights: Floats) -> Floats:
@@ -163,7 +164,7 @@ def _umap(features: Output, tap: str, rows: NDArray[np.int64]) -> Projection:
     if count > parameters["n_neighbors"]:
         with needing("umap", "umap"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the single thread that a seed needs
-            import umap  # type: ignore[import-not-found]
+            import umap  # type: ignore[import-untyped]
 
             values = np.asarray(features[tap][sample.rows], np.float32).reshape(count, length)
             # Its spectral start needs more rows than this.

@@ -246,7 +246,7 @@ def test_large_output_shows_a_sample_and_says_of_how_many(tmp_path, monkeypatch)
     monkeypatch.setattr(contents, "MOST_POINTS", 30)
     monkeypatch.setattr(contents, "MOST_PICTURES", 20)
     monkeypatch.setattr(contents, "_SAMPLED_PICTURES", 5)
-    table = seeded(2000, 3)
+    table = seeded(2000, 8)
     features = output(tmp_path, table, meta={"label": [f"l{number % 2}" for number in range(2000)]})
     page = report(features, plugins=[TABLE])
     found = blocks(page)
@@ -259,7 +259,7 @@ def test_large_output_shows_a_sample_and_says_of_how_many(tmp_path, monkeypatch)
     assert found["column-0"]["counts"] == [1000, 1000]
     assert found["report"]["pictures"]["count"] == 20
     text = Tags.of(page).text
-    assert f"a seeded sample of {len(rows)} of 2,000 images" in text
+    assert f"a seeded sample of {len(rows):,} of 2,000 images" in text
     assert "Pictures are of 20 of 2,000 images" in text
 
 
