@@ -29,6 +29,7 @@ class Browser:
         self.requests: list[str] = []
         self._socket = socket
         self._number = 0
+        self._opened = 0
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
         offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
@@ -51,9 +52,10 @@ class Browser:
 
     def open(self, page: Path, section: str = "run") -> None:
         """Open a report and wait until it can be used."""
+        self._opened += 1
         # Another section of the page that is open would not be loaded anew.
-        self.call("Page.navigate", url="about:blank")
-        self.call("Page.navigate", url=page.as_uri() + "#" + section)
+        self.call("Page.navigate", url=f"{page.as_uri()}?{self._opened}#{section}")
+        self.until(f"location.search === '?{self._opened}'")
         self.until("document.body?.dataset.ready === ''")
 
     def js(self, expression: str) -> Any:
