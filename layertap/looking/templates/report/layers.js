@@ -5,7 +5,7 @@ sections.layers = (() => {
 
   async function draw() {
     const found = await block("layers");
-    if (!begun) $("measure").addEventListener("change", () => fillIn(found));
+    if (!begun) $("measure").addEventListener("change", () => write(found));
     begun = true;
     if (found.why) {
       $("layers-says").replaceChildren(isolated(found.why));
@@ -15,10 +15,10 @@ sections.layers = (() => {
     const of = found.images < found.of ? "a seeded sample of " + whole(found.images) + " of " + whole(found.of) + " images" : "all " + whole(found.images) + " images";
     $("layers-says").textContent = "Computed on " + of + (found.leftOut ? "; " + whole(found.leftOut) + " with values that are not finite are left out" : "")
       + ". 1: the same up to rotation and scale (CKA), or the same order of dissimilarities (RSA). About 0: nothing in common.";
-    fillIn(found);
+    write(found);
   }
 
-  function fillIn(found) {
+  function write(found) {
     const matrix = found[$("measure").value], chosen = report.taps[tap].name;
     const head = element("tr", {}, element("td", {}), ...found.names.map(name => element("th", { scope: "col" }, isolated(name))));
     const rows = matrix.map((row, at) => element("tr", {},
