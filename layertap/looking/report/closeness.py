@@ -21,6 +21,11 @@ from layertap.outputs.output import Output
 NEIGHBOURS = 10
 MOST_PAIRS = 5_000
 
+CODES = 32
+"""How many components the neighbours of other images are found by."""
+
+_MEASURED = 100
+
 # Multiplications for all rows with one another: what two cores do in some tens of seconds.
 _MULTIPLICATIONS = 4e11
 _SAMPLE_BYTES = 256_000_000
@@ -91,6 +96,30 @@ def neighbours(features: Output, tap: str, shown: NDArray[np.int64]) -> Near:
         near[place, : len(others)] = [hit.row for hit in others]
         cosines[place, : len(others)] = [hit.value for hit in others]
     return Near(asked, near, cosines, len(asked) - len(usable))
+
+
+def code_block(scores: NDArray[np.float32], near: Near, images: Callable[[NDArray[Any]], NDArray[np.int32]]) -> Any:
+    """What the page finds neighbours by where none were computed: the direction of each image, in a few bytes.
+
+    `recall` is the share of the computed neighbours that it finds so; `measured` is among how many images.
+    """
+    with np.errstate(all="ignore"):
+        units = np.nan_to_num(scores / np.linalg.norm(scores, axis=1, keepdims=True))
+    codes = np.round(127 * units).astype(np.int8)
+    places = images(near.rows)[:_MEASURED]
+    right = known = 0
+    for place, true in zip(places, images(near.near), strict=False):
+        alike = codes.astype(np.float32) @ codes[place].astype(np.float32) if place >= 0 else np.empty(0)
+        true = true[true >= 0]
+        alike[place : place + 1] = -np.inf
+        guessed = np.argpartition(-alike, NEIGHBOURS)[:NEIGHBOURS] if len(alike) > NEIGHBOURS else np.arange(len(alike))
+        right += len(np.intersect1d(guessed, true))
+        known += len(true)
+    return {
+        "codes": packed(codes.view(np.uint8)),
+        "recall": right / known if known else None,
+        "measured": len(places),
+    }
 
 
 def duplicates(features: Output, tap: str) -> Duplicates:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from layertap.errors import ConfigError
 from layertap.looking.report.activations import MOST_IMAGES, Activations, activations, block, has_maps, view_text
-from layertap.looking.report.closeness import Duplicates, Near, drawn, duplicates, neighbours
+from layertap.looking.report.closeness import CODES, Duplicates, Near, code_block, drawn, duplicates, neighbours
 from layertap.looking.report.columns import Column, read_shown
+from layertap.looking.report.components import components
 from layertap.looking.report.packing import number, packed
-from layertap.looking.report.projection import project
+from layertap.looking.report.projection import of_components, umap_of
 from layertap.looking.report.units import ShownUnits, refusal, related, shown_units
 from layertap.looking.similarity import similarity
 from layertap.outputs.features import Features
@@ -106,7 +107,7 @@ class Contents:
             yield f"near-{place}", near.block(shown.numbers)
             yield f"pairs-{place}", pairs.block(shown.numbers)
             self._say(f"map of {tap}")
-            yield f"map-{place}", self._map(tap, shown)
+            yield from self._map(tap, place, shown)
         yield "layers", self._layers()
         yield from self._maps(shown)
 
@@ -122,16 +123,25 @@ class Contents:
             chosen.setdefault(row)
         return np.array(sorted(chosen), np.int64)
 
-    def _map(self, tap: str, shown: Shown) -> dict[str, Any]:
-        found = project(self.features, tap, shown.rows, self.asked.projection)
-        return {
-            "method": found.method,
-            "x": packed(np.ascontiguousarray(found.places[:, 0])),
-            "y": packed(np.ascontiguousarray(found.places[:, 1])),
-            "fitted": found.fitted,
-            "shares": [number(share) for share in found.shares],
-            "parameters": dict(found.parameters),
-        }
+    def _map(self, tap: str, place: int, shown: Shown) -> Blocks:
+        near, umap = self._near[place], self.asked.projection == "umap"
+        is_sample = len(near.rows) < len(shown.rows)
+        if is_sample or not umap:
+            found = components(self.features, tap, shown.rows, CODES if is_sample else 2)
+        projected = umap_of(self.features, tap, shown.rows) if umap else of_components(found)
+        yield (
+            f"map-{place}",
+            {
+                "method": projected.method,
+                "x": packed(projected.places[:, 0]),
+                "y": packed(projected.places[:, 1]),
+                "fitted": projected.fitted,
+                "shares": [number(share) for share in projected.shares],
+                "parameters": dict(projected.parameters),
+            },
+        )
+        if is_sample:
+            yield f"codes-{place}", code_block(found.scores, near, shown.numbers)
 
     def _layers(self) -> dict[str, Any]:
         if len(self.taps) < 2:

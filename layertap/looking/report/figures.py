@@ -37,8 +37,6 @@ def figures() -> dict[str, Any]:
     tools = "pan,wheel_zoom,box_zoom,lasso_select,box_select,tap,reset"
     plain: dict[str, Any] = {
         "sizing_mode": "stretch_both",
-        "background_fill_alpha": 0,
-        "border_fill_alpha": 0,
         "x_range": (0, 1),
         "y_range": (0, 1),
     }

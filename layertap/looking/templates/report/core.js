@@ -130,6 +130,9 @@ async function fill(target, answer) {
   return target.turn === turn;
 }
 
+/** Text as one word of a command line. */
+const shell = text => /^[\w./:=@-]+$/.test(text) ? text : "'" + text.replaceAll("'", "'\\''") + "'";
+
 function options(select, pairs, chosen) {
   select.replaceChildren(...pairs.map(([value, text]) => element("option", { value, selected: String(value) === String(chosen) }, text)));
 }
@@ -182,11 +185,12 @@ function inks() {
 }
 
 function paint(figure) {
-  const { quiet, line } = inks();
+  const { quiet, line, ground } = inks();
+  // Not transparent: Bokeh would leave older ticks below newer ones.
+  figure.setv({ background_fill_color: ground, border_fill_color: ground, outline_line_color: line });
   for (const axis of [...figure.below, ...figure.left]) {
     Object.assign(axis, { axis_line_color: line, major_tick_line_color: line, minor_tick_line_color: null, major_label_text_color: quiet, axis_label_text_color: quiet });
   }
-  figure.outline_line_color = line;
   for (const grid of figure.center) if ("grid_line_color" in grid) grid.grid_line_color = null;
 }
 

@@ -34,7 +34,7 @@ sections.duplicates = (() => {
     count = 0;
     while (count < cosines.length && cosines[count] >= least) count++;
     $("threshold-value").textContent = least.toFixed(4);
-    const among = found.among < found.of ? "a seeded sample of " + whole(found.among) + " of " + whole(found.of) + " images (for all: layertap search " + report.path + " --pairs)" : "all " + whole(found.of) + " images";
+    const among = found.among < found.of ? "a seeded sample of " + whole(found.among) + " of " + whole(found.of) + " images (for all: layertap search " + shell(report.path) + " --pairs --tap " + shell(report.taps[tap].name) + ")" : "all " + whole(found.of) + " images";
     $("pairs-says").textContent = whole(count) + (count === 1 ? " pair" : " pairs") + " among " + among + ". Pairs below " + found.least + " are not in this report.";
     $("pairs").dataset.count = count;
     listed = 0;
