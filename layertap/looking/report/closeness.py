@@ -28,6 +28,9 @@ _MEASURED = 100
 
 # Multiplications for all rows with one another: what two cores do in some tens of seconds.
 _MULTIPLICATIONS = 4e11
+
+# What a pair costs besides, in multiplications.
+_PER_PAIR = 1_000
 _SAMPLE_BYTES = 256_000_000
 
 # The thresholds to try: the first one with few enough pairs is where the page's threshold begins.
@@ -85,7 +88,7 @@ class Duplicates:
 def neighbours(features: Output, tap: str, shown: NDArray[np.int64]) -> Near:
     """The rows nearest to each of the shown rows by cosine, or to a seeded sample of them where they are too many."""
     vectors = Vectors(features, tap)
-    asked = drawn(shown, int(_MULTIPLICATIONS / max(1, vectors.count * vectors.length)))
+    asked = drawn(shown, int(_MULTIPLICATIONS / (vectors.count * (vectors.length + _PER_PAIR))))
     near = np.full((len(asked), NEIGHBOURS), -1)
     cosines = np.zeros(near.shape)
     lengths = _lengths(vectors, asked)
@@ -125,7 +128,7 @@ def code_block(scores: NDArray[np.float32], near: Near, images: Callable[[NDArra
 def duplicates(features: Output, tap: str) -> Duplicates:
     """The pairs of rows that are alike, among all rows or a seeded sample of them where they are too many."""
     vectors = Vectors(features, tap)
-    fitting = int(min(math.sqrt(2 * _MULTIPLICATIONS / vectors.length), _SAMPLE_BYTES / (8 * vectors.length)))
+    fitting = int(min(math.sqrt(2 * _MULTIPLICATIONS / (vectors.length + _PER_PAIR)), _SAMPLE_BYTES / (8 * vectors.length)))
     sample = drawn(np.arange(vectors.count), max(2, fitting))
     chosen = sample if len(sample) < vectors.count else None
     for least in _LEAST:

@@ -93,6 +93,7 @@ def test_twin_of_an_image_is_its_neighbour_although_it_comes_first(tmp_path):
 
 
 def test_neighbours_of_many_rows_are_those_of_a_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(closeness, "_PER_PAIR", 0)
     monkeypatch.setattr(closeness, "_MULTIPLICATIONS", 60 * 8 * 12)
     table = seeded(60, 8)
     found = blocks(report(output(tmp_path, table)))["near-0"]
@@ -103,6 +104,7 @@ def test_neighbours_of_many_rows_are_those_of_a_sample(tmp_path, monkeypatch):
 
 
 def test_images_without_computed_neighbours_have_codes_with_a_measured_recall(tmp_path, monkeypatch):
+    monkeypatch.setattr(closeness, "_PER_PAIR", 0)
     monkeypatch.setattr(closeness, "_MULTIPLICATIONS", 200 * 20 * 50)
     table = stretched(200, 20)
     found = blocks(report(output(tmp_path, table - table.mean(axis=0))))
@@ -141,6 +143,7 @@ def test_too_many_pairs_raise_the_threshold(tmp_path, monkeypatch):
 
 
 def test_pairs_of_a_sample_have_the_rows_of_the_output(tmp_path, monkeypatch):
+    monkeypatch.setattr(closeness, "_PER_PAIR", 0)
     monkeypatch.setattr(closeness, "_MULTIPLICATIONS", 8 * 30**2 / 2)
     table = np.repeat(seeded(30, 8), 2, axis=0)
     found = blocks(report(output(tmp_path, table)))["pairs-0"]
