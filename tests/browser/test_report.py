@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import layertap
+from layertap.looking.report import closeness
 from layertap.looking.report import report as reports
 from layertap.looking.report.report import report
 from tests.browser.chromium import Browser, browsing
@@ -158,6 +159,26 @@ def test_click_on_an_image_shows_its_ten_nearest(browser, labelled):
     assert browser.texts("#chosen .id") == [found["ids-0"][one] for one in expected]
     assert browser.texts("#chosen .value")[1] == f"cosine {found['near-0']['cosines'][number, 0]:.4f}"
     assert browser.text("#chosen-title") == "Nearest neighbours"
+
+
+def test_click_on_an_image_outside_the_sample_shows_approximate_neighbours(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(closeness, "_PER_PAIR", 0)
+    monkeypatch.setattr(closeness, "_MULTIPLICATIONS", 60 * 6 * 20)
+    table = seeded(60, 6) * np.array([9, 5, 2, 1, 1, 1], np.float32)
+    page = report(output(tmp_path, table - table.mean(axis=0)))
+    found = blocks(page)
+    codes = found["codes-0"]["codes"].view(np.int8).astype(int)
+    number = next(one for one in range(60) if one not in found["near-0"]["rows"])
+    alike = codes @ codes[number]
+    alike[number] = -(10**9)
+    browser.open(page, "map")
+    browser.click(*place_of(browser, page, number))
+    browser.until("document.querySelectorAll('#chosen li').length === 11")
+    shown = browser.js("[...document.querySelectorAll('#chosen li')].map(one => +one.dataset.image)")
+    assert shown[0] == number
+    assert alike[shown[1:]].tolist() == np.sort(alike)[::-1][:10].tolist()
+    assert browser.text("#chosen-title") == "Nearest neighbours, approximately"
+    assert f"layertap search {tmp_path / 'out'} {number:04d}.png --tap tap0" in browser.text("#chosen-says")
 
 
 @pytest.mark.parametrize("tool", ["LassoSelectTool", "BoxSelectTool"])

@@ -47,7 +47,6 @@ sections.map = (() => {
     const across = (right - left || 1) * .04, down = (high - low || 1) * .04;
     figure.x_range.setv({ start: left - across, end: right + across, reset_start: left - across, reset_end: right + across });
     figure.y_range.setv({ start: low - down, end: high + down, reset_start: low - down, reset_end: high + down });
-    source.data = { x, y, c: new Float32Array(x.length) };
     const size = there > 200000 ? 2 : there > 20000 ? 3.5 : there > 2000 ? 6 : there > 200 ? 8 : 11;
     for (const glyph of [renderer.glyph, renderer.selection_glyph, renderer.nonselection_glyph]) glyph.size = size;
     $("map-plot").dataset.points = there;
@@ -71,7 +70,7 @@ sections.map = (() => {
   }
 
   async function colour() {
-    const name = $("colour").value, x = unpack(points.x), c = new Float32Array(x.length);
+    const name = $("colour").value, x = unpack(points.x), y = unpack(points.y), c = new Float32Array(x.length);
     $("legend").replaceChildren();
     $("odd").hidden = true;
     if (!name) {
@@ -91,7 +90,8 @@ sections.map = (() => {
         if (column.labels.length > 1) await odd(column);
       }
     }
-    source.data = { ...source.data, c };
+    // Once for everything: a million points take seconds each time.
+    source.data = { x, y, c };
     $("map-plot").dataset.colour = name;
   }
 
@@ -192,19 +192,20 @@ sections.map = (() => {
       best.sort((one, other) => other[0] - one[0]);
       best.length = Math.min(best.length, 10);
     }
-    const [name] = await namesOf([number]);
-    await choose([number, ...best.map(([, at]) => at)], "guessed");
-    $("chosen-says").replaceChildren("Found by " + wide + " principal components, which finds " + share(found.recall) + " of the true ten nearest (measured on "
-      + whole(found.measured) + " images). The exact ones: ", element("code", {}, isolated("layertap search " + shell(report.path) + " " + shell(name) + " --tap " + shell(report.taps[tap].name))));
+    const [name] = await namesOf([number]), good = found.recall >= .5;
+    await choose(good ? [number, ...best.map(([, at]) => at)] : [number], good ? "guessed" : "one");
+    const how = good ? "Found by " + wide + " principal components, which finds " + share(found.recall) + " of the true ten nearest (measured on " + whole(found.measured) + " images). The exact ones: "
+      : "Neighbours were computed for " + whole(unpack(near.rows).length) + " images, a seeded sample. Those of this one: ";
+    $("chosen-says").replaceChildren(how, element("code", {}, isolated("layertap search " + shell(report.path) + " " + shell(name) + " --tap " + shell(report.taps[tap].name))));
   }
 
   async function choose(numbers, what, cosine = null) {
     [chosen, kind] = [numbers, what];
     const listed = numbers.slice(0, MOST_LISTED);
-    source.selected.indices = numbers;
+    if (numbers.length || source.selected.indices.length) source.selected.indices = numbers;
     $("chosen-bar").hidden = !numbers.length;
     $("chosen").dataset.kind = what;
-    const titles = { neighbours: "Nearest neighbours", guessed: "Nearest neighbours, approximately" };
+    const titles = { neighbours: "Nearest neighbours", guessed: "Nearest neighbours, approximately", one: "Chosen image" };
     $("chosen-title").textContent = titles[what] || whole(numbers.length) + " images";
     $("chosen-says").textContent = listed.length < numbers.length ? "The first " + MOST_LISTED + " are listed; copying and saving take all." : "";
     const column = $("colour").value ? (await columnsOf([$("colour").value]))[0] : null;
