@@ -128,7 +128,8 @@ def code_block(scores: NDArray[np.float32], near: Near, images: Callable[[NDArra
 def duplicates(features: Output, tap: str) -> Duplicates:
     """The pairs of rows that are alike, among all rows or a seeded sample of them where they are too many."""
     vectors = Vectors(features, tap)
-    fitting = int(min(math.sqrt(2 * _MULTIPLICATIONS / (vectors.length + _PER_PAIR)), _SAMPLE_BYTES / (8 * vectors.length)))
+    in_time = math.sqrt(2 * _MULTIPLICATIONS / (vectors.length + _PER_PAIR))
+    fitting = int(min(in_time, _SAMPLE_BYTES / (8 * vectors.length)))
     sample = drawn(np.arange(vectors.count), max(2, fitting))
     chosen = sample if len(sample) < vectors.count else None
     for least in _LEAST:
