@@ -121,6 +121,10 @@ def _computed(
     parts: dict[str, list[Maps]] = {tap: [] for tap in taps}
     with prepared(config, plugins, source=_given([one.record for one in planned])) as this:
         refuse_another(features, this, besides=("taps", "columns", "shard_rows"))
+        for tap, column in this.info.columns.items():
+            if list(column.tap.shape) != list(features.facts(tap).raw.shape):
+                # Such as windows that the run put together.
+                raise LayertapError(f"{tap!r} gives values of the shape {column.tap.shape} now")
         stream = this.batches(planned)
         with closing(stream), closing(this.forward.activations(stream, this.info.columns)) as computed:
             for batch, values in computed:
@@ -142,7 +146,10 @@ def _of_source(overrides: Mapping[str, Any] | None) -> dict[str, Any]:
 def _whole(features: Features, tap: str) -> dict[str, Any]:
     """The tap as its layer returned it, before the reducers."""
     facts = features.facts(tap)
-    return {"layer": facts.layer, "side": facts.side, "call": facts.call, "select": list(facts.select), "name": tap}
+    where = {"layer": facts.layer, "side": facts.side, "call": facts.call, "select": list(facts.select), "name": tap}
+    if facts.op is not None:
+        where |= {"op": facts.op, "index": facts.index}
+    return where | ({"batch_axis": facts.batch_axis} if facts.batch_axis else {})
 
 
 def _given(records: Sequence[ImageRecord]) -> Source:

@@ -194,6 +194,16 @@ def test_activation_maps_are_those_of_the_layer_on_the_images_shown(tmp_path, ph
         assert np.abs(picture(text) - np.asarray(seen).astype(float)).mean() < 12
 
 
+def test_maps_of_an_operation_are_those_of_the_operation(tmp_path, photos):
+    taps = [{"layer": "features.0", "op": "conv2d", "name": "op"}]
+    features = tiny(tmp_path, photos, taps=taps)
+    found = blocks(report(features, plugins=[TINY]))
+    assert found["maps-0"]["why"] is None
+    stored = np.asarray(features["op"])
+    peaks = stored[:, 3].max(axis=(1, 2))
+    assert found["maps-0"]["peaks"][3] == pytest.approx(np.sort(peaks)[::-1][:8], rel=1e-5)
+
+
 def test_stored_maps_are_shown_when_the_model_cannot_be_run_again(tmp_path, photos):
     features = tiny(tmp_path, photos)
     found = blocks(report(features, plugins=[TINY], overrides={"model.seed": 1}))
