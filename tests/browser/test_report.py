@@ -120,6 +120,9 @@ def test_demo_opens_with_the_network_off_and_every_section_is_drawn(browser, tmp
         browser.show(section)
         assert browser.js("[...document.querySelectorAll('.screen')].filter(one => !one.hidden).length") == 1
     assert browser.js("document.getElementById('map-plot').dataset.points") == "14"
+    # Every image has a label of its own: none can have neighbours of the same.
+    browser.show("map")
+    assert browser.text("#odd-title") == "None unlike its neighbours"
     assert browser.texts("#matrix tbody th") == ["embedding", "logits"]
     asked = {request.partition("?")[0] for request in browser.requests}
     assert {request for request in asked if not request.startswith("data:")} == {page.as_uri()}

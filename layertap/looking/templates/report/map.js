@@ -133,7 +133,9 @@ sections.map = (() => {
         known++;
         same += values[all[k]] === own;
       }
-      if (own >= 0 && known && 2 * same < known) found.push([rows[at], same, known]);
+      // No image can have more neighbours of its label than there are.
+      const possible = own < 0 ? 0 : Math.min(known, column.counts[own] - 1);
+      if (2 * same < possible) found.push([rows[at], same, possible]);
     }
     found.sort((one, other) => one[1] / one[2] - other[1] / other[2]);
     const listed = found.slice(0, 60);
