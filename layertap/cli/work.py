@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from layertap.cli.options import Own, own_plugins
-from layertap.errors import ConfigError, UnsafeError
+from layertap.errors import FOREIGN, ConfigError, StoreError, UnsafeError
 from layertap.pipeline.malloc import uncollected
 
 if TYPE_CHECKING:
@@ -70,7 +70,14 @@ def _job(path: Path, wait: float) -> Job:
     beside, here = Board(staging(path)), Board(path)
     while (found := beside if beside.pulse() is not None else here).pulse() is None and time.monotonic() < until:
         time.sleep(_LOOK_SECONDS)
-    return found.job()[0]
+    job = found.job()[0]
+    if not os.path.isdir(job.folder):
+        raise StoreError(
+            f"{path}: the run calls this folder {job.folder}, which this machine does not have; every machine must see "
+            "it under one path",
+            code=FOREIGN,
+        )
+    return job
 
 
 def _refuse_unnamed(job: Job, own: Sequence[str]) -> None:

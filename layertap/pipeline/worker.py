@@ -29,6 +29,7 @@ from layertap.plugins import Plugins, guard
 from layertap.records import Activations, Batch, Job, Planned, Receipt
 from layertap.store.board import Board, SentRecord, Task
 from layertap.store.manifest import FILES, Manifest
+from layertap.store.store import storage
 from layertap.timing import Stopwatch
 
 # How often a worker without a shard looks for one.
@@ -70,7 +71,7 @@ class Worker:
 
         A shard that another worker has taken in the meantime is left out.
         """
-        return self._compute(task for number in numbers if (task := self._board.claim(number, self.name)))
+        return self._compute(task for number in numbers if (task := self._claim(number)))
 
     def serve(self, patience: float) -> Iterator[Receipt]:
         """The receipts for every shard that is free, until the run is over.
@@ -85,14 +86,22 @@ class Worker:
                 raise StoreError(f"{self.job.folder}: the coordinator has given no sign of life for {patience:.0f} s")
             # Drawing waits for nothing: a shard that is read to its end must not wait for the next one.
             try:
-                yield from self._compute(iter(partial(self._board.take, self.name, self._signs.computing), None))
+                yield from self._compute(iter(self._take, None))
             except RunOver:
                 return
             self._signs.waiting()
             time.sleep(_LOOK_SECONDS)
 
+    def _claim(self, number: int) -> Task | None:
+        with storage(Path(self.job.folder)):
+            return self._board.claim(number, self.name)
+
+    def _take(self) -> Task | None:
+        with storage(Path(self.job.folder)):
+            return self._board.take(self.name, self._signs.computing)
+
     def _build(self) -> None:
-        os.chdir(self.job.directory)
+        self._enter_directory()
         found = Manifest.model_validate(self.job.manifest)
         plugins = Plugins.load(self.job.plugins)
         as_run: dict[str, Any] = {"engine": None, "observers": [], "threads": self.job.threads, **self._wishes}
@@ -117,6 +126,16 @@ class Worker:
         self._signs.device = this.info.device
         self._facts = {"device": this.forward.device.type, "processor": fingerprint.computed_by(this)}
         self._signs.waiting()
+
+    def _enter_directory(self) -> None:
+        try:
+            os.chdir(self.job.directory)
+        except OSError as error:
+            raise StoreError(
+                f"{self.job.directory}: {error.strerror}; the run was started in this folder, where its relative paths "
+                "begin, so that every worker needs it",
+                code=FOREIGN,
+            ) from error
 
     def _compute(self, tasks: Iterator[Task]) -> Iterator[Receipt]:
         with self._signs.failing():
@@ -215,4 +234,4 @@ def _plan(found: Manifest, first: Sequence[SentRecord] | None, source: Source, l
     if first is None:
         return Plan(source, limit)
     known: Mapping[str, Any] = found.fingerprint
-    return SentPlan(found.planned, known["ids"], known[FILES], first)
+    return SentPlan(found.planned, str(known.get("ids")), str(known.get(FILES)), first)

@@ -27,15 +27,19 @@ from layertap.errors import FOREIGN, StoreError
 from layertap.records import Job, Receipt, WorkerReport
 from layertap.store import durable, safe_files
 from layertap.store.attempts import new_attempt
-from layertap.store.manifest import Facts, parsed
+from layertap.store.manifest import Facts, Manifest, parsed
 
 WORK = "work"
 
 _OPEN, _TAKEN, _WORKERS, _JOB = "open", "taken", "workers", "job.json"
 _CLAIM = re.compile(r"([0-9]{5,})-([0-9a-f]{16})\.([A-Za-z0-9_.-]+)\.json")
 _WORKER = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_PATHS = ("folder", "logs", "directory")
 
-SentRecord = tuple[str, str | None, str | None, dict[str, Any]]
+# A path as text that JSON can hold: a character per byte, since a path need not be UTF-8.
+PathText = Annotated[str, Field(pattern=r"^[\x01-\xff]+$")]
+
+SentRecord = tuple[str, str | None, PathText | None, dict[str, Any]]
 
 
 class TaskFacts(Facts):
@@ -45,11 +49,35 @@ class TaskFacts(Facts):
     records: list[Annotated[SentRecord, Field(strict=False)]] | None
 
 
+class JobContents(Facts):
+    """The job in `job.json`."""
+
+    run: str
+    folder: PathText
+    logs: PathText
+    directory: PathText
+    config: dict[str, Any]
+    manifest: Manifest
+    threads: int
+    plugins: list[PathText]
+
+    @classmethod
+    def of(cls, job: Job) -> dict[str, Any]:
+        """The job as it is written."""
+        found = job.data()
+        return {**found, **{key: _text(found[key]) for key in _PATHS}, "plugins": [*map(_text, job.plugins)]}
+
+    def given(self) -> Job:
+        """The job that was written."""
+        found = self.model_dump(mode="json")
+        return Job.of({**found, **{key: _path(found[key]) for key in _PATHS}, "plugins": [*map(_path, self.plugins)]})
+
+
 class JobFacts(Facts):
     """`job.json`: the job, and the first records of the plan where they can be sent."""
 
     layertap: Literal[1]
-    job: dict[str, Any]
+    job: JobContents
     first: list[Annotated[SentRecord, Field(strict=False)]] | None
 
 
@@ -155,10 +183,7 @@ class Board:
         except (OSError, ValueError) as error:
             raise StoreError(f"{self._output}: no run with an engine is in progress here", code=FOREIGN) from error
         facts = parsed(text, self._folder / _JOB, JobFacts)
-        try:
-            return Job.of(facts.job), facts.first
-        except (TypeError, KeyError) as error:
-            raise StoreError(f"{self._folder / _JOB}: not a job of this version of layertap", code=FOREIGN) from error
+        return facts.job.given(), facts.first
 
     def pulse(self) -> object:
         """Something that changes while the coordinator lives; None once its run is over."""
@@ -202,8 +227,7 @@ class Board:
         return found
 
     def _write_job(self, job: Job, first: Sequence[SentRecord] | None) -> None:
-        facts = JobFacts(layertap=1, job=job.data(), first=None if first is None else list(first))
-        self._write(_JOB, facts.model_dump())
+        self._write(_JOB, {"layertap": 1, "job": JobContents.of(job), "first": first})
 
     def _posted(self) -> list[int]:
         return sorted(int(name.removesuffix(".json")) for name in self._entries(_OPEN, r"[0-9]{5,}\.json"))
@@ -234,3 +258,11 @@ def checked(worker: str) -> str:
 
 def _name(claim: Claim) -> str:
     return f"{claim.attempt}.{claim.worker}.json"
+
+
+def _text(path: str) -> str:
+    return os.fsencode(path).decode("latin-1")
+
+
+def _path(text: str) -> str:
+    return os.fsdecode(text.encode("latin-1"))
