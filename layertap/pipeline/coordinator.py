@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -23,12 +23,12 @@ from layertap.pipeline import limits
 from layertap.pipeline.first_images import LOOK
 from layertap.pipeline.walk import Walk
 from layertap.plugins import guard
-from layertap.records import Failure, ImageRecord, Job, Receipt, RunInfo, WorkerReport
+from layertap.records import Failure, ImageRecord, Job, Planned, Receipt, RunInfo, WorkerReport
 from layertap.store import replace
 from layertap.store.attempts import Attempts
 from layertap.store.board import Board
 from layertap.store.commits import Commit
-from layertap.store.store import Store
+from layertap.store.store import Store, storage
 from layertap.store.tally import Tally
 
 # How long what is ready may wait for more.
@@ -50,21 +50,23 @@ class Coordinated(Walk):
         """Let the engine work, and commit what it brings; receipts that an earlier run left come first."""
         path = self.store.path
         board, attempts = Board(path), Attempts(path)
-        attempts.begin()
+        with storage(path):
+            attempts.begin()
         job = self._job()
-        shards = _Shards(self.run.plan, info.shard_rows, board, job.directory, tally.shards)
+        shards = _Shards(self.run.plan, info.shard_rows, path, board, job.directory, tally.shards)
         adoption = _Adoption(self, info, tally, shards, attempts, board, job)
-        board.open(job, sent(islice(self.run.plan.records(), LOOK), job.directory))
-        try:
-            for receipt in attempts.receipts():
-                adoption.receive(receipt)
-            adoption.commit()
-            self._collect(job, shards, adoption, info)
-        except BaseException:
-            # The next run adopts the receipts.
-            replace.discard_attempts(path, keep_receipts=True)
-            raise
-        replace.discard_attempts(path)
+        with storage(path):
+            try:
+                board.open(job, sent(islice(self.run.plan.records(), LOOK), job.directory))
+                for receipt in attempts.receipts():
+                    adoption.receive(receipt)
+                adoption.commit()
+                self._collect(job, shards, adoption, info)
+            except BaseException:
+                # The next run adopts the receipts.
+                replace.discard_attempts(path, keep_receipts=True)
+                raise
+            replace.discard_attempts(path)
 
     def _collect(self, job: Job, shards: _Shards, adoption: _Adoption, info: RunInfo) -> None:
         rounds = 0
@@ -90,8 +92,8 @@ class Coordinated(Walk):
 
     def _job(self) -> Job:
         this, manifest = self.run, self.store.manifest
-        # The folder of an output that replaces another one is beside it.
-        config = {**this.info.config, "sink": {**this.info.config["sink"], "path": str(self.store.path)}}
+        # The folder of an output that replaces another one is beside it. Its absolute path need not be UTF-8.
+        config = {**this.info.config, "sink": {**this.info.config["sink"], "path": os.path.relpath(self.store.path)}}
         return Job(
             run=manifest.run,
             folder=os.path.realpath(self.store.path),
@@ -113,8 +115,9 @@ def _brought(engine: Engine, job: Job, shards: _Shards) -> Generator[Receipt | W
 class _Shards(Iterator[int]):
     """The numbers of the shards to compute, each posted as it is drawn. More may follow after the last one."""
 
-    def __init__(self, plan: Plan, rows: int, board: Board, directory: str, first: int) -> None:
+    def __init__(self, plan: Plan, rows: int, output: Path, board: Board, directory: str, first: int) -> None:
         self.committed = first
+        self._output = output
         self._plan = plan
         self._rows = rows
         self._board = board
@@ -144,15 +147,19 @@ class _Shards(Iterator[int]):
             number = self._again.popleft()
             if self.is_wanted(number):
                 first = number * self._rows
-                self._board.post(number, sent(self._plan.records(first, first + self._rows), self._directory))
+                self._post(number, self._plan.records(first, first + self._rows))
                 return number
         while self._next < self._total:
             number, self._next = self._next, self._next + 1
             records = list(islice(self._stream, self._rows))
             if self.is_wanted(number):
-                self._board.post(number, sent(records, self._directory))
+                self._post(number, records)
                 return number
         raise StopIteration
+
+    def _post(self, number: int, records: Iterable[Planned]) -> None:
+        with storage(self._output):  # an engine draws numbers, and a full disk is not a fault of its own
+            self._board.post(number, sent(records, self._directory))
 
     def lost(self) -> None:
         """Hand out once more what has been handed out and has no receipt: the engine has ended."""

@@ -45,6 +45,8 @@ class CrewEngine(Engine):
         """Hand out the shards through the folder, and collect the receipts there."""
         # A plugin's module may subclass this one, and is imported to list it: numpy would cost that a second.
         from layertap.pipeline.handout import Handout
+        from layertap.store.store import storage
 
-        with self.crew(job) as crew:
-            yield from Handout(Path(job.folder), job, numbers, crew, self.patience)
+        folder = Path(job.folder)
+        with storage(folder), self.crew(job) as crew:
+            yield from Handout(folder, job, numbers, crew, self.patience)

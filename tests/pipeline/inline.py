@@ -23,6 +23,9 @@ class Inline(layertap.Engine):
             "", description="what is wrong with receipts"
         )
         stop: int | None = Field(None, description="the number of receipts after which it fails")
+        damage: Literal["", "folder", "link", "path"] = Field(
+            "", description="what is wrong with the shards it is given"
+        )
 
     params: Params
 
@@ -32,6 +35,11 @@ class Inline(layertap.Engine):
             manifest = copy.deepcopy(dict(job.manifest))
             manifest["fingerprint"][key] = value
             job = dataclasses.replace(job, manifest=manifest)
+        posted = Path(job.folder, "work", "open")
+        if self.params.damage == "folder":
+            posted.rmdir()
+        elif self.params.damage:
+            numbers = self._damaged(posted, numbers)
         with layertap.Worker(job, "inline") as worker:
             for count, receipt in enumerate(self._computed(worker, numbers)):
                 if count == self.params.stop:
@@ -50,6 +58,16 @@ class Inline(layertap.Engine):
                 yield from [*found, *found]
         else:
             yield from worker.compute(number for number in numbers if number != 1)
+
+    def _damaged(self, posted: Path, numbers: Iterator[int]) -> Iterator[int]:
+        for number in numbers:
+            file, other = posted / f"{number:05d}.json", posted / "other"
+            file.rename(other)
+            if self.params.damage == "link":
+                file.symlink_to(other)
+            else:
+                file.write_text(other.read_text("utf-8").replace('.png", {', '\u20ac.png", {'), "utf-8")
+            yield number
 
     def _spoilt(self, job: layertap.Job, receipt: layertap.Receipt) -> layertap.Receipt:
         if self.params.spoil == "run":

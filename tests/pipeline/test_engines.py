@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,34 @@ def test_receipt_that_is_wrong_is_computed_again(pictures, whole, tmp_path, spoi
 def test_shard_that_an_engine_never_brings_is_named(pictures, tmp_path):
     with pytest.raises(layertap.LayertapError, match=r"ended 3 times without a receipt, and shard 1 is missing"):
         run(pictures, tmp_path / "out", engine=inline(order="lost"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "message"),
+    [
+        ("folder", 7, r"open/\.00000\.json\.\d+\.tmp: No such file"),
+        ("link", 7, r"taken/00000-\w+\.inline\.json: is a link"),
+        ("path", 6, r"taken/00000-\w+\.inline\.json: records\.0\.2: "),
+    ],
+)
+def test_storage_that_fails_is_not_a_fault_of_the_engine(pictures, whole, tmp_path, damage, code, message):
+    with pytest.raises(layertap.StoreError, match=message) as caught:
+        run(pictures, tmp_path / "out", engine=inline(damage=damage))
+    assert caught.value.code == code
+    shutil.rmtree(tmp_path / "out" / "work", ignore_errors=True)
+    run(pictures, tmp_path / "out", engine=inline())
+    assert_same(tmp_path / "out", whole)
+
+
+@pytest.mark.parametrize("mode", ["resume", "new"])
+def test_working_directory_need_not_be_utf_8(pictures, whole, tmp_path, monkeypatch, mode):
+    folder = os.fsencode(tmp_path) + b"/\xff\xe9"
+    os.mkdir(folder)
+    monkeypatch.chdir(folder)
+    if mode == "new":
+        run(pictures, "out", limit=3)
+    run(pictures, "out", engine=inline(), mode=mode)
+    assert_same(Path("out"), whole)
 
 
 def test_engine_that_fails_is_resumed_by_another_and_by_none(pictures, whole, tmp_path):

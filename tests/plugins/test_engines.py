@@ -181,6 +181,13 @@ def test_error_of_a_worker_is_one_line_that_names_its_log(pictures, tmp_path):
         layertap.run(settings, plugins=own)
 
 
+def test_folder_of_logs_that_cannot_be_made_is_named(pictures, tmp_path):
+    (tmp_path / "out.logs").touch()
+    with pytest.raises(layertap.StoreError, match=r"out\.logs: File exists") as caught:
+        layertap.run(config(pictures, tmp_path / "out", engine="local", observers=[]), plugins=OWN)
+    assert caught.value.code == 7
+
+
 def test_devices_that_are_not_there_are_refused(pictures, tmp_path):
     engine = {"type": "local", "devices": ["cuda:7"]}
     with pytest.raises(layertap.ConfigError, match=r"engine.devices: .*cuda:7.*this machine has \d+ CUDA devices"):
