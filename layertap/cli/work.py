@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -89,5 +88,7 @@ def _refuse_unnamed(job: Job, own: Sequence[str]) -> None:
 
 
 def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: Python aborts where it ends while a thread has the lock of that.
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -131,6 +131,7 @@ def test_local_goes_on_without_a_worker_that_was_killed(pictures, whole, tmp_pat
     assert files(out) == whole
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "manifest.json"])
     assert (tmp_path / "out.logs" / f"{killed['worker']}.log").exists()
+    assert not any("Fatal" in path.read_text() for path in (tmp_path / "out.logs").iterdir())
 
 
 def test_workers_end_with_a_coordinator_that_is_killed(pictures, whole, tmp_path):
@@ -179,6 +180,20 @@ def test_error_of_a_worker_is_one_line_that_names_its_log(pictures, tmp_path):
     own = [*OWN, str(Path(__file__).with_name("failing.py"))]
     with pytest.raises(layertap.LayertapError, match=r"^the worker local-\d+-0: .*not today.*out.logs/local-\d+-0.log"):
         layertap.run(settings, plugins=own)
+
+
+def test_run_whose_workers_are_all_refused_ends(pictures, tmp_path):
+    settings = config(pictures, tmp_path / "out", engine={"type": "local", "devices": 2}, preprocess="moody")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    own = ["--plugin", TINY, "--plugin", Path(__file__).with_name("moody.py")]
+    with Command("run", tmp_path / "config.yaml", *own) as run:
+        code, said = run.ends()
+    assert code == 6, said
+    assert 'now {"class": "InWorker"}' in said
+    # Neither was started again, and each has ended as Python should.
+    logs = [path.read_text() for path in (tmp_path / "out.logs").iterdir()]
+    assert len(logs) == 2
+    assert not any("Fatal" in log for log in logs)
 
 
 def test_folder_of_logs_that_cannot_be_made_is_named(pictures, tmp_path):

@@ -177,7 +177,9 @@ def _print_into(log: Path) -> None:
 
 
 def _wait_for_end(over: threading.Event) -> None:
-    sys.stdin.read()
+    # Not through sys.stdin: Python aborts where it ends while a thread has the lock of that.
+    while os.read(0, 1):
+        pass
     over.set()
 
 
