@@ -53,6 +53,7 @@ class Handout:
         self._gone: dict[str, str] = {}
         self._deaths: dict[int, list[str]] = {}
         self._without_a_shard = 0
+        self._refused: WorkerReport | None = None
         self._second: Counter[int] = Counter()
 
     def __iter__(self) -> Iterator[Receipt | WorkerReport]:
@@ -74,8 +75,9 @@ class Handout:
             if time.monotonic() - said >= _REPORT_SECONDS:
                 said = time.monotonic()
                 yield from reports.values()
+                self._forget(reports)
             alive = [report for name, report in reports.items() if report.state in _ALIVE and name not in self._gone]
-            self._refuse_none(alive, reports)
+            self._refuse_none(alive)
             more = self._hand_out(len(alive))
             if not self._out and not more:
                 yield from reports.values()
@@ -118,6 +120,8 @@ class Handout:
         for name, report in reports.items():
             if report.state == "failed" and name in mine:
                 raise _error(report)
+            if report.state == "refused" and name in mine:
+                self._refused = report
             if report.state not in _ALIVE:
                 ended.setdefault(name, report.state if report.state != "failed" else f"failed: {report.error}")
             elif now - self._lives[name][1] > self._patience:
@@ -145,11 +149,16 @@ class Handout:
             if not self._board.is_posted(claim.shard):
                 self._board.post_again(claim)
 
-    def _refuse_none(self, alive: list[WorkerReport], reports: Mapping[str, WorkerReport]) -> None:
-        """Raise where there is no worker any more because all were refused."""
-        refused = [report for report in reports.values() if report.state == "refused"]
-        if refused and not alive and not self._workers.names:
-            raise _error(refused[-1])
+    def _refuse_none(self, alive: list[WorkerReport]) -> None:
+        """Raise where the engine has no worker any more because all were refused. Those of others may still come."""
+        if self._refused is not None and not alive and not self._workers.names:
+            raise _error(self._refused)
+
+    def _forget(self, reports: Mapping[str, WorkerReport]) -> None:
+        """Remove the reports of workers that have said that they end: in a long run there may be many."""
+        for name, report in reports.items():
+            if name in self._gone and report.state not in (*_ALIVE, "lost"):
+                self._board.dismiss(name)
 
     def _second_attempts(self, claims: list[Claim], alive: list[WorkerReport]) -> None:
         idle = sum(report.state == "waiting" for report in alive)

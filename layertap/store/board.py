@@ -215,6 +215,10 @@ class Board:
         """Say what a worker is doing."""
         self._write(f"{_WORKERS}/{checked(report.worker)}.json", {"layertap": 1, "report": dataclasses.asdict(report)})
 
+    def dismiss(self, worker: str) -> None:
+        """Remove what a worker that has ended said of itself."""
+        safe_files.remove(self._folder, [f"{_WORKERS}/{checked(worker)}.json"])
+
     def reports(self) -> Mapping[str, tuple[WorkerReport, int]]:
         """What each worker has last said of itself, and a number that changes while it lives."""
         found: dict[str, tuple[WorkerReport, int]] = {}
