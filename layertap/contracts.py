@@ -326,7 +326,7 @@ class Observer(Plugin):
 
     @hookspec
     def worker_reported(self, run: RunInfo, worker: WorkerReport) -> None:
-        """About once a second for each worker of a run that has an engine."""
+        """When a worker of an engine has said what it does: about once a second for each."""
 
     @hookspec
     def run_finished(self, run: RunInfo, report: Report | None, error: BaseException | None) -> None:

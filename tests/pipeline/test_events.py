@@ -244,7 +244,8 @@ def test_run_has_one_manager_for_all_its_observers():
 
 def test_every_event_has_a_method_with_types_and_a_docstring_that_does_nothing():
     events = {name: method for name, method in vars(layertap.Observer).items() if not name.startswith("_")}
-    assert list(events) == ["run_started", "image_failed", "batch_done", "shard_committed", "run_finished"]
+    during = ["image_failed", "batch_done", "shard_committed", "worker_reported"]
+    assert list(events) == ["run_started", *during, "run_finished"]
     for name, method in events.items():
         arguments = [word for word in inspect.signature(method).parameters if word != "self"]
         assert set(method.__annotations__) == {*arguments, "return"}
