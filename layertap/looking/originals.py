@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from layertap.contracts import Source
 from layertap.errors import LayertapError, within
+from layertap.images.plan import digest_of
 from layertap.images.reading import GONE, stamp_of
 from layertap.outputs.output import Output
 from layertap.plugins import Plugins, guard
@@ -126,7 +126,7 @@ class Originals:
             there = [row for row in range(start, stop) if stamps.get(ids[row], GONE) != GONE]
             newer: set[int] = set()
             may_differ = False
-            if _digest(ids[start:stop], stamps) != digest:
+            if digest_of(((name, stamps.get(name)) for name in ids[start:stop]), ()) != digest:
                 newer = {row for row in there if _modified(stamps[ids[row]]) > started}
                 # All newer: the folder was copied. None newer, none gone: a file was replaced by an older one.
                 may_differ = len(newer) == len(there) or (not newer and len(there) == stop - start)
@@ -152,14 +152,6 @@ def _with(judged: Original, given: dict[str, ImageRecord]) -> Original:
         return judged
     record = given.pop(judged.id, None)
     return replace(judged, record=record, reason=None if record else "gone")
-
-
-def _digest(ids: list[str], stamps: Mapping[str, str | None]) -> str:
-    """The digest of a shard's images as a plan makes it; see `Plan.digest_of`."""
-    digest = hashlib.sha256()
-    for name in ids:
-        digest.update(f"{name}\0{stamps.get(name)};".encode())
-    return digest.hexdigest()
 
 
 def _modified(stamp: str | None) -> int:

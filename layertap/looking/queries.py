@@ -105,9 +105,15 @@ def given(asked: Any, plugins: Plugins) -> Source:
     is_file = isinstance(asked, (str, os.PathLike)) and not Path(asked).is_dir()
     images = [asked] if is_file or _axes(asked) in (2, 3) else asked
 
+    return source_of(lambda: given_records(images, plugins))
+
+
+def source_of(given: Callable[[], Iterator[ImageRecord]]) -> Source:
+    """A source of the records that a function gives."""
+
     class Given(Source):
         def records(self) -> Iterator[ImageRecord]:
-            return given_records(images, plugins)
+            return given()
 
     return Given.of()
 

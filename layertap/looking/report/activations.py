@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from layertap.contracts import Source
 from layertap.errors import LayertapError
 from layertap.looking.originals import Originals
-from layertap.looking.queries import as_then, refuse_another
+from layertap.looking.queries import as_then, refuse_another, source_of
 from layertap.looking.report.packing import packed
 from layertap.outputs.features import Features
-from layertap.records import ImageRecord, Planned
+from layertap.records import Planned
 from layertap.store.manifest import TapFacts
 
 if TYPE_CHECKING:
@@ -119,7 +118,7 @@ def _computed(
     config = as_then(features, overrides, plugins, taps=[_whole(features, tap) for tap in taps])
     found = Activations([], {tap: np.empty(0, np.float32) for tap in taps}, [])
     parts: dict[str, list[Maps]] = {tap: [] for tap in taps}
-    with prepared(config, plugins, source=_given([one.record for one in planned])) as this:
+    with prepared(config, plugins, source=source_of(lambda: (one.record for one in planned))) as this:
         refuse_another(features, this, besides=("taps", "columns", "shard_rows"))
         for tap, column in this.info.columns.items():
             if list(column.tap.shape) != list(features.facts(tap).raw.shape):
@@ -150,14 +149,6 @@ def _whole(features: Features, tap: str) -> dict[str, Any]:
     if facts.op is not None:
         where |= {"op": facts.op, "index": facts.index}
     return where | ({"batch_axis": facts.batch_axis} if facts.batch_axis else {})
-
-
-def _given(records: Sequence[ImageRecord]) -> Source:
-    class Given(Source):
-        def records(self) -> Iterator[ImageRecord]:
-            return iter(records)
-
-    return Given.of()
 
 
 def _keeps_maps(facts: TapFacts) -> bool:
