@@ -18,9 +18,9 @@ import torch
 from layertap.contracts import Engine
 from layertap.errors import ImageError, LayertapError
 from layertap.images.plan import Plan
-from layertap.images.sent import sent
 from layertap.pipeline import limits
 from layertap.pipeline.first_images import LOOK
+from layertap.pipeline.sent import sent
 from layertap.pipeline.walk import Walk
 from layertap.plugins import guard
 from layertap.records import Failure, ImageRecord, Job, Planned, Receipt, RunInfo, WorkerReport

@@ -18,10 +18,10 @@ from layertap.config.loading import load_config
 from layertap.contracts import FileSink, Source
 from layertap.errors import FOREIGN, StoreError, within
 from layertap.images.plan import Plan
-from layertap.images.sent import SentPlan, received
 from layertap.pipeline import fingerprint, malloc
 from layertap.pipeline.attempting import AttemptDestination, RunOver
 from layertap.pipeline.prepare import prepared
+from layertap.pipeline.sent import SentPlan, received
 from layertap.pipeline.shards import gather
 from layertap.pipeline.signs import Signs
 from layertap.pipeline.writer import Writer

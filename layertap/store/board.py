@@ -28,6 +28,7 @@ from layertap.records import Job, Receipt, WorkerReport
 from layertap.store import durable, safe_files
 from layertap.store.attempts import new_attempt
 from layertap.store.manifest import Facts, Manifest, parsed
+from layertap.store.paths import path_text, text_path
 
 WORK = "work"
 
@@ -36,10 +37,11 @@ _CLAIM = re.compile(r"([0-9]{5,})-([0-9a-f]{16})\.([A-Za-z0-9_.-]+)\.json")
 _WORKER = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _PATHS = ("folder", "logs", "directory")
 
-# A path as text that JSON can hold: a character per byte, since a path need not be UTF-8.
+# A path as `path_text` writes it.
 PathText = Annotated[str, Field(pattern=r"^[\x01-\xff]+$")]
 
 SentRecord = tuple[str, str | None, PathText | None, dict[str, Any]]
+"""Id, stamp, path (None for an image that has vanished) and metadata of a planned image."""
 
 
 class TaskFacts(Facts):
@@ -65,12 +67,14 @@ class JobContents(Facts):
     def of(cls, job: Job) -> dict[str, Any]:
         """The job as it is written."""
         found = job.data()
-        return {**found, **{key: _text(found[key]) for key in _PATHS}, "plugins": [*map(_text, job.plugins)]}
+        return {**found, **{key: path_text(found[key]) for key in _PATHS}, "plugins": [*map(path_text, job.plugins)]}
 
     def given(self) -> Job:
         """The job that was written."""
         found = self.model_dump(mode="json")
-        return Job.of({**found, **{key: _path(found[key]) for key in _PATHS}, "plugins": [*map(_path, self.plugins)]})
+        return Job.of(
+            {**found, **{key: text_path(found[key]) for key in _PATHS}, "plugins": [*map(text_path, self.plugins)]}
+        )
 
 
 class JobFacts(Facts):
@@ -262,11 +266,3 @@ def checked(worker: str) -> str:
 
 def _name(claim: Claim) -> str:
     return f"{claim.attempt}.{claim.worker}.json"
-
-
-def _text(path: str) -> str:
-    return os.fsencode(path).decode("latin-1")
-
-
-def _path(text: str) -> str:
-    return os.fsdecode(text.encode("latin-1"))

@@ -1,4 +1,4 @@
-"""`~` in a path is expanded; an environment variable in a path is refused."""
+"""Paths as users and JSON have them: `~` is expanded, an environment variable is refused, and any byte can be text."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     if variable := _variable(str(found)):
         raise ConfigError(f"{found}: {refusal(variable)}; write the path out, or let the shell expand it")
     return found
+
+
+def path_text(path: str) -> str:
+    """A path as text that JSON can hold: a character per byte, since a file's name need not be UTF-8."""
+    return path if path.isascii() else os.fsencode(path).decode("latin-1")
+
+
+def text_path(text: str) -> str:
+    """The path that `path_text` gave the text of."""
+    return text if text.isascii() else os.fsdecode(text.encode("latin-1"))
 
 
 def variables(value: Any, where: Where = ()) -> Iterator[tuple[Where, str]]:

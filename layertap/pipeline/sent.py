@@ -5,25 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from layertap.images.plan import Plan, vanished
 from layertap.records import ImageRecord, Planned
+from layertap.store.board import SentRecord
+from layertap.store.paths import path_text, text_path
 
-Sent: TypeAlias = tuple[str, str | None, str | None, dict[str, Any]]
-"""Id, stamp, path (None for an image that has vanished) and metadata of a planned image."""
 
-
-def sent(planned: Iterable[Planned], directory: str) -> list[Sent] | None:
+def sent(planned: Iterable[Planned], directory: str) -> list[SentRecord] | None:
     """The records as data, with paths relative to `directory` made absolute; None where one is more than a file."""
-    found: list[Sent] = []
+    found: list[SentRecord] = []
     for each in planned:
         record = each.record
         if isinstance(record.data, Path):
-            path = os.path.join(directory, record.data)
-            if not path.isascii():
-                # JSON has no bytes, and a file's name need not be UTF-8.
-                path = os.fsencode(path).decode("latin-1")
+            path = path_text(os.path.join(directory, record.data))
         elif record.data is vanished:
             path = None
         else:
@@ -32,10 +27,10 @@ def sent(planned: Iterable[Planned], directory: str) -> list[Sent] | None:
     return found
 
 
-def received(records: Sequence[Sent]) -> list[Planned]:
+def received(records: Sequence[SentRecord]) -> list[Planned]:
     """The records that were sent."""
     return [
-        Planned(ImageRecord(record_id, vanished if path is None else _path(path), meta), stamp)
+        Planned(ImageRecord(record_id, vanished if path is None else Path(text_path(path)), meta), stamp)
         for record_id, stamp, path, meta in records
     ]
 
@@ -43,7 +38,7 @@ def received(records: Sequence[Sent]) -> list[Planned]:
 class SentPlan(Plan):
     """The plan of another process, of which only the first records are here: `count` images, and two hashes."""
 
-    def __init__(self, count: int, digest: str, contents: str, first: Sequence[Sent]) -> None:
+    def __init__(self, count: int, digest: str, contents: str, first: Sequence[SentRecord]) -> None:
         self.count, self.digest, self.contents = count, digest, contents
         self.keys, self.remarks = [], ()
         self._first = received(first)
@@ -51,7 +46,3 @@ class SentPlan(Plan):
     def records(self, first: int = 0, stop: int | None = None) -> Iterator[Planned]:
         """Those of the first records that are asked for."""
         return iter(self._first[first:stop])
-
-
-def _path(sent_path: str) -> Path:
-    return Path(os.fsdecode(sent_path.encode("latin-1")))
