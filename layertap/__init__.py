@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from layertap.images.limits import MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
     from layertap.images.metadata import plain_value
     from layertap.looking.features import open_features as open
-    from layertap.pipeline.crew import Crew, CrewEngine
+    from layertap.pipeline.crew import Crew
+    from layertap.pipeline.crew_engine import CrewEngine
     from layertap.pipeline.pipeline import extract, run
     from layertap.pipeline.worker import Worker
     from layertap.records import (
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
 # Where each public name lives: nothing is imported before it is asked for, so that `import layertap` stays instant.
 _HOMES = {
     "pipeline.pipeline": ("extract", "run"),
-    "pipeline.crew": ("Crew", "CrewEngine"),
+    "pipeline.crew": ("Crew",),
+    "pipeline.crew_engine": ("CrewEngine",),
     "pipeline.worker": ("Worker",),
     "taps.tapped": ("TappedModel", "tap"),
     "taps.grammar": ("Tap",),

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from layertap.errors import BUG, FOREIGN, LayertapError, PluginError
+from layertap.pipeline.crew import Crew
 from layertap.records import Job, Receipt, WorkerReport
 from layertap.store.attempts import Attempts
 from layertap.store.board import Board, Claim
@@ -21,17 +20,6 @@ _LOOK_SECONDS, _REPORT_SECONDS = 0.02, 1.0
 _ALIVE = ("starting", "computing", "waiting")
 
 
-class Workers(Protocol):
-    """The workers that an engine has started."""
-
-    @property
-    def names(self) -> Collection[str]: ...
-
-    def ended(self) -> Mapping[str, str]: ...
-
-    def log(self, worker: str) -> str: ...
-
-
 class Handout:
     """Receipts, and reports about workers, until there is no number left and each has its receipt.
 
@@ -40,12 +28,13 @@ class Handout:
     worker failed with.
     """
 
-    def __init__(self, folder: Path, job: Job, numbers: Iterator[int], workers: Workers, patience: float) -> None:
+    def __init__(self, job: Job, numbers: Iterator[int], crew: Crew, patience: float) -> None:
+        folder = Path(job.folder)
         self._board = Board(folder)
         self._attempts = Attempts(folder)
         self._job = job
         self._numbers = numbers
-        self._workers = workers
+        self._crew = crew
         self._patience = patience
         self._out: set[int] = set()
         self._seen: set[str] = set()
@@ -54,14 +43,14 @@ class Handout:
         self._deaths: dict[int, list[str]] = {}
         self._without_a_shard = 0
         self._refused: WorkerReport | None = None
-        self._second: Counter[int] = Counter()
+        self._second: set[int] = set()
 
     def __iter__(self) -> Iterator[Receipt | WorkerReport]:
         said = 0.0
         while True:
             self._board.beat()
             # First, so that what a worker left before it ended is seen.
-            ended = self._workers.ended()
+            ended = self._crew.ended()
             claims = self._board.claims()
             for receipt in self._attempts.receipts(self._seen):
                 self._seen.add(receipt.attempt)
@@ -87,7 +76,7 @@ class Handout:
 
     def _hand_out(self, alive: int) -> bool:
         """Take numbers while workers can soon begin them; whether there are more of them."""
-        ahead = 2 * max(1, len(self._workers.names), alive)
+        ahead = 2 * max(1, len(self._crew.names), alive)
         while True:
             if len(self._out) >= ahead:
                 return True
@@ -109,14 +98,14 @@ class Handout:
             found[name] = dataclasses.replace(
                 report,
                 state="lost" if name in self._gone and report.state in _ALIVE else report.state,
-                log=self._workers.log(name),
+                log=self._crew.log(name),
             )
         return found
 
     def _notice(self, new: Mapping[str, str], reports: Mapping[str, WorkerReport], claims: list[Claim]) -> None:
         """Hand out again what workers had taken that have ended since the last time."""
         now, ended = time.monotonic(), dict(new)
-        mine = {*self._workers.names, *ended}
+        mine = {*self._crew.names, *ended}
         for name, report in reports.items():
             if report.state == "failed" and name in mine:
                 raise _error(report)
@@ -133,7 +122,7 @@ class Handout:
                 self._lost(name, how, [claim for claim in claims if claim.worker == name], died=not left)
 
     def _lost(self, name: str, how: str, claims: list[Claim], *, died: bool) -> None:
-        log = f"; what it printed is in {path}" if (path := self._workers.log(name)) else ""
+        log = f"; what it printed is in {path}" if (path := self._crew.log(name)) else ""
         claims = [claim for claim in claims if claim.shard in self._out and claim.attempt not in self._seen]
         if died and not claims:
             self._without_a_shard += 1
@@ -151,7 +140,7 @@ class Handout:
 
     def _refuse_none(self, alive: list[WorkerReport]) -> None:
         """Raise where the engine has no worker any more because all were refused. Those of others may still come."""
-        if self._refused is not None and not alive and not self._workers.names:
+        if self._refused is not None and not alive and not self._crew.names:
             raise _error(self._refused)
 
     def _forget(self, reports: Mapping[str, WorkerReport]) -> None:
@@ -167,8 +156,8 @@ class Handout:
             return
         by_shard = {claim.shard: claim for claim in claims if claim.worker not in self._gone}
         for number in waiting[:idle]:
-            if number in by_shard and not self._second[number]:
-                self._second[number] += 1
+            if number in by_shard and number not in self._second:
+                self._second.add(number)
                 self._board.post_again(by_shard[number])
 
 

@@ -13,7 +13,7 @@ import contextlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,11 +97,10 @@ class Attempts:
         with durable.replacing(self.receipt(receipt.attempt)) as file:
             file.write(json.dumps({**receipt.record, "receipt": facts}, ensure_ascii=False, allow_nan=False) + "\n")
 
-    def receipts(self, known: Iterable[str] = ()) -> Iterator[Receipt]:
+    def receipts(self, known: Collection[str] = ()) -> Iterator[Receipt]:
         """The receipts that workers have left, except those of attempts in `known`, by shard."""
-        seen = set(known)
         for name in sorted(self._names(".json")):
-            if name in seen:
+            if name in known:
                 continue
             path = self.receipt(name)
             with contextlib.suppress(OSError, ValueError, StoreError):  # a damaged one is as good as none

@@ -115,6 +115,7 @@ class Board:
     def __init__(self, output: Path) -> None:
         self._output = output
         self._folder = output / WORK
+        self._reported: dict[str, tuple[object, WorkerReport]] = {}
 
     def open(self, job: Job, first: Sequence[SentRecord] | None) -> None:
         """Let workers join. What an earlier coordinator has posted is handed out again."""
@@ -221,18 +222,28 @@ class Board:
 
     def dismiss(self, worker: str) -> None:
         """Remove what a worker that has ended said of itself."""
-        safe_files.remove(self._folder, [f"{_WORKERS}/{checked(worker)}.json"])
+        name = f"{_WORKERS}/{checked(worker)}.json"
+        safe_files.remove(self._folder, [name])
+        self._reported.pop(name, None)
 
     def reports(self) -> Mapping[str, tuple[WorkerReport, int]]:
         """What each worker has last said of itself, and a number that changes while it lives."""
         found: dict[str, tuple[WorkerReport, int]] = {}
         for name in self._entries(_WORKERS, rf"{_WORKER.pattern}\.json"):
-            path = self._folder / _WORKERS / name
             with contextlib.suppress(OSError, ValueError, StoreError, TypeError):  # it is being replaced, or damaged
-                facts = parsed(safe_files.read_text(self._folder, f"{_WORKERS}/{name}"), path, ReportFacts)
-                report = WorkerReport(**facts.report)
-                found[report.worker] = report, path.stat().st_mtime_ns
+                report, sign = self._report(f"{_WORKERS}/{name}")
+                found[report.worker] = report, sign
         return found
+
+    def _report(self, name: str) -> tuple[WorkerReport, int]:
+        """A report, read only where it has been replaced: a worker says something once a second."""
+        path = self._folder / name
+        now = path.lstat()
+        file = now.st_ino, now.st_mtime_ns, now.st_size
+        if self._reported.get(name, (None,))[0] != file:
+            facts = parsed(safe_files.read_text(self._folder, name), path, ReportFacts)
+            self._reported[name] = file, WorkerReport(**facts.report)
+        return self._reported[name][1], now.st_mtime_ns
 
     def _write_job(self, job: Job, first: Sequence[SentRecord] | None) -> None:
         self._write(_JOB, {"layertap": 1, "job": JobContents.of(job), "first": first})
