@@ -16,7 +16,7 @@ import pydantic
 import torch
 
 from layertap.contracts import Engine
-from layertap.errors import ImageError, LayertapError
+from layertap.errors import LayertapError
 from layertap.images.plan import Plan
 from layertap.pipeline import limits
 from layertap.pipeline.first_images import LOOK
@@ -248,25 +248,16 @@ class _Adoption:
 
     def _count(self, receipt: Receipt, record: Commit) -> None:
         """Count what has become of a shard's images. Raises `ImageError` where that stops the run."""
-        run, tally = self.walk.run, self.tally
+        tally = self.tally
         record.count_into(tally)
         tally.batches += receipt.batches
         tally.forwards += receipt.forwards
         for stage, seconds in receipt.seconds.items():
             self.walk.stopwatch.add(stage, seconds)
-        for failed in record.failures:
-            failure = Failure(ImageRecord(failed.id, b""), failed.stage, failed.reason)
-            run.events.image_failed(self.info, failure.record, failure.reason)
-            if run.config.on_error == "fail":
-                raise limits.refused(failure)
-        limits.refuse_too_many(run.config, self.info, tally)
-        if run.config.nonfinite == "fail" and any(record.nonfinite.values()):
-            tap, count = next((tap, count) for tap, count in record.nonfinite.items() if count)
-            raise ImageError(
-                "nonfinite",
-                f"stopped: tap {tap!r} gave {count} values that are NaN or infinite for images of shard "
-                f"{record.shard}, and nonfinite is `fail`",
-            )
+        failures = (Failure(ImageRecord(each.id, b""), each.stage, each.reason) for each in record.failures)
+        self.walk.report_failures(failures, self.info, tally)
+        if self.walk.run.config.nonfinite == "fail":
+            limits.refuse_nonfinite_shard(record)
 
     def _is_another_kind(self, receipt: Receipt) -> bool:
         """Whether another kind of processor computed it than the first shard. The first receipt says which that is.

@@ -6,6 +6,7 @@ from layertap.config.model import RunConfig
 from layertap.errors import ImageError
 from layertap.pipeline.shards import nonfinite
 from layertap.records import Activations, Failure, RunInfo
+from layertap.store.commits import Commit
 from layertap.store.tally import Tally
 
 # A share of a small plan would stop a run at its first bad file.
@@ -32,8 +33,16 @@ def refuse_nonfinite(activations: Activations) -> None:
     for name, values in activations.values.items():
         if nonfinite(values):
             row = next(row for row in range(len(values)) if nonfinite(values[row]))
-            raise ImageError(
-                "nonfinite",
-                f"stopped: tap {name!r} gave {nonfinite(values[row])} values that are NaN or infinite for "
-                f"{activations.records[row].id!r}, and nonfinite is `fail`",
-            )
+            raise _nonfinite(name, nonfinite(values[row]), repr(activations.records[row].id))
+
+
+def refuse_nonfinite_shard(record: Commit) -> None:
+    """Raise `ImageError` for the first tap of a shard with values that are NaN or infinite."""
+    for name, count in record.nonfinite.items():
+        if count:
+            raise _nonfinite(name, count, f"images of shard {record.shard}")
+
+
+def _nonfinite(tap: str, count: int, what: str) -> ImageError:
+    said = f"stopped: tap {tap!r} gave {count} values that are NaN or infinite for {what}, and nonfinite is `fail`"
+    return ImageError("nonfinite", said)

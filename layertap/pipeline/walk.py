@@ -8,16 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from layertap.contracts import Sink
 from layertap.errors import LayertapError, within
-from layertap.pipeline import limits, malloc
+from layertap.pipeline import limits
+from layertap.pipeline.line import Done, computed
 from layertap.pipeline.prepare import Prepared
-from layertap.pipeline.shards import gather
 from layertap.pipeline.work import Work
 from layertap.pipeline.writer import Destination, Writer
 from layertap.plugins import guard
-from layertap.records import Activations, Batch, Report, RunInfo
+from layertap.records import Failure, Report, RunInfo
 from layertap.store.tally import Tally
 from layertap.timing import Stopwatch
 
@@ -53,6 +54,14 @@ class Walk(ABC):
         events.run_finished(info, report, None)
         return report
 
+    def report_failures(self, failures: Iterable[Failure], info: RunInfo, tally: Tally) -> None:
+        """Tell the observers of images that failed and are in `tally`. Raises `ImageError` where that stops the run."""
+        for failure in failures:
+            self.run.events.image_failed(info, failure.record, failure.reason)
+            if self.run.config.on_error == "fail":
+                raise limits.refused(failure)
+        limits.refuse_too_many(self.run.config, info, tally)
+
     @abstractmethod
     def extract(self, info: RunInfo, tally: Tally) -> None:
         """Write every shard after those in `tally`, and count them there."""
@@ -66,16 +75,11 @@ class WalkHere(Walk):
 
     def extract(self, info: RunInfo, tally: Tally) -> None:
         """Each batch through the model; a shard is written during the next forwards."""
-        forward, events, work, first = self.run.forward, self.run.events, self.work, tally.shards
-        stream = self.run.batches(work.planned(first), self.stopwatch)
-        size = info.shard_rows // info.batch_size
-        places = (place for number in work.numbers(first) for place in range(number * size, (number + 1) * size))
-        computing = forward.activations(stream, info.columns, self.stopwatch, numbers=places)
-        activations = malloc.keeping(computing)
-        with closing(stream), closing(activations), Writer(self.output, self.stopwatch) as writer:
-            done = self._watched(activations, info, tally)
-            computed = gather(done, info.columns, min(info.shard_rows, info.planned), work.numbers(first))
-            for gathered in work.shards(computed, first):
+        events, work, first = self.run.events, self.work, tally.shards
+        numbers, watched = partial(work.numbers, first), partial(self._watched, info, tally)
+        line = computed(self.run, work.planned(first), numbers, watched, self.stopwatch)
+        with closing(line), Writer(self.output, self.stopwatch) as writer:
+            for gathered in work.shards(line, first):
                 if not work.is_computed(gathered.shard.number):
                     tally.count_images(gathered.planned, (failure.reason for failure in gathered.failures))
                     tally.causes.add_counted(gathered.causes)
@@ -84,20 +88,14 @@ class WalkHere(Walk):
                 self._committed(writer.put(gathered), info)
             self._committed(writer.wait(), info)
 
-    def _watched(
-        self, done: Iterable[tuple[Batch, Activations]], info: RunInfo, tally: Tally
-    ) -> Iterator[tuple[Batch, Activations]]:
+    def _watched(self, info: RunInfo, tally: Tally, done: Iterable[Done]) -> Iterator[Done]:
         config, events = self.run.config, self.run.events
         for batch, activations in done:
             tally.count_images(len(batch.records), (failure.reason for failure in batch.failures.values()))
             tally.causes.add_failures(batch.failures.values())
             tally.batches += 1
             tally.forwards += len(batch.groups())
-            for failure in batch.failures.values():
-                events.image_failed(info, failure.record, failure.reason)
-                if config.on_error == "fail":
-                    raise limits.refused(failure)
-            limits.refuse_too_many(config, info, tally)
+            self.report_failures(batch.failures.values(), info, tally)
             if config.nonfinite == "fail":
                 limits.refuse_nonfinite(activations)
             events.batch_done(info, len(batch.records))

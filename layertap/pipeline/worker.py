@@ -18,15 +18,15 @@ from layertap.config.loading import load_config
 from layertap.contracts import FileSink, Source
 from layertap.errors import FOREIGN, StoreError, within
 from layertap.images.plan import Plan
-from layertap.pipeline import fingerprint, malloc
+from layertap.pipeline import fingerprint
 from layertap.pipeline.attempting import AttemptDestination, RunOver
+from layertap.pipeline.line import Done, computed
 from layertap.pipeline.prepare import prepared
 from layertap.pipeline.sent import SentPlan, received
-from layertap.pipeline.shards import gather
 from layertap.pipeline.signs import Signs
 from layertap.pipeline.writer import Writer
 from layertap.plugins import Plugins, guard
-from layertap.records import Activations, Batch, Job, Planned, Receipt
+from layertap.records import Job, Planned, Receipt
 from layertap.store.board import Board, SentRecord, Task
 from layertap.store.manifest import FILES, Manifest
 from layertap.store.store import storage
@@ -165,20 +165,13 @@ class Worker:
                 yield drawn[place]
                 place += 1
 
-        size = info.shard_rows // info.batch_size
-        places = (place for number in numbers() for place in range(number * size, (number + 1) * size))
-        stream = this.batches(planned(), stopwatch)
-        computing = this.forward.activations(stream, info.columns, stopwatch, numbers=places)
-        activations = malloc.keeping(computing)
-        with closing(stream), closing(activations), Writer(output, stopwatch) as writer:
-            done = self._watched(activations, output)
-            for gathered in gather(done, info.columns, min(info.shard_rows, info.planned), numbers()):
+        line = computed(this, planned(), numbers, partial(self._watched, output), stopwatch)
+        with closing(line), Writer(output, stopwatch) as writer:
+            for gathered in line:
                 yield from self._left(writer.put(gathered), output)
             yield from self._left(writer.wait(), output)
 
-    def _watched(
-        self, done: Iterable[tuple[Batch, Activations]], output: AttemptDestination
-    ) -> Iterator[tuple[Batch, Activations]]:
+    def _watched(self, output: AttemptDestination, done: Iterable[Done]) -> Iterator[Done]:
         for batch, activations in done:
             self._signs.images += len(batch.records)
             output.count(batch)
