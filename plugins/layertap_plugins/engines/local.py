@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 import layertap
+from layertap_plugins.engines.processes import REFUSED, cores, environment, how_it_ended, log_of, plugin_options
 
 _PATIENCE = 5.0
 
@@ -38,7 +39,7 @@ class Local(layertap.CrewEngine):
     def threads(self) -> int | None:
         """The cores, shared out among the processes; torch's own choice on GPUs."""
         places = self._places()
-        return None if places[0] else max(1, _cores() // len(places))
+        return None if places[0] else max(1, cores() // len(places))
 
     @contextmanager
     def crew(self, job: layertap.Job) -> Iterator[layertap.Crew]:
@@ -83,15 +84,14 @@ class _Processes(layertap.Crew):
         found: dict[str, str] = {}
         for name, (place, process) in list(self._running.items()):
             if (code := process.poll()) is not None:
-                found[name] = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+                found[name] = how_it_ended(code)
                 del self._running[name]
-                if code != _REFUSED:
+                if code != REFUSED:
                     self._start(place)
         return found
 
     def log(self, worker: str) -> str:
-        path = self._logs / f"{worker}.log"
-        return str(path) if path.exists() else ""
+        return log_of(self._logs, worker)
 
     def end(self) -> None:
         """End every process, and wait for it."""
@@ -111,18 +111,16 @@ class _Processes(layertap.Crew):
         self._started += 1
         command = [sys.executable, "-m", "layertap", "work", self._job.folder, "--name", name, "--attached"]
         if self._job.config.get("workers") is None:
-            command += ["--workers", str(max(1, _cores() // len(self._places)))]
+            command += ["--workers", str(max(1, cores() // len(self._places)))]
         command += ["--device", "cuda" if visible else "cpu"]
-        command += [word for own in self._job.plugins for word in ("--plugin", own)]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        env |= {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+        command += plugin_options(self._job.plugins)
         with (self._logs / f"{name}.log").open("ab") as log:
             # Of a session of its own: an interrupt on the terminal is for the coordinator, which ends its workers.
             self._running[name] = (
                 place,
                 subprocess.Popen(
                     command,
-                    env=env,
+                    env=environment(**({"CUDA_VISIBLE_DEVICES": visible} if visible else {})),
                     cwd=self._job.directory,
                     stdin=subprocess.PIPE,
                     stdout=log,
@@ -130,13 +128,6 @@ class _Processes(layertap.Crew):
                     start_new_session=True,
                 ),
             )
-
-
-_REFUSED = 6
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @layertap.hookimpl

@@ -18,6 +18,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 import layertap
+from layertap_plugins.engines.processes import environment, how_it_ended, log_of
 
 # Ray needs this long to end a cluster that was started here.
 _PATIENCE = 15.0
@@ -81,13 +82,11 @@ class _Actors(layertap.Crew):
         self._text = b""
         self._since = time.monotonic()
         self._has_room = False
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        env["RAY_USAGE_STATS_ENABLED"] = "0"
         with self._log.open("ab") as log:
             # Of a session of its own: an interrupt on the terminal is for the coordinator, which ends its workers.
             self._driver = subprocess.Popen(
                 [sys.executable, "-c", _DRIVER],
-                env=env,
+                env=environment(RAY_USAGE_STATS_ENABLED="0"),
                 cwd=job.directory,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -120,8 +119,7 @@ class _Actors(layertap.Crew):
         return found
 
     def log(self, worker: str) -> str:
-        path = self._logs / f"{worker}.log"
-        return str(path) if path.exists() else ""
+        return log_of(self._logs, worker)
 
     def end(self) -> None:
         """End the driver, which ends its actors, and wait for it."""
@@ -146,8 +144,7 @@ class _Actors(layertap.Crew):
         """Take what the driver has said. Raises `BlockingIOError` where it has said nothing."""
         said = os.read(self._output, 65_536)
         if not said:
-            code = self._driver.wait()
-            how = f"ended with exit code {code}" if code >= 0 else f"was killed by signal {-code}"
+            how = how_it_ended(self._driver.wait())
             raise layertap.PluginError(
                 f"the process that speaks to Ray {how}; what it printed is in {self._log}; run again to resume"
             )

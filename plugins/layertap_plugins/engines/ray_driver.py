@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import layertap
+from layertap_plugins.engines.processes import REFUSED, cores
 
 _LOOK_SECONDS, _CONNECT_SECONDS = 0.1, 10.0
-_REFUSED = 6
 # Nothing goes through Ray's object store; this is about the least that Ray accepts.
 _OBJECT_STORE = 80_000_000
 # As `layertap work` has it.
@@ -118,10 +118,9 @@ def _connected(params: Mapping[str, Any]) -> int:
 
     address, cpus, gpus = params["address"] or "local", params["cpus_per_worker"], params["gpus_per_worker"]
     if address == "local":
-        cores = max(_cores(), cpus * (params["workers"] or 1))
         ray.init(
             address="local",
-            num_cpus=cores,
+            num_cpus=max(cores(), cpus * (params["workers"] or 1)),
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE,
             log_to_driver=False,
@@ -165,7 +164,7 @@ def _end_of(reference: Any) -> tuple[str, bool]:
     except ray.exceptions.RayError as error:  # RayActorError: the process or its whole node is gone
         said = str(error).strip().splitlines() or [type(error).__name__]
         return f"was lost: {_line(said[-1].partition(' Some common causes')[0])}", True
-    return f"ended with exit code {code}: {message}" if code else "left", code not in (0, _REFUSED)
+    return f"ended with exit code {code}: {message}" if code else "left", code not in (0, REFUSED)
 
 
 def _print_into(log: Path) -> None:
@@ -181,10 +180,6 @@ def _wait_for_end(over: threading.Event) -> None:
     while os.read(0, 1):
         pass
     over.set()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _line(text: str) -> str:

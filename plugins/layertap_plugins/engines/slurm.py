@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 import layertap
+from layertap_plugins.engines.processes import REFUSED, plugin_options
 
 if TYPE_CHECKING:
     import submitit
@@ -29,7 +30,6 @@ _ASK_SECONDS = {"slurm": 10.0, "local": 0.2}
 _WAIT_SECONDS, _PATIENCE = 60, 30.0
 
 _MOST_RESTARTS = 1_000
-_REFUSED = 6
 
 # States of SLURM in which a task has yet to run, and those in which it lives.
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
@@ -104,7 +104,7 @@ class _Tasks(layertap.Crew):
                 self._logs[task.name] = task.job.paths.stdout
                 if task.is_over:
                     self._running.remove(task)
-                    replaced += task.code != _REFUSED
+                    replaced += task.code != REFUSED
         self._submit(replaced)
         return found
 
@@ -197,9 +197,8 @@ class _Work:
 
         restarts = int(os.environ.get("SLURM_RESTART_COUNT", self.restarts))
         name = _name(submitit.JobEnvironment().job_id, restarts)
-        own = [word for plugin in self.plugins for word in ("--plugin", plugin)]
         sys.argv = ["layertap", "work", self.folder, "--name", name, "--device", self.device]
-        sys.argv += ["--workers", str(self.cpus), "--wait", str(_WAIT_SECONDS), *own]
+        sys.argv += ["--workers", str(self.cpus), "--wait", str(_WAIT_SECONDS), *plugin_options(self.plugins)]
         try:
             runpy.run_module("layertap", run_name="__main__", alter_sys=True)
         except SystemExit as ended:
