@@ -107,6 +107,19 @@ def workers(out, state="computing"):
     return [report for report in found if report["state"] == state]
 
 
+def processes(*words):
+    """The processes whose command line has all these words."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if set(words) <= set(line):
+            found.append(int(path.parent.name))
+    return found
+
+
 def is_alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -139,10 +152,12 @@ def test_workers_end_with_a_coordinator_that_is_killed(pictures, whole, tmp_path
     slow = {"type": "slow", "seconds": 0.1}
     settings = config(pictures, out, engine={"type": "local", "devices": 2}, preprocess=slow)
     with start(tmp_path, settings) as run:
-        begun = until(lambda: len(workers(out)) == 2 and workers(out))
         until(lambda: list((out / "commits").glob("*.json")))
+        # Also one that is still importing torch, when the other is done with most of the images.
+        begun = processes("work", str(out))
+        assert len(begun) == 2
         run.process.kill()
-    until(lambda: not any(is_alive(worker["pid"]) for worker in begun))
+    until(lambda: not any(is_alive(pid) for pid in begun))
     layertap.run({**settings, "engine": None, "observers": []}, plugins=OWN)
     assert files(out) == whole
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "manifest.json"])
@@ -150,8 +165,9 @@ def test_workers_end_with_a_coordinator_that_is_killed(pictures, whole, tmp_path
 
 def test_anybody_who_sees_the_folder_may_join(pictures, whole, tmp_path):
     out = tmp_path / "out"
-    slow = {"type": "slow", "seconds": 0.4}
-    with start(tmp_path, config(pictures, out, engine="folder", preprocess=slow)) as run:
+    # Three shards, and no more before everybody is there.
+    slow = {"type": "slow", "gate": str(tmp_path / "gate")}
+    with start(tmp_path, config(pictures, out, engine="folder", preprocess=slow, image_timeout=PATIENCE)) as run:
         until(lambda: (out / "work" / "job.json").exists())
         with Command("work", out) as stranger:
             code, said = stranger.ends()
@@ -166,6 +182,8 @@ def test_anybody_who_sees_the_folder_may_join(pictures, whole, tmp_path):
                 assert "the worker old on" in said
                 assert "would compute otherwise than the run: processor was" in said
             with Command("work", out, "--name", "second", *OPTIONS) as second:
+                until(lambda: any(worker["worker"] == "second" for worker in workers(out)))
+                (tmp_path / "gate").touch()
                 code, said = run.ends()
                 assert (code, "worker old" in said) == (3, True), said
                 assert [worker.ends()[0] for worker in (first, second)] == [0, 0]
